@@ -1,0 +1,156 @@
+//! Where each group's entries are: in memory until written, then a place in a segment.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::record::GroupMeta;
+
+/// What is known of a group without reading entries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupState {
+    pub vote: Option<Vec<u8>>,
+    pub committed: Option<Vec<u8>>,
+    /// Index and opaque id of the last purged entry.
+    pub purged: Option<(u64, Vec<u8>)>,
+    pub trust: Option<Vec<u8>>,
+    /// First and last index held, `None` when the group holds no entries.
+    pub range: Option<(u64, u64)>,
+}
+
+/// Entries `first..=last` as one record wrote them.
+#[derive(Debug, Clone)]
+pub(crate) struct Batch {
+    pub(crate) last: u64,
+    /// Index of the record's first entry; a batch cut from the front by a purge keeps it.
+    pub(crate) record_first: u64,
+    pub(crate) place: Place,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// Queued for the write thread.
+    Memory(Bytes),
+    Disk {
+        segment: u64,
+        offset: u64,
+        payload_len: u32,
+        payload_crc: u32,
+    },
+}
+
+/// One group: its small facts and its batches by first index.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GroupIndex {
+    pub(crate) meta: GroupMeta,
+    pub(crate) batches: BTreeMap<u64, Batch>,
+}
+
+impl GroupIndex {
+    pub(crate) fn range(&self) -> Option<(u64, u64)> {
+        let first = self.batches.first_key_value()?.0;
+        let last = self.batches.last_key_value()?.1.last;
+        Some((*first, last))
+    }
+
+    pub(crate) fn state(&self) -> GroupState {
+        GroupState {
+            vote: self.meta.vote.clone(),
+            committed: self.meta.committed.clone(),
+            purged: self.meta.purged.clone(),
+            trust: self.meta.trust.clone(),
+            range: self.range(),
+        }
+    }
+
+    pub(crate) fn append(&mut self, first: u64, last: u64, place: Place) {
+        self.batches.insert(first, Batch { last, record_first: first, place });
+    }
+
+    /// Drops entries from `from` on.
+    pub(crate) fn truncate_from(&mut self, from: u64) {
+        self.batches.split_off(&from);
+        if let Some(mut tail) = self.batches.last_entry() {
+            let batch = tail.get_mut();
+            batch.last = batch.last.min(from.saturating_sub(1));
+        }
+    }
+
+    /// Drops entries up to and including `index`, and remembers the id of the last one.
+    pub(crate) fn purge_upto(&mut self, index: u64, id: Vec<u8>) {
+        if self.meta.purged.as_ref().is_some_and(|(purged, _)| *purged >= index) {
+            return;
+        }
+        let mut kept = self.batches.split_off(&(index + 1));
+        if let Some((_, batch)) = self.batches.pop_last()
+            && batch.last > index
+        {
+            kept.insert(index + 1, batch);
+        }
+        self.batches = kept;
+        self.meta.purged = Some((index, id));
+    }
+
+    /// The batch that holds `index`.
+    pub(crate) fn find(&self, index: u64) -> Option<&Batch> {
+        let (_, batch) = self.batches.range(..=index).next_back()?;
+        (batch.last >= index).then_some(batch)
+    }
+
+    /// Points the batch of the record that began at `first` to its place on disk, whatever was cut from it meanwhile.
+    pub(crate) fn written(&mut self, first: u64, memory: &Bytes, place: &Place) {
+        let same = |batch: &Batch| matches!(&batch.place, Place::Memory(held) if held.as_ptr() == memory.as_ptr());
+        let found = self.batches.range_mut(first..).map(|(_, batch)| batch).find(|batch| same(batch));
+        if let Some(batch) = found {
+            batch.place = place.clone();
+        }
+    }
+
+    /// The oldest segment that holds an entry of this group.
+    pub(crate) fn oldest_segment(&self) -> Option<u64> {
+        self.batches.values().find_map(|batch| match batch.place {
+            Place::Disk { segment, .. } => Some(segment),
+            Place::Memory(_) => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index() -> GroupIndex {
+        let mut index = GroupIndex::default();
+        for (first, last) in [(1, 3), (4, 4), (5, 9)] {
+            let place = Place::Disk { segment: first, offset: 0, payload_len: 0, payload_crc: 0 };
+            index.append(first, last, place);
+        }
+        index
+    }
+
+    #[test]
+    fn truncation_cuts_the_batch_it_falls_into() {
+        let mut index = index();
+        index.truncate_from(7);
+        assert_eq!(index.range(), Some((1, 6)));
+        assert!(index.find(7).is_none());
+        index.truncate_from(4);
+        assert_eq!(index.range(), Some((1, 3)));
+        index.truncate_from(1);
+        assert_eq!(index.range(), None);
+    }
+
+    #[test]
+    fn purge_keeps_the_rest_of_a_batch() {
+        let mut index = index();
+        index.purge_upto(6, vec![6]);
+        assert_eq!(index.range(), Some((7, 9)));
+        let batch = index.find(7).expect("kept");
+        assert_eq!(batch.record_first, 5);
+        assert_eq!(index.oldest_segment(), Some(5));
+        index.purge_upto(2, vec![2]);
+        assert_eq!(index.meta.purged, Some((6, vec![6])));
+        index.purge_upto(9, vec![9]);
+        assert_eq!(index.range(), None);
+    }
+}

@@ -1,0 +1,218 @@
+//! A disk in memory that loses power: unsynced bytes vanish, tear or turn into zeros, unsynced files disappear.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::io::{LogFile, LogIo};
+
+/// A simulated disk; clones are the same disk.
+#[derive(Debug, Clone, Default)]
+pub struct SimIo(Arc<Mutex<Disk>>);
+
+#[derive(Debug, Default)]
+struct Disk {
+    files: BTreeMap<PathBuf, Content>,
+    /// Files whose directory entry is not yet durable.
+    unsynced_entries: BTreeSet<PathBuf>,
+    /// Handles of an earlier power cycle are dead.
+    cycle: u64,
+    /// Bytes that may still be written before ENOSPC.
+    space: Option<u64>,
+    fail_syncs: bool,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Content {
+    bytes: Vec<u8>,
+    synced: usize,
+}
+
+/// What a power loss does to the unsynced end of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// All of it is gone.
+    All,
+    /// The first `0` bytes of it survive.
+    KeepPrefix(usize),
+    /// The first `0` bytes survive, the rest reads as zeros (the length was journaled, the data was not).
+    ZerosAfter(usize),
+}
+
+impl SimIo {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Power loss: open handles die, every unsynced end suffers `loss`, files without a durable entry vanish.
+    pub fn lose_power(&self, loss: Loss) {
+        let mut disk = self.disk();
+        disk.cycle += 1;
+        for path in std::mem::take(&mut disk.unsynced_entries) {
+            disk.files.remove(&path);
+        }
+        for content in disk.files.values_mut() {
+            let unsynced = content.bytes.len() - content.synced;
+            match loss {
+                Loss::All => content.bytes.truncate(content.synced),
+                Loss::KeepPrefix(keep) => content.bytes.truncate(content.synced + keep.min(unsynced)),
+                Loss::ZerosAfter(keep) => content.bytes[content.synced + keep.min(unsynced)..].fill(0),
+            }
+            content.synced = content.bytes.len();
+        }
+    }
+
+    /// `kill -9`: handles die, every written byte stays.
+    pub fn kill(&self) {
+        self.disk().cycle += 1;
+    }
+
+    /// From now on at most `bytes` more can be written; `None` lifts the bound.
+    pub fn set_space(&self, bytes: Option<u64>) {
+        self.disk().space = bytes;
+    }
+
+    /// From now on every fdatasync fails with EIO.
+    pub fn fail_syncs(&self) {
+        self.disk().fail_syncs = true;
+    }
+
+    /// Flips one bit of the file at `path`.
+    pub fn flip(&self, path: &Path, offset: usize) {
+        if let Some(content) = self.disk().files.get_mut(path) {
+            content.bytes[offset] ^= 1;
+        }
+    }
+
+    pub fn file_len(&self, path: &Path) -> Option<usize> {
+        self.disk().files.get(path).map(|content| content.bytes.len())
+    }
+
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.disk().files.keys().cloned().collect()
+    }
+}
+
+impl LogIo for SimIo {
+    fn create_dir_all(&self, _dir: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
+        let mut disk = self.disk();
+        if disk.files.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        disk.files.insert(path.to_owned(), Content::default());
+        disk.unsynced_entries.insert(path.to_owned());
+        Ok(Arc::new(SimFile { io: self.clone(), path: path.to_owned(), cycle: disk.cycle }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
+        let disk = self.disk();
+        if !disk.files.contains_key(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Arc::new(SimFile { io: self.clone(), path: path.to_owned(), cycle: disk.cycle }))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let disk = self.disk();
+        let names = disk.files.keys().filter(|path| path.parent() == Some(dir)).filter_map(|path| path.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut disk = self.disk();
+        disk.unsynced_entries.remove(path);
+        disk.files.remove(path).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.disk().unsynced_entries.retain(|path| path.parent() != Some(dir));
+        Ok(())
+    }
+
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        let content = Content { bytes: content.to_vec(), synced: content.len() };
+        self.disk().files.insert(path.to_owned(), content);
+        Ok(())
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.disk().files.get(path).map(|content| content.bytes.clone()))
+    }
+}
+
+#[derive(Debug)]
+struct SimFile {
+    io: SimIo,
+    path: PathBuf,
+    cycle: u64,
+}
+
+impl SimFile {
+    fn with<T>(&self, act: impl FnOnce(&mut Disk, &Path) -> io::Result<T>) -> io::Result<T> {
+        let mut disk = self.io.disk();
+        if disk.cycle != self.cycle {
+            return Err(io::Error::other("the machine was restarted"));
+        }
+        act(&mut disk, &self.path)
+    }
+}
+
+fn content<'a>(disk: &'a mut Disk, path: &Path) -> io::Result<&'a mut Content> {
+    disk.files.get_mut(path).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+impl LogFile for SimFile {
+    fn append(&self, buffers: &[&[u8]]) -> io::Result<()> {
+        self.with(|disk, path| {
+            let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+            let room = disk.space.map_or(bytes, |space| bytes.min(space as usize));
+            disk.space = disk.space.map(|space| space - room as u64);
+            let written = buffers.concat();
+            content(disk, path)?.bytes.extend_from_slice(&written[..room]);
+            if room == bytes { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.with(|disk, path| {
+            if disk.fail_syncs {
+                return Err(io::Error::other("simulated EIO"));
+            }
+            let content = content(disk, path)?;
+            content.synced = content.bytes.len();
+            Ok(())
+        })
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.with(|disk, path| {
+            let content = content(disk, path)?;
+            let end = offset as usize + buffer.len();
+            let source = content.bytes.get(offset as usize..end).ok_or(io::ErrorKind::UnexpectedEof)?;
+            buffer.copy_from_slice(source);
+            Ok(())
+        })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.with(|disk, path| Ok(content(disk, path)?.bytes.len() as u64))
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.with(|disk, path| {
+            let content = content(disk, path)?;
+            content.bytes.truncate(len as usize);
+            content.synced = content.synced.min(len as usize);
+            Ok(())
+        })
+    }
+}

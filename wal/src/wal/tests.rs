@@ -1,0 +1,291 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::io::RealIo;
+use crate::sim::{Loss, SimIo};
+
+const DIR: &str = "/wal";
+
+fn config(segment_bytes_max: u64) -> WalConfig {
+    WalConfig { segment_bytes_max, sync_interval: Duration::from_secs(3600), ..WalConfig::default() }
+}
+
+fn open(io: &SimIo, segment_bytes_max: u64) -> Wal {
+    try_open(io, segment_bytes_max).expect("opens")
+}
+
+fn try_open(io: &SimIo, segment_bytes_max: u64) -> Result<Wal, OpenError> {
+    Wal::open(Arc::new(io.clone()), Path::new(DIR), config(segment_bytes_max), "disk-1")
+}
+
+fn entry(index: u64) -> AppendEntry {
+    AppendEntry { index, term: 1, bytes: Bytes::from(format!("entry {index}")) }
+}
+
+fn append(wal: &Wal, group: u32, range: RangeInclusive<u64>, durability: Durability) -> Result<(), WalError> {
+    let entries: Vec<AppendEntry> = range.map(entry).collect();
+    wait(|done| wal.append(group, &entries, durability, done))
+}
+
+fn wait(act: impl FnOnce(Callback)) -> Result<(), WalError> {
+    let (sender, receiver) = mpsc::channel();
+    act(Box::new(move |outcome| drop(sender.send(outcome))));
+    receiver.recv_timeout(Duration::from_secs(30)).expect("the log answers")
+}
+
+fn check_holds(wal: &Wal, group: u32, range: RangeInclusive<u64>) {
+    let (first, last) = (*range.start(), *range.end());
+    assert_eq!(wal.group_state(group).range, Some((first, last)));
+    let held = wal.read(group, range.clone(), usize::MAX).expect("reads");
+    let expected: Vec<(u64, Bytes)> = range.map(|index| (index, entry(index).bytes)).collect();
+    assert_eq!(held, expected);
+}
+
+fn segment(number: u64) -> PathBuf {
+    segment_path(&Path::new(DIR).join("segments"), number)
+}
+
+#[test]
+fn what_was_appended_is_read_before_and_after_a_restart() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+    append(&wal, 2, 1..=1, Durability::Synced).expect("appends");
+    append(&wal, 1, 4..=9, Durability::Written).expect("appends");
+    wait(|done| wal.save_vote(1, 7, Bytes::from_static(b"vote"), done)).expect("votes");
+    wal.save_committed(1, Bytes::from_static(b"committed"));
+    check_holds(&wal, 1, 1..=9);
+    drop(wal);
+    let wal = open(&io, 1 << 20);
+    check_holds(&wal, 1, 1..=9);
+    check_holds(&wal, 2, 1..=1);
+    let state = wal.group_state(1);
+    assert_eq!(state.vote.as_deref(), Some(&b"vote"[..]));
+    assert_eq!(state.committed.as_deref(), Some(&b"committed"[..]));
+    assert_eq!(wal.torn_tail(), None);
+}
+
+#[test]
+fn reads_honour_the_byte_budget_but_return_at_least_one() {
+    let wal = open(&SimIo::new(), 1 << 20);
+    append(&wal, 1, 1..=9, Durability::Written).expect("appends");
+    assert_eq!(wal.read(1, 2..=9, 0).expect("reads").len(), 1);
+    assert_eq!(wal.read(1, 2..=9, 15).expect("reads").len(), 2);
+    assert!(matches!(wal.read(1, 10..=12, 100), Err(WalError::Missing { first: 1, last: 9, .. })));
+}
+
+#[test]
+fn synced_entries_survive_power_loss_and_a_torn_tail_is_never_appended_behind() {
+    for loss in [Loss::All, Loss::KeepPrefix(20), Loss::KeepPrefix(80), Loss::ZerosAfter(0), Loss::ZerosAfter(75)] {
+        let io = SimIo::new();
+        let wal = open(&io, 1 << 20);
+        append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+        append(&wal, 1, 4..=6, Durability::Written).expect("appends");
+        io.lose_power(loss);
+        drop(wal);
+        let wal = open(&io, 1 << 20);
+        check_holds(&wal, 1, 1..=3);
+        assert_eq!(wal.torn_tail().is_some(), loss != Loss::All, "{loss:?}");
+        append(&wal, 1, 4..=5, Durability::Synced).expect("appends");
+        io.lose_power(Loss::All);
+        drop(wal);
+        // The second restart is the one that finds debris if anything was written behind it.
+        check_holds(&open(&io, 1 << 20), 1, 1..=5);
+    }
+}
+
+#[test]
+fn a_flipped_bit_below_the_flushed_position_stops_the_start() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+    let damaged = io.file_len(&segment(1)).expect("exists") - 1;
+    append(&wal, 2, 1..=3, Durability::Synced).expect("appends");
+    append(&wal, 3, 1..=3, Durability::Synced).expect("appends");
+    drop(wal);
+    io.flip(&segment(1), damaged);
+    let error = try_open(&io, 1 << 20).expect_err("refuses");
+    assert!(matches!(error, OpenError::Corrupt { segment: 1, .. }), "{error}");
+    assert!(error.to_string().contains("segment 000001 at offset"), "{error}");
+}
+
+#[test]
+fn truncation_survives_and_replacements_win() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=9, Durability::Synced).expect("appends");
+    wait(|done| wal.truncate_from(1, 5, done)).expect("truncates");
+    append(&wal, 1, 5..=6, Durability::Synced).expect("appends");
+    check_holds(&wal, 1, 1..=6);
+    drop(wal);
+    check_holds(&open(&io, 1 << 20), 1, 1..=6);
+}
+
+#[test]
+fn purged_segments_go_and_an_idle_group_keeps_its_vote() {
+    let io = SimIo::new();
+    let wal = open(&io, 400);
+    wait(|done| wal.save_vote(9, 3, Bytes::from_static(b"idle"), done)).expect("votes");
+    for index in 1..=50 {
+        append(&wal, 1, index..=index, Durability::Synced).expect("appends");
+    }
+    let before = wal.stats().segments;
+    wait(|done| wal.purge_upto(1, 40, Bytes::from_static(b"id40"), done)).expect("purges");
+    check_holds(&wal, 1, 41..=50);
+    assert!(wal.stats().segments < before, "{before} segments before");
+    assert!(!io.paths().contains(&segment(1)));
+    io.lose_power(Loss::All);
+    drop(wal);
+    let wal = open(&io, 400);
+    check_holds(&wal, 1, 41..=50);
+    assert_eq!(wal.group_state(1).purged, Some((40, b"id40".to_vec())));
+    assert_eq!(wal.group_state(9).vote.as_deref(), Some(&b"idle"[..]));
+}
+
+#[test]
+fn a_failed_fsync_poisons_the_log() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    io.fail_syncs();
+    let error = append(&wal, 1, 1..=1, Durability::Synced).expect_err("fails");
+    assert!(matches!(error, WalError::Poisoned { operation: "fsync", .. }), "{error}");
+    assert!(append(&wal, 1, 2..=2, Durability::Written).is_err());
+    assert!(wal.poisoned().is_some());
+}
+
+#[test]
+fn a_full_disk_poisons_the_log_and_loses_nothing_acknowledged() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+    io.set_space(Some(30));
+    assert!(append(&wal, 1, 4..=6, Durability::Synced).is_err());
+    drop(wal);
+    io.set_space(None);
+    let wal = open(&io, 1 << 20);
+    check_holds(&wal, 1, 1..=3);
+    append(&wal, 1, 4..=4, Durability::Synced).expect("appends");
+}
+
+#[test]
+fn a_crash_while_a_segment_is_started_leaves_nothing_in_the_way() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+    drop(wal);
+    io.create(&segment(2)).expect("creates").append(&[b"SDB1 torn"]).expect("writes");
+    check_holds(&open(&io, 1 << 20), 1, 1..=3);
+}
+
+#[test]
+fn a_newer_format_is_refused_by_number() {
+    let io = SimIo::new();
+    let metadata = br#"{"format": 99, "disk_id": "x"}"#;
+    io.replace(&Path::new(DIR).join("metadata.json"), metadata).expect("writes");
+    let error = try_open(&io, 1 << 20).expect_err("refuses");
+    assert!(error.to_string().contains("99"), "{error}");
+}
+
+#[test]
+fn the_real_file_system_behaves_like_the_simulated_one() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let open = || Wal::open(Arc::new(RealIo), dir.path(), config(500), "disk-1").expect("opens");
+    let wal = open();
+    for index in 1..=20 {
+        append(&wal, 1, index..=index, Durability::Synced).expect("appends");
+    }
+    wait(|done| wal.purge_upto(1, 9, Bytes::from_static(b"id"), done)).expect("purges");
+    drop(wal);
+    check_holds(&open(), 1, 10..=20);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append { group: u32, count: u64, synced: bool },
+    Truncate { group: u32, keep: u64 },
+    Purge { group: u32, upto: u64 },
+    PowerLoss(usize),
+    Kill,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let group = 1..3u32;
+    let step = prop_oneof![
+        6 => (group.clone(), 1..5u64, any::<bool>()).prop_map(|(group, count, synced)| Step::Append { group, count, synced }),
+        1 => (group.clone(), 1..4u64).prop_map(|(group, keep)| Step::Truncate { group, keep }),
+        1 => (group, 0..4u64).prop_map(|(group, upto)| Step::Purge { group, upto }),
+        1 => (0..200usize).prop_map(Step::PowerLoss),
+        1 => Just(Step::Kill),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Whatever is appended, cut and crashed: synced entries stay, and what is held is always dense.
+    #[test]
+    fn synced_entries_are_held_through_any_history(steps in steps()) {
+        let io = SimIo::new();
+        let mut wal = open(&io, 600);
+        let mut synced = [0u64; 3];
+        for step in steps {
+            match step {
+                Step::Append { group, count, synced: sync } => {
+                    let state = wal.group_state(group);
+                    let purged = state.purged.map_or(0, |(index, _)| index);
+                    let next = state.range.map_or(purged, |(_, last)| last) + 1;
+                    let durability = if sync { Durability::Synced } else { Durability::Written };
+                    append(&wal, group, next..=next + count - 1, durability).expect("appends");
+                    if sync {
+                        // One fdatasync covers every group of the disk.
+                        for group in 1..3 {
+                            synced[group as usize] = wal.group_state(group).range.map_or(synced[group as usize], |(_, last)| last);
+                        }
+                    }
+                }
+                Step::Truncate { group, keep } => if let Some((first, last)) = wal.group_state(group).range {
+                    let from = (first + keep).min(last + 1);
+                    wait(|done| wal.truncate_from(group, from, done)).expect("truncates");
+                    for group in 1..3 {
+                        synced[group as usize] = wal.group_state(group).range.map_or(0, |(_, last)| last);
+                    }
+                },
+                Step::Purge { group, upto } => if let Some((first, last)) = wal.group_state(group).range {
+                    let index = (first + upto).min(last);
+                    wait(|done| wal.purge_upto(group, index, Bytes::from_static(b"id"), done)).expect("purges");
+                    for group in 1..3 {
+                        synced[group as usize] = wal.group_state(group).range.map_or(0, |(_, last)| last);
+                    }
+                },
+                Step::PowerLoss(keep) => {
+                    io.lose_power(Loss::KeepPrefix(keep));
+                    drop(wal);
+                    wal = open(&io, 600);
+                }
+                Step::Kill => {
+                    io.kill();
+                    drop(wal);
+                    wal = open(&io, 600);
+                }
+            }
+            for group in 1..3u32 {
+                let state = wal.group_state(group);
+                let purged = state.purged.as_ref().map_or(0, |(index, _)| *index);
+                if let Some((first, last)) = state.range {
+                    check_holds(&wal, group, first..=last);
+                    prop_assert!(purged == 0 || first == purged + 1);
+                    prop_assert!(last >= synced[group as usize]);
+                } else {
+                    prop_assert!(synced[group as usize] <= purged);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! The two threads of an open log: one writes, one syncs.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::config::WalConfig;
+use crate::index::Place;
+use crate::io::{LogFile, LogIo};
+use crate::record::{self, FORMAT, GroupMeta, HEADER_BYTES, Header, Kind, SegmentStart};
+use crate::recovery::{TRAILER_BYTES, encode_trailer, segment_path};
+use crate::wal::{Callback, Durability, Shared};
+
+/// A record waiting for the write thread.
+pub(crate) struct Request {
+    pub(crate) kind: Kind,
+    pub(crate) group: u32,
+    pub(crate) term: u64,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) payload: Bytes,
+    pub(crate) durability: Durability,
+    pub(crate) done: Option<Callback>,
+}
+
+/// Shared with the sync thread: what was written and who waits for it to be on disk.
+#[derive(Default)]
+pub(crate) struct SyncState {
+    waiting: Vec<Callback>,
+    /// Batches below this are written.
+    written: u64,
+    file: Option<Arc<dyn LogFile>>,
+    unsynced_bytes: u64,
+    oldest_unsynced: Option<Instant>,
+    closed: bool,
+}
+
+pub(crate) struct Writer {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) io: Arc<dyn LogIo>,
+    pub(crate) dir: PathBuf,
+    pub(crate) config: WalConfig,
+    pub(crate) disk_id: String,
+    /// State of the groups as of the records written, for checkpoints; the shared index runs ahead of it.
+    pub(crate) metas: BTreeMap<u32, GroupMeta>,
+    pub(crate) next_batch: u64,
+    pub(crate) current: Current,
+}
+
+/// The segment being written.
+pub(crate) struct Current {
+    pub(crate) number: u64,
+    pub(crate) file: Arc<dyn LogFile>,
+    pub(crate) len: u64,
+    records: Vec<(u64, Header)>,
+}
+
+/// Creates segment `number` with its start and checkpoint records, durable before it is used.
+pub(crate) fn start_segment(
+    io: &dyn LogIo,
+    dir: &std::path::Path,
+    disk_id: &str,
+    number: u64,
+    previous: Option<(u64, u64)>,
+    metas: &BTreeMap<u32, GroupMeta>,
+    next_batch: &mut u64,
+) -> std::io::Result<Current> {
+    let file = io.create(&segment_path(dir, number))?;
+    let start = SegmentStart { format: FORMAT, disk_id: disk_id.to_owned(), previous };
+    let start = serde_json::to_vec(&start).map_err(std::io::Error::other)?;
+    let checkpoint = record::encode_checkpoint(metas.iter().map(|(group, meta)| (*group, meta)));
+    let mut current = Current { number, file, len: 0, records: Vec::new() };
+    let mut content = Vec::new();
+    for (kind, payload) in [(Kind::SegmentStart, start), (Kind::Checkpoint, checkpoint)] {
+        let header = current.place_record(next_batch, kind, &payload, 0);
+        content.extend_from_slice(&header.encode());
+        content.extend_from_slice(&payload);
+    }
+    current.file.append(&[&content])?;
+    current.file.sync_data()?;
+    io.sync_dir(dir)?;
+    Ok(current)
+}
+
+impl Current {
+    fn place_record(&mut self, next_batch: &mut u64, kind: Kind, payload: &[u8], flushed: u64) -> Header {
+        let header = Header {
+            kind,
+            payload_len: payload.len() as u32,
+            payload_crc: crc32c::crc32c(payload),
+            group: 0,
+            segment: self.number,
+            batch: *next_batch,
+            term: 0,
+            first: 0,
+            last: 0,
+            flushed,
+        };
+        self.push(next_batch, header);
+        header
+    }
+
+    fn push(&mut self, next_batch: &mut u64, header: Header) {
+        self.records.push((self.len, header));
+        self.len += header.record_len();
+        *next_batch += 1;
+    }
+}
+
+impl Writer {
+    /// Writes until the log is closed and drained, or poisoned.
+    pub(crate) fn run(mut self) {
+        while let Some(requests) = self.shared.next_requests() {
+            match self.write(&requests) {
+                Ok(()) => self.complete(requests),
+                Err((operation, error)) => {
+                    let failure = self.shared.poison(operation, error);
+                    for done in requests.into_iter().filter_map(|request| request.done) {
+                        done(Err(failure.clone()));
+                    }
+                }
+            }
+        }
+        self.shared.sync.lock().closed = true;
+        self.shared.sync_ready.notify_one();
+    }
+
+    fn write(&mut self, requests: &[Request]) -> Result<(), (&'static str, std::io::Error)> {
+        let mut at = 0;
+        while at < requests.len() {
+            if self.current.len >= self.config.segment_bytes_max {
+                self.rotate().map_err(|error| ("segment rotation", error))?;
+            }
+            // As many records as fit the segment go out in one vectored write.
+            let room = self.config.segment_bytes_max.saturating_sub(self.current.len);
+            let mut taken = 0;
+            let mut bytes = 0;
+            while at + taken < requests.len() && (taken == 0 || bytes < room) {
+                bytes += (HEADER_BYTES + requests[at + taken].payload.len()) as u64;
+                taken += 1;
+            }
+            self.write_run(&requests[at..at + taken]).map_err(|error| ("write", error))?;
+            at += taken;
+        }
+        if requests.iter().any(|request| request.kind == Kind::Purge) {
+            self.current.file.sync_data().map_err(|error| ("fsync", error))?;
+            self.drop_purged_segments().map_err(|error| ("segment removal", error))?;
+        }
+        Ok(())
+    }
+
+    fn write_run(&mut self, requests: &[Request]) -> std::io::Result<()> {
+        let flushed = self.shared.synced_batch();
+        let mut headers = Vec::with_capacity(requests.len());
+        for request in requests {
+            let header = Header {
+                kind: request.kind,
+                payload_len: request.payload.len() as u32,
+                payload_crc: crc32c::crc32c(&request.payload),
+                group: request.group,
+                segment: self.current.number,
+                batch: self.next_batch,
+                term: request.term,
+                first: request.first,
+                last: request.last,
+                flushed,
+            };
+            let offset = self.current.len;
+            self.current.push(&mut self.next_batch, header);
+            headers.push((offset, header, header.encode()));
+        }
+        let slices: Vec<&[u8]> = headers
+            .iter()
+            .zip(requests)
+            .flat_map(|((_, _, head), request)| [head.as_slice(), request.payload.as_ref()])
+            .filter(|slice| !slice.is_empty())
+            .collect();
+        self.current.file.append(&slices)?;
+        self.shared.segment_written(self.current.number, &self.current.file, self.current.len);
+        let mut bytes = 0;
+        for ((offset, header, _), request) in headers.iter().zip(requests) {
+            bytes += header.record_len();
+            self.note(*offset, header, request);
+        }
+        metrics::counter!("signaldb_wal_written_bytes_total").increment(bytes);
+        self.shared.sync.lock().wrote(self.next_batch, bytes, &self.current.file);
+        Ok(())
+    }
+
+    /// Brings the writer's view and the shared index up to a record that is now in the file.
+    fn note(&mut self, offset: u64, header: &Header, request: &Request) {
+        let meta = self.metas.entry(request.group).or_default();
+        let bytes = || request.payload.to_vec();
+        match request.kind {
+            Kind::Vote => meta.vote = Some(bytes()),
+            Kind::Committed => meta.committed = Some(bytes()),
+            Kind::Trust => meta.trust = Some(bytes()),
+            Kind::Purge => {
+                meta.purged = Some((request.last, bytes()));
+                self.shared.purge_written();
+            }
+            Kind::Append => {
+                let place = Place::Disk {
+                    segment: header.segment,
+                    offset,
+                    payload_len: header.payload_len,
+                    payload_crc: header.payload_crc,
+                };
+                self.shared.written(request.group, request.first, &request.payload, &place);
+            }
+            Kind::TruncateAfter | Kind::SegmentStart | Kind::Checkpoint | Kind::Footer => {}
+        }
+    }
+
+    fn complete(&self, requests: Vec<Request>) {
+        let mut waiting = Vec::new();
+        for request in requests {
+            match (request.done, request.durability) {
+                (Some(done), Durability::Written) => done(Ok(())),
+                (Some(done), Durability::Synced) => waiting.push(done),
+                (None, _) => {}
+            }
+        }
+        self.shared.sync.lock().waiting.append(&mut waiting);
+        self.shared.sync_ready.notify_one();
+    }
+
+    fn rotate(&mut self) -> std::io::Result<()> {
+        let footer_offset = self.current.len;
+        let payload = record::encode_footer(&self.current.records);
+        let flushed = self.shared.synced_batch();
+        let header = self.current.place_record(&mut self.next_batch, Kind::Footer, &payload, flushed);
+        self.current.file.append(&[&header.encode(), &payload, &encode_trailer(footer_offset)])?;
+        self.current.len += TRAILER_BYTES as u64;
+        // Synced before the next segment is written: damage in a sealed segment is never a torn tail.
+        self.current.file.sync_data()?;
+        self.shared.segment_written(self.current.number, &self.current.file, self.current.len);
+        let previous = Some((self.current.number, self.current.len));
+        self.current = start_segment(
+            self.io.as_ref(),
+            &self.dir,
+            &self.disk_id,
+            self.current.number + 1,
+            previous,
+            &self.metas,
+            &mut self.next_batch,
+        )?;
+        self.shared.segment_written(self.current.number, &self.current.file, self.current.len);
+        self.shared.sync.lock().wrote(self.next_batch, 0, &self.current.file);
+        metrics::counter!("signaldb_wal_segments_created_total").increment(1);
+        Ok(())
+    }
+
+    /// Removes the oldest segments that no group needs any more. The purge records that allow it are synced.
+    fn drop_purged_segments(&self) -> std::io::Result<()> {
+        let Some(keep_from) = self.shared.oldest_needed_segment(self.current.number) else { return Ok(()) };
+        let dropped = self.shared.remove_segments_below(keep_from);
+        for number in &dropped {
+            self.io.remove(&segment_path(&self.dir, *number))?;
+        }
+        if !dropped.is_empty() {
+            self.io.sync_dir(&self.dir)?;
+        }
+        Ok(())
+    }
+}
+
+impl SyncState {
+    fn wrote(&mut self, written: u64, bytes: u64, file: &Arc<dyn LogFile>) {
+        self.written = written;
+        self.unsynced_bytes += bytes;
+        self.file = Some(Arc::clone(file));
+        if bytes > 0 {
+            self.oldest_unsynced.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// How long the sync thread may still wait; `None` while there is nothing to sync.
+    fn due_in(&self, config: &WalConfig) -> Option<Duration> {
+        if !self.waiting.is_empty() || self.unsynced_bytes >= config.sync_bytes {
+            return Some(Duration::ZERO);
+        }
+        let since = self.oldest_unsynced?;
+        Some(config.sync_interval.saturating_sub(since.elapsed()))
+    }
+}
+
+/// Syncs until the write thread is gone and everything is on disk, or the log is poisoned.
+pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
+    loop {
+        let mut state = shared.sync.lock();
+        loop {
+            match state.due_in(config) {
+                Some(Duration::ZERO) => break,
+                _ if state.closed && state.waiting.is_empty() && state.unsynced_bytes == 0 => return,
+                _ if state.closed => break,
+                Some(wait) => state = shared.sync_ready.wait_timeout(state, wait),
+                None => state = shared.sync_ready.wait(state),
+            }
+        }
+        let waiting = std::mem::take(&mut state.waiting);
+        let (written, file) = (state.written, state.file.clone());
+        state.unsynced_bytes = 0;
+        state.oldest_unsynced = None;
+        drop(state);
+        let begun = Instant::now();
+        // Earlier segments were synced when they were sealed, so the newest file is enough.
+        match file.map_or(Ok(()), |file| file.sync_data()) {
+            Ok(()) => {
+                metrics::histogram!("signaldb_wal_flush_duration_seconds").record(begun.elapsed().as_secs_f64());
+                shared.advance_synced(written);
+                let poisoned = shared.poisoned();
+                for done in waiting {
+                    done(poisoned.clone().map_or(Ok(()), Err));
+                }
+            }
+            Err(error) => {
+                let failure = shared.poison("fsync", error);
+                for done in waiting {
+                    done(Err(failure.clone()));
+                }
+            }
+        }
+    }
+}
