@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// Longest tenant or dataset name, in bytes (CONTRACT, "Running").
-pub const NAME_BYTES_MAX: usize = 63;
+const NAME_BYTES_MAX: usize = 63;
 
 /// A tenant or dataset name that is not `[a-z0-9][a-z0-9_-]{0,62}`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -106,28 +106,29 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// Which table a row belongs to: `<tenant>.<dataset>.<table>`.
+/// A kind of table, as the log names it. `signals` knows which code is which table; the log only carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TableCode(pub u8);
+
+/// Which table a row belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct TableKey {
+pub struct TableId {
     pub tenant: TenantId,
     pub dataset: DatasetId,
-    pub table: String,
+    pub code: TableCode,
 }
 
-impl TableKey {
-    pub fn new(tenant: &TenantId, dataset: &DatasetId, table: &str) -> Self {
-        Self { tenant: tenant.clone(), dataset: dataset.clone(), table: table.to_owned() }
-    }
-
+impl TableId {
     /// The Iceberg namespace, as the SQL catalog stores it.
     pub fn namespace(&self) -> String {
         format!("{}.{}", self.tenant, self.dataset)
     }
 }
 
-impl fmt::Display for TableKey {
+impl fmt::Display for TableId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.tenant, self.dataset, self.table)
+        write!(f, "{}.{}#{}", self.tenant, self.dataset, self.code.0)
     }
 }
 

@@ -11,5 +11,5 @@ mod position;
 
 pub use ack::{AckLevel, ParseAckLevelError};
 pub use clock::{Clock, ManualClock, SystemClock, UnixNanos};
-pub use ids::{DatasetId, GroupId, InvalidName, NodeId, TableKey, TenantId};
+pub use ids::{DatasetId, GroupId, InvalidName, NodeId, TableCode, TableId, TenantId};
 pub use position::{ParsePositionError, Position};

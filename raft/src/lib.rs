@@ -1,1 +1,28 @@
-//! raft
+//! The replicated log: Raft groups (openraft) over the log engine of `wal`.
+//!
+//! Commands carry opaque payloads; this crate knows which table an append touches, never what is in it. What it
+//! keeps of the log is small: the dedup window, and for each table how far it is in Iceberg ([`state`]). Whoever
+//! needs the rows listens behind apply through [`ApplySink`].
+//!
+//! Start with [`group::Group`], then [`node::Groups`], which opens all groups of a process.
+
+pub mod admission;
+mod codec;
+pub mod command;
+pub mod error;
+pub mod group;
+mod log_store;
+mod network;
+pub mod node;
+pub mod sink;
+pub mod state;
+mod state_machine;
+pub mod state_store;
+mod types;
+
+pub use command::{Append, Command, Compression, TableStats};
+pub use error::{OpenError, ReadError, RejectReason, WriteError};
+pub use group::{Group, GroupStatus, Written};
+pub use node::{Groups, GroupsConfig};
+pub use sink::ApplySink;
+pub use state::{Digest, TableState};

@@ -267,6 +267,15 @@ impl Wal {
         self.shared.groups.lock().indexes.get(&group).map(GroupIndex::state).unwrap_or_default()
     }
 
+    /// Whether the oldest segment could go if this group kept no entries in it.
+    pub fn pins_oldest_segment(&self, group: u32) -> bool {
+        let segments = self.shared.segments.lock();
+        let (oldest, newest) = (segments.keys().next().copied(), segments.keys().next_back().copied());
+        drop(segments);
+        let held = self.shared.groups.lock().indexes.get(&group).and_then(GroupIndex::oldest_segment);
+        oldest < newest && held.is_some() && held == oldest
+    }
+
     pub fn stats(&self) -> WalStats {
         let segments = self.shared.segments.lock();
         WalStats { segments: segments.len() as u64, bytes: segments.values().map(|segment| segment.len).sum() }

@@ -1,0 +1,49 @@
+//! Outcomes of writes and reads. A write is rejected, committed or unknown; nothing is guessed.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// Why a write was not acknowledged.
+#[derive(Debug, Error)]
+pub enum WriteError {
+    /// Nothing was written; the reason says whether it is worth a retry.
+    #[error("not written: {0}")]
+    Rejected(RejectReason),
+    /// The write may have happened or may still happen. Retry it byte by byte: the dedup window makes it one write.
+    #[error("outcome unknown: {0}")]
+    Unknown(String),
+}
+
+/// Why nothing was written.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RejectReason {
+    #[error("group {group} has no leader here")]
+    NoLeader { group: u32 },
+    #[error("{bytes} bytes are waiting for commit, the limit is {limit}")]
+    Throttled { bytes: usize, limit: usize, retry_after: Duration },
+    #[error("the entry has {bytes} bytes, the limit is {limit}")]
+    TooLarge { bytes: usize, limit: usize },
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+/// A strong read cannot be served.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    #[error("group {group} has no leader here")]
+    NoLeader { group: u32 },
+    #[error("group {group}: {reason}")]
+    Unavailable { group: u32, reason: String },
+}
+
+/// Groups cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    #[error("open the log")]
+    Wal(#[from] signaldb_wal::OpenError),
+    #[error("open the state store")]
+    State(#[from] crate::state_store::StateStoreError),
+    #[error("group {group}: {reason}")]
+    Group { group: u32, reason: String },
+}

@@ -1,0 +1,386 @@
+//! A handle to one Raft group of this node.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+use signaldb_model::limits::ENTRY_BYTES_MAX;
+use signaldb_model::{AckLevel, Clock, GroupId, NodeId, Position, UnixNanos};
+use signaldb_wal::{Durability, Wal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission::Admission;
+use crate::command::{Append, Command};
+use crate::error::{OpenError, ReadError, RejectReason, WriteError};
+use crate::log_store::LogStore;
+use crate::network::NoPeers;
+use crate::sink::ApplySink;
+use crate::state::GroupState;
+use crate::state_machine::{Shared, StateMachine};
+use crate::state_store::StateStore;
+use crate::types::{EncodedCommand, Peer, Raft};
+
+/// How long opening waits for a lone voter to lead and to replay its log.
+const REPLAY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long a snapshot, a few MB at most, may take to become durable.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An acknowledged write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Where the write is; for a repeat, where its first copy is.
+    pub position: Position,
+    pub level: AckLevel,
+    /// The dedup window held the write already.
+    pub deduplicated: bool,
+}
+
+/// What `/api/v1/cluster` shows of a group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupStatus {
+    pub group: u32,
+    pub leader: Option<u64>,
+    pub term: u64,
+    pub last_log_index: u64,
+    pub commit_index: u64,
+    pub applied_index: u64,
+    pub synced_index: u64,
+    /// Every row up to here is in Iceberg.
+    pub flushed_index: u64,
+    pub state: String,
+    pub voters: Vec<u64>,
+    pub learners: Vec<u64>,
+}
+
+/// Shared by all groups of a node.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupDeps {
+    pub(crate) wal: Arc<Wal>,
+    pub(crate) store: Arc<dyn StateStore>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) node_admission: Arc<Admission>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+/// One group. Cheap to share behind an `Arc`.
+pub struct Group {
+    id: GroupId,
+    node: NodeId,
+    raft: Raft,
+    shared: Arc<Shared>,
+    admission: Admission,
+    clock: Arc<dyn Clock>,
+    tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group").field("id", &self.id).field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// Times of a group.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupConfig {
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) election_timeout: (Duration, Duration),
+    pub(crate) dedup_window: Duration,
+    pub(crate) purge_lag: Duration,
+    pub(crate) purge_lag_bytes_max: u64,
+    pub(crate) trim_interval: Duration,
+}
+
+impl Group {
+    /// Opens the group with this node as its only voter and waits until its log is replayed.
+    pub(crate) async fn open(
+        id: GroupId,
+        node: NodeId,
+        peer: Peer,
+        config: &GroupConfig,
+        deps: &GroupDeps,
+        sink: Arc<dyn ApplySink>,
+    ) -> Result<Self, OpenError> {
+        let failed = |reason: String| OpenError::Group { group: id.0, reason };
+        let (machine, shared, completed_cut) =
+            StateMachine::open(id, config.dedup_window, Arc::clone(&deps.store), sink)
+                .map_err(|error| failed(format!("its snapshot is damaged: {error}")))?;
+        if deps.wal.group_state(id.0).purged.is_some() && shared.with_state(|state| state == &GroupState::default()) {
+            return Err(failed("its log was purged up to a snapshot that the state store does not hold".to_owned()));
+        }
+        // One voter: acknowledge after the fdatasync (`local-fsync`).
+        let log = LogStore::new(Arc::clone(&deps.wal), id, Durability::Synced);
+        let raft = Raft::new(node.0, Arc::new(raft_config(id, config).map_err(failed)?), NoPeers, log, machine)
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        let group = Self {
+            id,
+            node,
+            raft,
+            shared,
+            admission: Admission::of_group(Arc::clone(&deps.node_admission)),
+            clock: Arc::clone(&deps.clock),
+            tasks: deps.tasks.clone(),
+        };
+        group.become_leader(peer).await.map_err(failed)?;
+        group.start_snapshots(config, deps, completed_cut);
+        Ok(group)
+    }
+
+    /// A lone voter elects itself without waiting for an election timeout.
+    async fn become_leader(&self, peer: Peer) -> Result<(), String> {
+        let raft = &self.raft;
+        if raft.is_initialized().await.map_err(|error| error.to_string())? {
+            raft.trigger().elect(false).await.map_err(|error| error.to_string())?;
+        } else {
+            raft.initialize(BTreeMap::from([(self.node.0, peer)])).await.map_err(|error| error.to_string())?;
+        }
+        let led = |metrics: &openraft::RaftMetrics<crate::types::TypeConfig>| {
+            let applied = metrics.last_applied.map(|id| id.index);
+            metrics.state.is_leader() && applied.is_some() && applied >= metrics.last_log_index
+        };
+        raft.wait(Some(REPLAY_TIMEOUT)).metrics(led, "the log is replayed").await.map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    /// Turns completed cuts into snapshots and purges the log behind them, after the lag that keeps flushed log for a while.
+    fn start_snapshots(&self, config: &GroupConfig, deps: &GroupDeps, completed_cut: watch::Receiver<u64>) {
+        let trimmer = Trimmer {
+            id: self.id,
+            raft: self.raft.clone(),
+            shared: Arc::clone(&self.shared),
+            wal: Arc::clone(&deps.wal),
+            clock: Arc::clone(&deps.clock),
+            config: config.clone(),
+            kept: Vec::new(),
+        };
+        self.tasks.spawn(trimmer.run(completed_cut, deps.stop.clone()));
+    }
+
+    pub fn id(&self) -> GroupId {
+        self.id
+    }
+
+    /// The level at which this group acknowledges. One voter: fdatasynced before the acknowledgment.
+    pub fn ack_level(&self) -> AckLevel {
+        AckLevel::LocalFsync
+    }
+
+    /// Appends and waits until the entry is committed and applied.
+    ///
+    /// # Errors
+    /// [`WriteError::Rejected`]: nothing was written. [`WriteError::Unknown`]: it may still commit; the same bytes again
+    /// are deduplicated.
+    ///
+    /// Cancel safety: dropping the future stops the wait, not the append.
+    pub async fn append(&self, append: Append, timeout: Duration) -> Result<Written, WriteError> {
+        let applied = self.propose(&Command::Append(append), timeout).await?;
+        let index = applied.first_copy.unwrap_or(applied.index);
+        Ok(Written {
+            position: Position { group: self.id, index },
+            level: self.ack_level(),
+            deduplicated: applied.first_copy.is_some(),
+        })
+    }
+
+    /// Proposes any command and waits until it is applied; returns its index. Same outcomes as [`Group::append`].
+    pub async fn propose_index(&self, command: &Command, timeout: Duration) -> Result<u64, WriteError> {
+        Ok(self.propose(command, timeout).await?.index)
+    }
+
+    async fn propose(&self, command: &Command, timeout: Duration) -> Result<crate::types::Applied, WriteError> {
+        let encoded = command.encode();
+        if encoded.len() > ENTRY_BYTES_MAX {
+            let reason = RejectReason::TooLarge { bytes: encoded.len(), limit: ENTRY_BYTES_MAX };
+            return Err(WriteError::Rejected(reason));
+        }
+        if self.tasks.is_closed() {
+            return Err(WriteError::Rejected(RejectReason::Stopping));
+        }
+        let permit = self.admission.admit(encoded.len()).map_err(WriteError::Rejected)?;
+        let raft = self.raft.clone();
+        // In a task of its own: a client that hangs up must not free the permit of an entry that is still in flight.
+        let write = self.tasks.spawn(async move {
+            let outcome = raft.client_write(EncodedCommand(encoded)).await;
+            drop(permit);
+            outcome
+        });
+        let group = self.id.0;
+        match tokio::time::timeout(timeout, write).await {
+            Err(_) => Err(WriteError::Unknown(format!("group {group} did not answer within {timeout:?}"))),
+            Ok(Err(error)) => Err(WriteError::Unknown(error.to_string())),
+            Ok(Ok(Ok(response))) => Ok(response.data),
+            Ok(Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))))) => {
+                Err(WriteError::Rejected(RejectReason::NoLeader { group }))
+            }
+            Ok(Ok(Err(error))) => Err(WriteError::Unknown(error.to_string())),
+        }
+    }
+
+    /// The index that a strong read must see: every write acknowledged before the call is at or below it.
+    ///
+    /// # Errors
+    /// [`ReadError::NoLeader`] when this node cannot prove that it leads.
+    pub async fn read_index(&self) -> Result<u64, ReadError> {
+        let group = self.id.0;
+        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
+        match linearizer {
+            Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+            Err(RaftError::APIError(_)) => Err(ReadError::NoLeader { group }),
+            Err(error) => Err(ReadError::Unavailable { group, reason: error.to_string() }),
+        }
+    }
+
+    /// Looks at the replicated state as of the last applied entry.
+    pub fn with_state<T>(&self, look: impl FnOnce(&GroupState) -> T) -> T {
+        self.shared.with_state(look)
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.raft.metrics().borrow_watched().state.is_leader()
+    }
+
+    pub fn term(&self) -> u64 {
+        self.raft.metrics().borrow_watched().current_term
+    }
+
+    pub fn now(&self) -> UnixNanos {
+        self.clock.now()
+    }
+
+    /// `None` when the group works; else why it stopped for good.
+    pub fn failure(&self) -> Option<String> {
+        self.raft.metrics().borrow_watched().running_state.as_ref().err().map(ToString::to_string)
+    }
+
+    pub fn status(&self) -> GroupStatus {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let applied = metrics.last_applied.map_or(0, |id| id.index);
+        let flushed = self.with_state(|state| {
+            let unflushed = state.tables.values().filter(|table| table.last_append > table.watermark);
+            unflushed.map(|table| table.watermark).min().unwrap_or(applied)
+        });
+        let membership = metrics.membership_config.membership();
+        GroupStatus {
+            group: self.id.0,
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            commit_index: metrics.local_committed.map_or(0, |id| id.index),
+            applied_index: applied,
+            synced_index: metrics.local_committed.map_or(0, |id| id.index),
+            flushed_index: flushed,
+            state: format!("{:?}", metrics.state).to_lowercase(),
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+        }
+    }
+
+    pub(crate) async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(group = self.id.0, %error, "group did not stop cleanly");
+        }
+    }
+}
+
+/// Keeps one group's log short.
+struct Trimmer {
+    id: GroupId,
+    raft: Raft,
+    shared: Arc<Shared>,
+    wal: Arc<Wal>,
+    clock: Arc<dyn Clock>,
+    config: GroupConfig,
+    /// Cuts that are durable snapshots, with the time since when the log behind them is only insurance.
+    kept: Vec<(UnixNanos, u64)>,
+}
+
+impl Trimmer {
+    async fn run(mut self, mut completed_cut: watch::Receiver<u64>, stop: CancellationToken) {
+        let mut due = tokio::time::interval(self.config.trim_interval);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let outcome = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                changed = completed_cut.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let cut = *completed_cut.borrow_and_update();
+                    self.make_durable(cut).await
+                }
+                _ = due.tick() => self.cut_if_idle_and_pinning().await,
+            };
+            if let Err(error) = outcome {
+                tracing::warn!(group = self.id.0, %error, "no snapshot; the log is kept");
+            }
+            if let Err(error) = self.purge().await {
+                tracing::warn!(group = self.id.0, %error, "the log is not purged");
+            }
+        }
+    }
+
+    /// Makes a completed cut the durable snapshot. openraft purges only up to a snapshot that it has seen built.
+    async fn make_durable(&mut self, cut: u64) -> Result<(), String> {
+        self.raft.trigger().snapshot().await.map_err(|error| error.to_string())?;
+        let built = |metrics: &openraft::RaftMetrics<crate::types::TypeConfig>| {
+            metrics.snapshot.is_some_and(|id| id.index >= cut)
+        };
+        let built = self.raft.wait(Some(SNAPSHOT_TIMEOUT)).metrics(built, "the snapshot is durable").await;
+        built.map_err(|error| error.to_string())?;
+        self.kept.push((self.clock.now(), cut));
+        Ok(())
+    }
+
+    /// A group without rows is never flushed, yet its few old entries would keep the oldest segment of the disk alive.
+    async fn cut_if_idle_and_pinning(&mut self) -> Result<(), String> {
+        let idle = self.shared.with_state(|state| state.dirty().next().is_none());
+        if idle && self.wal.pins_oldest_segment(self.id.0) && self.kept.is_empty() {
+            let cut = Command::FlushCut { at: self.clock.now() };
+            let written = self.raft.client_write(EncodedCommand(cut.encode())).await;
+            written.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    async fn purge(&mut self) -> Result<(), String> {
+        let over_budget = self.wal.stats().bytes > self.config.purge_lag_bytes_max;
+        let now = self.clock.now();
+        let old = |at: UnixNanos| now.saturating_sub(at) >= self.config.purge_lag;
+        let purgeable = self.kept.iter().take_while(|(at, _)| over_budget || old(*at)).count();
+        match self.kept.drain(..purgeable).next_back() {
+            Some((_, upto)) => self.raft.trigger().purge_log(upto).await.map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn raft_config(id: GroupId, config: &GroupConfig) -> Result<openraft::Config, String> {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    openraft::Config {
+        cluster_name: format!("group-{id}"),
+        heartbeat_interval: millis(config.heartbeat_interval),
+        heartbeat_min_interval: Some(0),
+        election_timeout_min: millis(config.election_timeout.0),
+        election_timeout_max: millis(config.election_timeout.1),
+        max_payload_entries: 4096,
+        // Snapshots come at flush cuts, purges after them, both by hand.
+        snapshot_policy: openraft::SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        enable_pre_vote: Some(true),
+        // A restored leader could commit what it lost (DESIGN section 3, R4).
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(true),
+        removed_leader_step_down: openraft::StepDownPolicy::Never,
+        ..Default::default()
+    }
+    .validate()
+    .map_err(|error| error.to_string())
+}

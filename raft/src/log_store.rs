@@ -1,0 +1,180 @@
+//! openraft's log storage on the shared log engine.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+use signaldb_model::GroupId;
+use signaldb_wal::{AppendEntry, Durability, Wal, WalError};
+use tokio::sync::oneshot;
+
+use crate::codec;
+use crate::types::{Entry, LogId, TypeConfig, Vote};
+
+/// Bytes of entries that one read returns at most: bounds an append message and what apply holds at once.
+const READ_BYTES_MAX: usize = 4 << 20;
+
+/// The log of one group. Clones read the same log.
+#[derive(Debug, Clone)]
+pub(crate) struct LogStore {
+    wal: Arc<Wal>,
+    group: GroupId,
+    /// When an append counts as flushed: openraft's progress is cumulative, so this is a policy of the whole group.
+    durability: Durability,
+}
+
+impl LogStore {
+    pub(crate) fn new(wal: Arc<Wal>, group: GroupId, durability: Durability) -> Self {
+        Self { wal, group, durability }
+    }
+
+    fn last_log_id(&self) -> io::Result<Option<LogId>> {
+        let state = self.wal.group_state(self.group.0);
+        let Some((_, last)) = state.range else {
+            return state.purged.map(|(_, id)| codec::decode_log_id(&id)).transpose();
+        };
+        let entries = self.wal.read(self.group.0, last..=last, 0).map_err(to_io)?;
+        let (_, bytes) = entries.first().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Some(LogId::new_term_index(codec::entry_term(bytes)?, last)))
+    }
+
+    fn read(&self, from: u64, to: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        if from >= to || self.wal.group_state(self.group.0).range.is_none_or(|(_, last)| last < from) {
+            return Ok(Vec::new());
+        }
+        let entries = self.wal.read(self.group.0, from..=to - 1, bytes_max).map_err(to_io)?;
+        entries.iter().map(|(index, bytes)| codec::decode_entry(*index, bytes)).collect()
+    }
+}
+
+/// Half-open bounds of a range.
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(at) => *at,
+        Bound::Excluded(at) => at + 1,
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(at) => at + 1,
+        Bound::Excluded(at) => *at,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
+}
+
+fn to_io(error: WalError) -> io::Error {
+    io::Error::other(error)
+}
+
+/// Calls the log engine and waits for it to say that the request is durable.
+async fn wait(act: impl FnOnce(signaldb_wal::Callback)) -> io::Result<()> {
+    let (sender, receiver) = oneshot::channel();
+    act(Box::new(move |outcome| drop(sender.send(outcome))));
+    receiver.await.unwrap_or(Err(WalError::Closed)).map_err(to_io)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let (from, to) = bounds(&range);
+        self.read(from, to, usize::MAX)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        self.wal.group_state(self.group.0).vote.map(|vote| codec::decode_vote(&vote)).transpose()
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.read(start, end, READ_BYTES_MAX)
+    }
+
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, to) = bounds(&range);
+        let log = self.clone();
+        let chunks = futures::stream::unfold(from, move |at| {
+            let chunk = log.read(at, to, READ_BYTES_MAX);
+            async move {
+                match chunk {
+                    Ok(entries) if entries.is_empty() => None,
+                    Ok(entries) => {
+                        let next = at + entries.len() as u64;
+                        Some((entries.into_iter().map(Ok).collect::<Vec<_>>(), next))
+                    }
+                    Err(error) => Some((vec![Err(error)], to)),
+                }
+            }
+        });
+        Box::pin(chunks.flat_map(futures::stream::iter))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let purged = self.wal.group_state(self.group.0).purged;
+        let last_purged_log_id = purged.map(|(_, id)| codec::decode_log_id(&id)).transpose()?;
+        Ok(LogState { last_purged_log_id, last_log_id: self.last_log_id()? })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    /// Durable on return, with every append before it (R1 of DESIGN section 3).
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let (group, term, bytes) = (self.group.0, vote.leader_id.term, codec::encode_vote(vote));
+        wait(|done| self.wal.save_vote(group, term, bytes, done)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        if let Some(committed) = committed {
+            self.wal.save_committed(self.group.0, codec::encode_log_id(committed));
+        }
+        Ok(())
+    }
+
+    /// Never beyond the log: a torn tail or another voter may have left the record ahead of the entries.
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        let saved = self.wal.group_state(self.group.0).committed;
+        let saved = saved.map(|id| codec::decode_log_id(&id)).transpose()?;
+        Ok(saved.min(self.last_log_id()?))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<AppendEntry> = entries
+            .into_iter()
+            .map(|entry| AppendEntry {
+                index: entry.log_id.index,
+                term: entry.log_id.leader_id.term,
+                bytes: codec::encode_entry(&entry),
+            })
+            .collect();
+        let done = Box::new(move |outcome: Result<(), WalError>| callback.io_completed(outcome.map_err(to_io)));
+        self.wal.append(self.group.0, &entries, self.durability, done);
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        let from = last_log_id.map_or(0, |id| id.index + 1);
+        wait(|done| self.wal.truncate_from(self.group.0, from, done)).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        let id = codec::encode_log_id(log_id);
+        wait(|done| self.wal.purge_upto(self.group.0, log_id.index, id, done)).await
+    }
+}

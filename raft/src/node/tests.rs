@@ -1,0 +1,187 @@
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use signaldb_model::{DatasetId, ManualClock, TableCode, UnixNanos};
+use signaldb_wal::sim::{Loss, SimIo};
+
+use super::*;
+use crate::command::{Compression, TableStats};
+use crate::state::Digest;
+use crate::state_store::MemoryStateStore;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Remembers what it was told, by group.
+#[derive(Debug, Default)]
+struct Recorder {
+    appended: Mutex<BTreeMap<(u32, u64), Bytes>>,
+    watermark: Mutex<BTreeMap<u32, u64>>,
+}
+
+impl ApplySink for Recorder {
+    fn restored(&self, group: GroupId, _applied: u64, state: &GroupState) {
+        let watermark = state.tables.values().map(|table| table.watermark).max().unwrap_or(0);
+        self.watermark.lock().expect("lock").insert(group.0, watermark);
+    }
+    fn appended(&self, group: GroupId, index: u64, append: Append) {
+        self.appended.lock().expect("lock").insert((group.0, index), append.payload);
+    }
+    fn flushed(&self, group: GroupId, _table: &TableId, hi: u64, _version: i64, _location: &str) {
+        self.watermark.lock().expect("lock").insert(group.0, hi);
+    }
+    fn cut(&self, _group: GroupId, _hi: u64) {}
+    fn advanced(&self, _group: GroupId, _table: &TableId, _version: i64, _location: &str) {}
+    fn meta(&self, _json: &str) {}
+    fn applied(&self, _group: GroupId, _index: u64) {}
+}
+
+struct Machine {
+    io: SimIo,
+    store: Arc<MemoryStateStore>,
+    clock: Arc<ManualClock>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let clock = Arc::new(ManualClock::new(UnixNanos(1_000_000_000_000)));
+        Self { io: SimIo::new(), store: Arc::default(), clock }
+    }
+
+    async fn start(&self) -> (Groups, Arc<Recorder>) {
+        let sink = Arc::new(Recorder::default());
+        let config = GroupsConfig {
+            node: NodeId(1),
+            address: "127.0.0.1:1".into(),
+            wal_dir: "/wal".into(),
+            wal: WalConfig { segment_bytes_max: 4096, ..WalConfig::default() },
+            data_groups: 2,
+            heartbeat_interval: Duration::from_millis(500),
+            election_timeout: (Duration::from_secs(1), Duration::from_millis(1500)),
+            dedup_window: Duration::from_secs(600),
+            purge_lag: Duration::ZERO,
+            purge_lag_bytes_max: 1 << 30,
+            trim_interval: Duration::from_millis(20),
+        };
+        let store: Arc<dyn StateStore> = Arc::<MemoryStateStore>::clone(&self.store);
+        let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(&self.clock);
+        let listener: Arc<dyn ApplySink> = Arc::<Recorder>::clone(&sink);
+        let groups = Groups::open(config, Arc::new(self.io.clone()), store, clock, listener).await;
+        (groups.expect("opens"), sink)
+    }
+}
+
+fn tenant() -> TenantId {
+    TenantId::new("acme").expect("name")
+}
+
+fn append(text: &str) -> Append {
+    let mut digest = [0; 16];
+    digest[..text.len()].copy_from_slice(text.as_bytes());
+    Append {
+        kind: 1,
+        tenant: tenant(),
+        dataset: DatasetId::new("production").expect("name"),
+        at: UnixNanos(1_000_000_000_000),
+        digest: Some(Digest(digest)),
+        tables: vec![TableStats { table: TableCode(1), rows: 1, time_min: UnixNanos(0), time_max: UnixNanos(0) }],
+        compression: Compression::None,
+        raw_len: text.len() as u32,
+        payload: Bytes::copy_from_slice(text.as_bytes()),
+    }
+}
+
+async fn write(groups: &Groups, text: &str) -> crate::Written {
+    let group = groups.home(&tenant(), TIMEOUT).await.expect("placed");
+    group.append(append(text), TIMEOUT).await.expect("commits")
+}
+
+fn texts(sink: &Recorder) -> Vec<String> {
+    let appended = sink.appended.lock().expect("lock");
+    appended.values().map(|payload| String::from_utf8_lossy(payload).into_owned()).collect()
+}
+
+#[tokio::test]
+async fn acknowledged_writes_survive_power_loss_and_their_retries_are_found() {
+    let machine = Machine::new();
+    let (groups, sink) = machine.start().await;
+    let first = write(&groups, "one").await;
+    assert_eq!(write(&groups, "one").await, crate::Written { deduplicated: true, ..first });
+    write(&groups, "two").await;
+    assert_eq!(texts(&sink), ["one", "two"]);
+    let founding = groups.founding().clone();
+    machine.io.lose_power(Loss::All);
+    groups.close().await;
+    let (groups, sink) = machine.start().await;
+    assert_eq!(texts(&sink), ["one", "two"]);
+    assert_eq!(groups.founding(), &founding);
+    assert_eq!(write(&groups, "one").await, crate::Written { deduplicated: true, ..first });
+    assert_eq!(groups.not_ready(), Vec::<String>::new());
+    groups.close().await;
+}
+
+#[tokio::test]
+async fn a_completed_cut_becomes_the_snapshot_and_the_log_behind_it_goes() {
+    let machine = Machine::new();
+    let (groups, _sink) = machine.start().await;
+    for n in 0..100 {
+        write(&groups, &format!("before {n}")).await;
+    }
+    let group = groups.homes(&tenant()).remove(0);
+    let cut = Command::FlushCut { at: UnixNanos(0) };
+    let hi = group.propose_index(&cut, TIMEOUT).await.expect("cuts");
+    let table = append("x").table_ids().next().expect("one table");
+    let segments = groups.wal_stats().segments;
+    let done = Command::FlushCommitted { table, hi, version: 1, location: "file:///v1".into() };
+    group.propose_index(&done, TIMEOUT).await.expect("commits");
+    write(&groups, "after").await;
+    let purged = tokio::time::timeout(TIMEOUT, async {
+        while groups.wal_stats().segments >= segments {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    purged.await.expect("segments are dropped");
+    groups.close().await;
+
+    let (groups, sink) = machine.start().await;
+    assert_eq!(texts(&sink), ["after"]);
+    let group = groups.homes(&tenant()).remove(0);
+    assert_eq!(sink.watermark.lock().expect("lock")[&group.id().0], hi);
+    assert!(write(&groups, "before 7").await.deduplicated, "the window survives in the snapshot");
+    groups.close().await;
+}
+
+#[tokio::test]
+async fn a_purged_log_without_its_snapshot_is_refused() {
+    let machine = Machine::new();
+    let (groups, _sink) = machine.start().await;
+    write(&groups, "one").await;
+    let group = groups.homes(&tenant()).remove(0);
+    let hi = group.propose_index(&Command::FlushCut { at: UnixNanos(0) }, TIMEOUT).await.expect("cuts");
+    let table = append("x").table_ids().next().expect("one table");
+    let done = Command::FlushCommitted { table, hi, version: 1, location: String::new() };
+    group.propose_index(&done, TIMEOUT).await.expect("commits");
+    let purged = tokio::time::timeout(TIMEOUT, async {
+        while groups.wal.group_state(group.id().0).purged.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    purged.await.expect("purges");
+    groups.close().await;
+    let wiped = Machine { store: Arc::default(), ..machine };
+    let sink: Arc<dyn ApplySink> = Arc::new(Recorder::default());
+    let config = GroupsConfig {
+        node: NodeId(1),
+        address: String::new(),
+        wal_dir: "/wal".into(),
+        wal: WalConfig::default(),
+        data_groups: 2,
+        heartbeat_interval: Duration::from_millis(500),
+        election_timeout: (Duration::from_secs(1), Duration::from_millis(1500)),
+        dedup_window: Duration::ZERO,
+        purge_lag: Duration::ZERO,
+        purge_lag_bytes_max: 0,
+        trim_interval: Duration::from_millis(20),
+    };
+    let opened = Groups::open(config, Arc::new(wiped.io), wiped.store, wiped.clock, sink).await;
+    assert!(opened.expect_err("refuses").to_string().contains("state store"));
+}

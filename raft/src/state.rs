@@ -1,0 +1,345 @@
+//! What a group remembers of its log, as pure functions: the same commands give the same state on every replica.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use bytes::Bytes;
+use signaldb_model::{TableId, UnixNanos};
+
+use crate::command::{Append, Command, DecodeError, Decoder, Encoder};
+use crate::types::Applied;
+
+/// Entries of the dedup window of one group, at most; the oldest minute goes first.
+pub const DEDUP_ENTRIES_MAX: usize = 256 << 10;
+
+/// Identity of a request: tenant, dataset, kind and decompressed bytes, or the client's idempotency key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 16]);
+
+/// How far one table is in Iceberg.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TableState {
+    /// Last log index whose rows are in Iceberg (W); 0 before the first flush.
+    pub watermark: u64,
+    /// Last log index that appended rows.
+    pub last_append: u64,
+    /// Newest known metadata version, -1 while the table is not known to exist.
+    pub version: i64,
+    pub location: String,
+}
+
+/// State of one group as of `applied`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupState {
+    /// Latest time that any command carried; never moves back.
+    pub now: UnixNanos,
+    pub dedup: DedupWindow,
+    pub tables: BTreeMap<TableId, TableState>,
+    /// JSON of each meta command, in order; only the meta group has any.
+    pub meta: Vec<String>,
+}
+
+/// Digests of the last minutes in immutable buckets, oldest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DedupWindow {
+    buckets: BTreeMap<u64, HashMap<Digest, u64>>,
+    entries: usize,
+}
+
+/// State at a cut, waiting for its tables to be committed.
+#[derive(Debug, Clone)]
+pub(crate) struct Capture {
+    pub(crate) state: GroupState,
+    open: BTreeSet<TableId>,
+}
+
+/// Captures by the index of their FlushCut.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Captures(BTreeMap<u64, Capture>);
+
+impl GroupState {
+    /// Applies one command at `index`. Deterministic; never fails: what cannot be applied changes nothing.
+    pub(crate) fn apply(&mut self, index: u64, command: &Command, window: Duration) -> Applied {
+        let mut applied = Applied { index, first_copy: None };
+        match command {
+            Command::Append(append) => applied.first_copy = self.apply_append(index, append, window),
+            Command::FlushCut { at } => self.now = self.now.max(*at),
+            Command::FlushCommitted { table, hi, version, location } => {
+                let table = self.table(table);
+                table.watermark = table.watermark.max(*hi);
+                table.advance(*version, location);
+            }
+            Command::TableAdvanced { table, version, location } => self.table(table).advance(*version, location),
+            Command::Meta(json) => self.meta.push(json.clone()),
+        }
+        applied
+    }
+
+    /// Returns the index of the first copy when the window holds the digest; then nothing changes.
+    fn apply_append(&mut self, index: u64, append: &Append, window: Duration) -> Option<u64> {
+        self.now = self.now.max(append.at);
+        if let Some(digest) = append.digest.filter(|_| !window.is_zero()) {
+            self.dedup.expire(self.now, window);
+            if let Some(first) = self.dedup.get(&digest) {
+                return Some(first);
+            }
+            self.dedup.insert(self.now, digest, index);
+        }
+        for table in append.table_ids() {
+            self.table(&table).last_append = index;
+        }
+        None
+    }
+
+    fn table(&mut self, table: &TableId) -> &mut TableState {
+        if !self.tables.contains_key(table) {
+            self.tables.insert(table.clone(), TableState { version: -1, ..TableState::default() });
+        }
+        self.tables.get_mut(table).expect("inserted above")
+    }
+
+    /// Tables with rows that are not yet in Iceberg.
+    pub fn dirty(&self) -> impl Iterator<Item = &TableId> {
+        self.tables.iter().filter(|(_, state)| state.last_append > state.watermark).map(|(table, _)| table)
+    }
+}
+
+impl TableState {
+    fn advance(&mut self, version: i64, location: &str) {
+        if version > self.version {
+            self.version = version;
+            location.clone_into(&mut self.location);
+        }
+    }
+}
+
+impl DedupWindow {
+    pub fn get(&self, digest: &Digest) -> Option<u64> {
+        self.buckets.values().rev().find_map(|bucket| bucket.get(digest)).copied()
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    fn insert(&mut self, now: UnixNanos, digest: Digest, index: u64) {
+        if self.entries >= DEDUP_ENTRIES_MAX
+            && let Some((_, oldest)) = self.buckets.pop_first()
+        {
+            self.entries -= oldest.len();
+            metrics::counter!("signaldb_dedup_window_shortened_total").increment(1);
+        }
+        if self.buckets.entry(minute(now)).or_default().insert(digest, index).is_none() {
+            self.entries += 1;
+        }
+    }
+
+    /// Drops the buckets that lie wholly outside the window.
+    fn expire(&mut self, now: UnixNanos, window: Duration) {
+        let oldest = minute(UnixNanos(now.0.saturating_sub(u64::try_from(window.as_nanos()).unwrap_or(u64::MAX))));
+        while let Some(bucket) = self.buckets.first_entry()
+            && *bucket.key() < oldest
+        {
+            self.entries -= bucket.remove().len();
+        }
+    }
+}
+
+fn minute(at: UnixNanos) -> u64 {
+    at.0 / 60_000_000_000
+}
+
+impl Captures {
+    /// Follows `command`, which was just applied at `index`. Returns the newest capture whose tables are all committed,
+    /// with its index; older ones are dropped with it.
+    pub(crate) fn follow(&mut self, index: u64, command: &Command, state: &GroupState) -> Option<(u64, GroupState)> {
+        match command {
+            Command::FlushCut { .. } => {
+                let open = state.dirty().cloned().collect();
+                self.0.insert(index, Capture { state: state.clone(), open });
+            }
+            Command::FlushCommitted { table, hi, .. } => {
+                for (cut, capture) in self.0.range_mut(..=*hi) {
+                    capture.state.apply(*cut, command, Duration::ZERO);
+                    capture.open.remove(table);
+                }
+            }
+            _ => return None,
+        }
+        let complete = self.0.iter().rev().find(|(_, capture)| capture.open.is_empty()).map(|(cut, _)| *cut)?;
+        let later = self.0.split_off(&(complete + 1));
+        let mut done = std::mem::replace(&mut self.0, later);
+        done.remove(&complete).map(|capture| (complete, capture.state))
+    }
+}
+
+/// Version of the snapshot encoding.
+const SNAPSHOT_FORMAT: u8 = 1;
+
+impl GroupState {
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut out = Encoder::default();
+        out.u8(SNAPSHOT_FORMAT).u64(self.now.0).u32(self.tables.len() as u32);
+        for (table, state) in &self.tables {
+            out.table(table)
+                .u64(state.watermark)
+                .u64(state.last_append)
+                .u64(state.version as u64)
+                .text(&state.location);
+        }
+        out.u32(self.meta.len() as u32);
+        for json in &self.meta {
+            out.text(json);
+        }
+        out.u32(self.dedup.buckets.len() as u32);
+        for (minute, bucket) in &self.dedup.buckets {
+            out.u64(*minute).u32(bucket.len() as u32);
+            // In order, so that every replica writes the same bytes.
+            let sorted: BTreeMap<_, _> = bucket.iter().collect();
+            for (digest, index) in sorted {
+                out.bytes(&digest.0).u64(*index);
+            }
+        }
+        out.0.freeze()
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Decoder(bytes);
+        let mut state = Self::default();
+        if from.u8()? != SNAPSHOT_FORMAT {
+            return Err(Command::decode(&Bytes::from_static(&[0])).expect_err("format zero does not exist"));
+        }
+        state.now = UnixNanos(from.u64()?);
+        for _ in 0..from.u32()? {
+            let table = from.table()?;
+            let (watermark, last_append) = (from.u64()?, from.u64()?);
+            let (version, location) = (from.u64()? as i64, from.text()?);
+            state.tables.insert(table, TableState { watermark, last_append, version, location });
+        }
+        for _ in 0..from.u32()? {
+            state.meta.push(from.text()?);
+        }
+        for _ in 0..from.u32()? {
+            let minute = from.u64()?;
+            let mut bucket = HashMap::new();
+            for _ in 0..from.u32()? {
+                let digest: [u8; 16] = from.take(16)?.try_into().expect("sixteen bytes were taken");
+                bucket.insert(Digest(digest), from.u64()?);
+            }
+            state.dedup.entries += bucket.len();
+            state.dedup.buckets.insert(minute, bucket);
+        }
+        Ok(state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use signaldb_model::{DatasetId, TableCode, TenantId};
+
+    use super::*;
+    use crate::command::{Compression, TableStats};
+
+    const WINDOW: Duration = Duration::from_secs(600);
+
+    fn append(second: u64, digest: u8, table: u8) -> Command {
+        Command::Append(Append {
+            kind: 1,
+            tenant: TenantId::new("t").expect("name"),
+            dataset: DatasetId::new("d").expect("name"),
+            at: UnixNanos(second * 1_000_000_000),
+            digest: Some(Digest([digest; 16])),
+            tables: vec![TableStats {
+                table: TableCode(table),
+                rows: 1,
+                time_min: UnixNanos(0),
+                time_max: UnixNanos(0),
+            }],
+            compression: Compression::None,
+            raw_len: 0,
+            payload: Bytes::new(),
+        })
+    }
+
+    fn table(code: u8) -> TableId {
+        TableId {
+            tenant: TenantId::new("t").expect("name"),
+            dataset: DatasetId::new("d").expect("name"),
+            code: TableCode(code),
+        }
+    }
+
+    fn committed(code: u8, hi: u64) -> Command {
+        Command::FlushCommitted { table: table(code), hi, version: hi as i64, location: format!("v{hi}") }
+    }
+
+    #[test]
+    fn a_retry_in_the_window_returns_the_first_index_and_later_it_is_new() {
+        let mut state = GroupState::default();
+        assert_eq!(state.apply(5, &append(1000, 1, 1), WINDOW).first_copy, None);
+        assert_eq!(state.apply(6, &append(1599, 1, 1), WINDOW).first_copy, Some(5));
+        // The clock of a new leader may be behind: the window does not move back.
+        assert_eq!(state.apply(7, &append(10, 1, 1), WINDOW).first_copy, Some(5));
+        assert_eq!(state.apply(8, &append(1700, 1, 1), WINDOW).first_copy, None);
+        assert_eq!(state.apply(9, &append(1701, 1, 1), Duration::ZERO).first_copy, None);
+    }
+
+    #[test]
+    fn the_window_is_bounded_and_drops_the_oldest_minute() {
+        let mut window = DedupWindow::default();
+        for n in 0..DEDUP_ENTRIES_MAX as u64 + 1 {
+            let mut digest = [0; 16];
+            digest[..8].copy_from_slice(&n.to_le_bytes());
+            window.insert(UnixNanos(n / 1000 * 60_000_000_000), Digest(digest), n);
+        }
+        assert!(window.len() <= DEDUP_ENTRIES_MAX);
+        assert_eq!(window.get(&Digest([0; 16])), None);
+    }
+
+    #[test]
+    fn a_capture_is_complete_when_every_table_of_its_cut_is_committed() {
+        let mut state = GroupState::default();
+        let mut captures = Captures::default();
+        let mut step = |index: u64, command: Command| {
+            state.apply(index, &command, WINDOW);
+            captures.follow(index, &command, &state)
+        };
+        assert!(step(1, append(1, 1, 1)).is_none());
+        assert!(step(2, append(1, 2, 2)).is_none());
+        assert!(step(3, Command::FlushCut { at: UnixNanos(0) }).is_none());
+        assert!(step(4, append(2, 3, 1)).is_none());
+        assert!(step(5, committed(1, 3)).is_none());
+        let (cut, captured) = step(6, committed(2, 3)).expect("complete");
+        assert_eq!(cut, 3);
+        assert_eq!(captured.tables[&table(1)].watermark, 3);
+        assert_eq!(captured.tables[&table(1)].last_append, 1, "the append after the cut is not in the capture");
+        assert_eq!(captured.dedup.len(), 2);
+        assert_eq!(captured.dirty().count(), 0);
+    }
+
+    #[test]
+    fn a_cut_without_rows_is_complete_at_once() {
+        let mut state = GroupState::default();
+        let cut = Command::FlushCut { at: UnixNanos(0) };
+        state.apply(9, &cut, WINDOW);
+        assert_eq!(Captures::default().follow(9, &cut, &state).map(|(index, _)| index), Some(9));
+    }
+
+    #[test]
+    fn snapshots_hold_the_whole_state() {
+        let mut state = GroupState::default();
+        state.apply(1, &append(1, 1, 1), WINDOW);
+        state.apply(2, &append(100, 2, 2), WINDOW);
+        state.apply(3, &committed(1, 2), WINDOW);
+        state.apply(4, &Command::Meta("{\"a\":1}".into()), WINDOW);
+        let bytes = state.encode();
+        assert_eq!(GroupState::decode(&bytes), Ok(state));
+        for len in 0..bytes.len() {
+            assert!(GroupState::decode(&bytes[..len]).is_err(), "cut at {len}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Small keyed state that outlives the process: snapshots now, stream metadata later.
+//!
+//! Log payloads never go through it. Two implementations, one conformance suite (`tests` below).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use thiserror::Error;
+
+/// The store failed; the state is unknown.
+#[derive(Debug, Error)]
+#[error("state store: {0}")]
+pub struct StateStoreError(String);
+
+/// Keys and values, durable when a call returns. Blocking.
+pub trait StateStore: Send + Sync + fmt::Debug + 'static {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateStoreError>;
+    /// Writes all pairs or none.
+    fn put(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), StateStoreError>;
+    fn delete(&self, key: &[u8]) -> Result<(), StateStoreError>;
+    /// Pairs whose key starts with `prefix`, in key order.
+    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateStoreError>;
+}
+
+/// RocksDB.
+pub struct RocksStateStore(rocksdb::DB);
+
+impl fmt::Debug for RocksStateStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RocksStateStore({})", self.0.path().display())
+    }
+}
+
+impl RocksStateStore {
+    /// # Errors
+    /// When the directory is locked by another process, damaged, or not writable.
+    pub fn open(dir: &Path) -> Result<Self, StateStoreError> {
+        let mut options = rocksdb::Options::default();
+        options.create_if_missing(true);
+        options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+        options.set_write_buffer_size(8 << 20);
+        options.set_keep_log_file_num(4);
+        rocksdb::DB::open(&options, dir).map(Self).map_err(failed)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
+fn failed(error: rocksdb::Error) -> StateStoreError {
+    StateStoreError(error.to_string())
+}
+
+fn synced() -> rocksdb::WriteOptions {
+    let mut options = rocksdb::WriteOptions::default();
+    options.set_sync(true);
+    options
+}
+
+impl StateStore for RocksStateStore {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateStoreError> {
+        self.0.get(key).map_err(failed)
+    }
+
+    fn put(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), StateStoreError> {
+        let mut batch = rocksdb::WriteBatch::default();
+        for (key, value) in pairs {
+            batch.put(key, value);
+        }
+        self.0.write_opt(batch, &synced()).map_err(failed)
+    }
+
+    fn delete(&self, key: &[u8]) -> Result<(), StateStoreError> {
+        self.0.delete_opt(key, &synced()).map_err(failed)
+    }
+
+    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateStoreError> {
+        let from = rocksdb::IteratorMode::From(prefix, rocksdb::Direction::Forward);
+        let mut out = Vec::new();
+        for pair in self.0.iterator(from) {
+            let (key, value) = pair.map_err(failed)?;
+            if !key.starts_with(prefix) {
+                break;
+            }
+            out.push((key.into_vec(), value.into_vec()));
+        }
+        Ok(out)
+    }
+}
+
+/// The twin in memory, for tests and simulation.
+#[derive(Debug, Default)]
+pub struct MemoryStateStore(Mutex<BTreeMap<Vec<u8>, Vec<u8>>>);
+
+impl StateStore for MemoryStateStore {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateStoreError> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned())
+    }
+
+    fn put(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), StateStoreError> {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        map.extend(pairs.iter().map(|(key, value)| (key.to_vec(), value.to_vec())));
+        Ok(())
+    }
+
+    fn delete(&self, key: &[u8]) -> Result<(), StateStoreError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        Ok(())
+    }
+
+    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateStoreError> {
+        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = map.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix));
+        Ok(from.map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every implementation must do.
+    fn conforms(store: &dyn StateStore) {
+        assert_eq!(store.get(b"a").expect("gets"), None);
+        store.put(&[(b"a/1", b"one"), (b"a/2", b"two"), (b"b", b"")]).expect("puts");
+        assert_eq!(store.get(b"a/1").expect("gets").as_deref(), Some(&b"one"[..]));
+        assert_eq!(store.get(b"b").expect("gets").as_deref(), Some(&b""[..]));
+        store.put(&[(b"a/1", b"uno")]).expect("replaces");
+        let scanned = store.scan(b"a/").expect("scans");
+        assert_eq!(scanned, [(b"a/1".to_vec(), b"uno".to_vec()), (b"a/2".to_vec(), b"two".to_vec())]);
+        store.delete(b"a/1").expect("deletes");
+        store.delete(b"a/1").expect("deletes what is not there");
+        assert_eq!(store.scan(b"").expect("scans").len(), 2);
+    }
+
+    #[test]
+    fn memory_conforms() {
+        conforms(&MemoryStateStore::default());
+    }
+
+    #[test]
+    fn rocksdb_conforms_and_keeps_what_it_was_given() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = RocksStateStore::open(dir.path()).expect("opens");
+        conforms(&store);
+        drop(store);
+        let store = RocksStateStore::open(dir.path()).expect("reopens");
+        assert_eq!(store.get(b"a/2").expect("gets").as_deref(), Some(&b"two"[..]));
+    }
+}
