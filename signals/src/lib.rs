@@ -1,1 +1,26 @@
-//! signals
+//! Table shapes, and OTLP to columns and back. Pure: no I/O, no clock, no runtime.
+//!
+//! A request is checked once at the edge ([`request::check`]), travels the log as the protobuf that the client sent,
+//! and becomes Arrow in bulk behind apply ([`decode::decode`]). What was checked always decodes. [`encode`] is the way
+//! back; together they are the identity on records (tests/it/round_trip.rs).
+//!
+//! Start with [`table::SignalTable`] and [`schema`], the one source of column names, types and field ids.
+
+mod any_value;
+mod attributes;
+pub mod decode;
+pub mod encode;
+pub mod json;
+mod logs;
+mod metrics;
+pub mod promoted;
+pub mod request;
+pub mod schema;
+pub mod table;
+mod traces;
+mod wire;
+
+pub use attributes::merge_attributes;
+pub use request::{Checked, RequestError, SignalKind};
+pub use table::SignalTable;
+pub use wire::WireError;

@@ -1,0 +1,101 @@
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::metrics::v1::{Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, metric};
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use prost::Message;
+
+use super::*;
+
+fn span(id: u8, name: &str) -> Span {
+    Span {
+        trace_id: vec![id; 16],
+        span_id: vec![id; 8],
+        name: name.into(),
+        start_time_unix_nano: id.into(),
+        ..Span::default()
+    }
+}
+
+fn request(spans: Vec<Span>) -> ExportTraceServiceRequest {
+    let scope = ScopeSpans { spans, schema_url: "scope".into(), ..ScopeSpans::default() };
+    let resource =
+        ResourceSpans { scope_spans: vec![scope], schema_url: "resource".into(), ..ResourceSpans::default() };
+    ExportTraceServiceRequest { resource_spans: vec![resource] }
+}
+
+fn names(request: &[u8]) -> Vec<String> {
+    let request = ExportTraceServiceRequest::decode(request).expect("decodes");
+    let spans = request.resource_spans.iter().flat_map(|resource| &resource.scope_spans).flat_map(|scope| &scope.spans);
+    spans.map(|span| span.name.clone()).collect()
+}
+
+#[test]
+fn counts_and_times_are_per_table() {
+    let checked = check(SignalKind::Traces, &request(vec![span(3, "a"), span(1, "b")]).encode_to_vec()).expect("valid");
+    let count = TableCount { table: TableCode(1), rows: 2, time_min: UnixNanos(1), time_max: UnixNanos(3) };
+    assert_eq!(checked, Checked { tables: vec![count], ..Checked::default() });
+    assert_eq!(check(SignalKind::Logs, &[]), Ok(Checked::default()));
+}
+
+#[test]
+fn a_span_with_a_bad_id_is_rejected_alone() {
+    let mut bad = span(2, "bad");
+    bad.trace_id = vec![1, 2, 3];
+    let body = request(vec![span(1, "a"), bad, span(3, "b")]).encode_to_vec();
+    let checked = check(SignalKind::Traces, &body).expect("valid");
+    assert_eq!((checked.rows(), checked.rejected), (2, 1));
+    assert_eq!(checked.first_rejection.as_deref(), Some("trace_id has 3 bytes instead of 16"));
+    assert_eq!(names(&checked.accepted.expect("rewritten")), ["a", "b"]);
+}
+
+#[test]
+fn zero_and_missing_ids_are_stored() {
+    let zero = Span { trace_id: vec![0; 16], span_id: vec![0; 8], ..Span::default() };
+    let checked = check(SignalKind::Traces, &request(vec![zero, Span::default()]).encode_to_vec()).expect("valid");
+    assert_eq!((checked.rows(), checked.rejected), (2, 0));
+}
+
+#[test]
+fn a_data_point_with_a_bad_exemplar_is_rejected_alone() {
+    use opentelemetry_proto::tonic::metrics::v1::Exemplar;
+    let bad = NumberDataPoint {
+        exemplars: vec![Exemplar { span_id: vec![1], ..Exemplar::default() }],
+        ..NumberDataPoint::default()
+    };
+    let gauge = Gauge {
+        data_points: vec![NumberDataPoint::default(), bad, NumberDataPoint { flags: 1, ..NumberDataPoint::default() }],
+    };
+    let metric = Metric { name: "m".into(), data: Some(metric::Data::Gauge(gauge)), ..Metric::default() };
+    let scope = ScopeMetrics { metrics: vec![metric], ..ScopeMetrics::default() };
+    let resource = ResourceMetrics { scope_metrics: vec![scope], ..ResourceMetrics::default() };
+    let body = ExportMetricsServiceRequest { resource_metrics: vec![resource] }.encode_to_vec();
+    let checked = check(SignalKind::Metrics, &body).expect("valid");
+    assert_eq!((checked.rows(), checked.rejected), (2, 1));
+    let again = check(SignalKind::Metrics, &checked.accepted.expect("rewritten")).expect("valid");
+    assert_eq!((again.rows(), again.rejected), (2, 0));
+}
+
+#[test]
+fn large_requests_are_split_between_records_and_keep_their_resources() {
+    let spans: Vec<Span> = (0..200).map(|n| span(n, &format!("span {n}"))).collect();
+    let body = request(spans).encode_to_vec();
+    let parts = split(&body, 1000);
+    assert!(parts.len() > 5);
+    assert!(parts.iter().all(|part| part.len() <= 1100));
+    let all: Vec<String> = parts.iter().flat_map(|part| names(part)).collect();
+    assert_eq!(all, names(&body));
+    for part in &parts {
+        let part = ExportTraceServiceRequest::decode(part.as_slice()).expect("decodes");
+        assert_eq!(part.resource_spans[0].schema_url, "resource");
+        assert_eq!(part.resource_spans[0].scope_spans[0].schema_url, "scope");
+    }
+    assert_eq!(split(&body, 1000), parts, "a retry falls into the same parts");
+    assert_eq!(split(&body, usize::MAX).len(), 1);
+    assert!(split(&[], 10).is_empty());
+}
+
+#[test]
+fn garbage_is_an_error() {
+    assert!(check(SignalKind::Traces, b"this is not protobuf").is_err());
+    assert!(check(SignalKind::Metrics, &[0x0a, 0xff, 0xff]).is_err());
+}

@@ -1,0 +1,4 @@
+//! Tests of the crate from outside: OTLP to Arrow to Parquet and back is the identity on records.
+
+mod generate;
+mod round_trip;
