@@ -1,1 +1,20 @@
-//! query
+//! SQL over what is flushed and what is not, as one table (DESIGN sections 7 and 10).
+//!
+//! A query first takes a view of each group's memtable, then scans the newest metadata that any view names, and adds
+//! the memtable rows above that metadata's watermarks: nothing is missed, nothing is counted twice. Everything here
+//! runs on the CPU runtime, so that queries never delay acknowledgments.
+//!
+//! Start with [`QueryEngine`].
+
+mod engine;
+mod error;
+mod functions;
+mod logical_view;
+mod names;
+mod prune;
+mod rewrite;
+mod system;
+mod table;
+
+pub use engine::{Consistency, Query, QueryConfig, QueryEngine, RunningQuery};
+pub use error::{QueryError, QueryErrorKind};

@@ -1,0 +1,324 @@
+//! Rows to Parquet files with statistics that never hide a row.
+//!
+//! The crate's own writer keeps the bounds of the other row groups when one group's are truncated, so that readers
+//! prune rows away. Here a bound is written only when every row group has one, and parquet's truncated bounds, which
+//! are rounded outwards, stay bounds.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
+use arrow::compute::{SortColumn, SortOptions, concat_batches, lexsort_to_indices, take};
+use arrow::datatypes::{DataType, Float64Type, TimestampMicrosecondType};
+use bytes::Bytes;
+use iceberg::spec::{
+    DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, Literal, PrimitiveType, Struct,
+};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
+use parquet::file::statistics::Statistics;
+use parquet::schema::types::ColumnPath;
+use signaldb_signals::SignalTable;
+use signaldb_signals::promoted;
+use signaldb_signals::schema::{self, ColumnKind};
+
+use crate::error::LakeError;
+use crate::table::SORT_ORDER_ID;
+
+const ROW_GROUP_ROWS_MAX: usize = 128 << 10;
+const MICROS_A_DAY: i64 = 86_400_000_000;
+/// Distinct ids that one row group's bloom filter is sized for; 1 % false positives.
+const BLOOM_IDS: u64 = ROW_GROUP_ROWS_MAX as u64;
+
+/// A file in memory and its manifest entry.
+#[derive(Debug)]
+pub(crate) struct EncodedFile {
+    pub(crate) location: String,
+    pub(crate) content: Bytes,
+    pub(crate) entry: DataFile,
+}
+
+/// Sorts rows, splits them by day of `timestamp`, and encodes one file a day. `name` gives the location of file `n`.
+pub(crate) fn encode(
+    table: SignalTable,
+    batches: &[RecordBatch],
+    name: impl Fn(usize, i32) -> String,
+) -> Result<Vec<EncodedFile>, LakeError> {
+    let rows = sort(table, &concat_batches(&schema::of(table).arrow, batches)?)?;
+    let mut files = Vec::new();
+    for (day, rows) in split_by_day(&rows)? {
+        let location = name(files.len(), day);
+        files.push(encode_file(table, &rows, day, location)?);
+    }
+    Ok(files)
+}
+
+fn sort(table: SignalTable, batch: &RecordBatch) -> Result<RecordBatch, LakeError> {
+    let options = Some(SortOptions { descending: false, nulls_first: true });
+    let column = |name: &&str| Some(SortColumn { values: Arc::clone(batch.column_by_name(name)?), options });
+    let columns: Vec<SortColumn> = table.sort_columns().iter().filter_map(column).collect();
+    let order = lexsort_to_indices(&columns, None)?;
+    take_rows(batch, &order)
+}
+
+fn take_rows(batch: &RecordBatch, rows: &UInt32Array) -> Result<RecordBatch, LakeError> {
+    let columns = batch.columns().iter().map(|column| take(column.as_ref(), rows, None)).collect::<Result<_, _>>()?;
+    Ok(RecordBatch::try_new(batch.schema(), columns)?)
+}
+
+fn split_by_day(batch: &RecordBatch) -> Result<Vec<(i32, RecordBatch)>, LakeError> {
+    let Some(timestamps) = batch.column_by_name("timestamp") else { return Ok(Vec::new()) };
+    let timestamps = timestamps.as_primitive::<TimestampMicrosecondType>();
+    let day_of = |row: usize| timestamps.value(row).div_euclid(MICROS_A_DAY) as i32;
+    let mut rows_of: std::collections::BTreeMap<i32, Vec<u32>> = std::collections::BTreeMap::new();
+    for row in 0..batch.num_rows() {
+        rows_of.entry(day_of(row)).or_default().push(row as u32);
+    }
+    if rows_of.len() == 1 {
+        return Ok(rows_of.into_keys().map(|day| (day, batch.clone())).collect());
+    }
+    rows_of.into_iter().map(|(day, rows)| Ok((day, take_rows(batch, &UInt32Array::from(rows))?))).collect()
+}
+
+fn encode_file(table: SignalTable, rows: &RecordBatch, day: i32, location: String) -> Result<EncodedFile, LakeError> {
+    let mut content = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut content, rows.schema(), Some(properties(table)))?;
+    writer.write(rows)?;
+    let footer = writer.close()?;
+    let entry = entry(table, rows, &footer, day, &location, content.len() as u64)?;
+    Ok(EncodedFile { location, content: content.into(), entry })
+}
+
+fn properties(table: SignalTable) -> WriterProperties {
+    let mut builder = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap_or_default()))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
+        // Bounds of map entries and nested leaves help nobody and cost a comparison a value.
+        .set_statistics_enabled(EnabledStatistics::None);
+    for column in &schema::of(table).columns {
+        let path = ColumnPath::from(column.name.as_str());
+        if bounded(table, &column.name) {
+            builder = builder.set_column_statistics_enabled(path.clone(), EnabledStatistics::Page);
+        }
+        builder = encoding(builder, &column.name, &column.kind, path);
+    }
+    builder.build()
+}
+
+fn encoding(
+    builder: WriterPropertiesBuilder,
+    name: &str,
+    kind: &ColumnKind,
+    path: ColumnPath,
+) -> WriterPropertiesBuilder {
+    match (kind, name) {
+        (ColumnKind::Timestamp, _) | (ColumnKind::Long, _) if name.contains("time") => builder
+            .set_column_dictionary_enabled(path.clone(), false)
+            .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED),
+        (ColumnKind::Fixed(_), "trace_id" | "span_id") => builder
+            .set_column_dictionary_enabled(path.clone(), false)
+            .set_column_bloom_filter_enabled(path.clone(), true)
+            .set_column_bloom_filter_fpp(path.clone(), 0.01)
+            .set_column_bloom_filter_ndv(path, BLOOM_IDS),
+        (ColumnKind::Fixed(_), _) => builder.set_column_dictionary_enabled(path, false),
+        _ => builder,
+    }
+}
+
+/// Columns that carry bounds (DESIGN section 6): what people filter on.
+fn bounded(table: SignalTable, column: &str) -> bool {
+    const BOUNDED: &[&str] = &[
+        "timestamp",
+        "time_unix_nano",
+        "end_time_unix_nano",
+        "duration_nano",
+        "observed_time_unix_nano",
+        "start_time_unix_nano",
+        "name",
+        "metric_name",
+        "severity_number",
+        "severity_text",
+        "kind",
+        "status_code",
+        "event_name",
+    ];
+    let promoted = promoted::RESOURCE.iter().chain(schema::record_promoted(table));
+    BOUNDED.contains(&column) || promoted.into_iter().any(|promoted| promoted.column == column)
+}
+
+fn entry(
+    table: SignalTable,
+    rows: &RecordBatch,
+    footer: &ParquetMetaData,
+    day: i32,
+    location: &str,
+    bytes: u64,
+) -> Result<DataFile, LakeError> {
+    let mut counts = Counts::default();
+    for column in &schema::of(table).columns {
+        let Some(array) = rows.column_by_name(&column.name) else { continue };
+        if array.data_type().is_nested() {
+            continue;
+        }
+        counts.values.insert(column.id, array.len() as u64);
+        counts.nulls.insert(column.id, array.null_count() as u64);
+        if array.data_type() == &DataType::Float64 {
+            let values = array.as_primitive::<Float64Type>();
+            counts.nans.insert(column.id, values.iter().flatten().filter(|value| value.is_nan()).count() as u64);
+        }
+    }
+    for chunks in columns(footer) {
+        counts.add_column(table, &chunks);
+    }
+    let split_offsets = footer.row_groups().iter().filter_map(|group| group.file_offset()).collect::<Vec<i64>>();
+    let mut builder = DataFileBuilder::default();
+    builder
+        .content(DataContentType::Data)
+        .file_path(location.to_owned())
+        .file_format(DataFileFormat::Parquet)
+        .partition(Struct::from_iter([Some(Literal::date(day))]))
+        .partition_spec_id(0)
+        .record_count(rows.num_rows() as u64)
+        .file_size_in_bytes(bytes)
+        .column_sizes(counts.sizes)
+        .value_counts(counts.values)
+        .null_value_counts(counts.nulls)
+        .nan_value_counts(counts.nans)
+        .lower_bounds(counts.lower)
+        .upper_bounds(counts.upper)
+        .split_offsets((!split_offsets.is_empty()).then_some(split_offsets))
+        .sort_order_id(SORT_ORDER_ID as i32);
+    builder
+        .build()
+        .map_err(|error| LakeError::Iceberg(iceberg::Error::new(iceberg::ErrorKind::DataInvalid, error.to_string())))
+}
+
+/// The chunks of each leaf column over all row groups.
+fn columns(footer: &ParquetMetaData) -> Vec<Vec<&ColumnChunkMetaData>> {
+    let leaves = footer.row_groups().first().map_or(0, |group| group.num_columns());
+    (0..leaves).map(|at| footer.row_groups().iter().map(|group| group.column(at)).collect()).collect()
+}
+
+#[derive(Default)]
+struct Counts {
+    sizes: HashMap<i32, u64>,
+    values: HashMap<i32, u64>,
+    nulls: HashMap<i32, u64>,
+    nans: HashMap<i32, u64>,
+    lower: HashMap<i32, Datum>,
+    upper: HashMap<i32, Datum>,
+}
+
+impl Counts {
+    fn add_column(&mut self, table: SignalTable, chunks: &[&ColumnChunkMetaData]) {
+        let Some(first) = chunks.first() else { return };
+        let leaf = first.column_descr();
+        let id = leaf.self_type().get_basic_info();
+        if !id.has_id() || leaf.max_rep_level() > 0 {
+            return;
+        }
+        let id = id.id();
+        let bytes: i64 = chunks.iter().map(|chunk| chunk.compressed_size()).sum();
+        self.sizes.insert(id, u64::try_from(bytes).unwrap_or(0));
+        let column = schema::of(table).columns.iter().find(|column| column.id == id);
+        let Some(kind) =
+            column.filter(|column| bounded(table, &column.name)).and_then(|column| primitive(&column.kind))
+        else {
+            return;
+        };
+        if let Some((lower, upper)) = bounds(chunks, &kind) {
+            self.lower.insert(id, lower);
+            self.upper.insert(id, upper);
+        }
+    }
+}
+
+fn primitive(kind: &ColumnKind) -> Option<PrimitiveType> {
+    Some(match kind {
+        ColumnKind::Int => PrimitiveType::Int,
+        ColumnKind::Long => PrimitiveType::Long,
+        ColumnKind::String => PrimitiveType::String,
+        ColumnKind::Timestamp => PrimitiveType::Timestamptz,
+        _ => return None,
+    })
+}
+
+/// Bounds over all row groups; `None` as soon as one that has values lacks a bound.
+fn bounds(chunks: &[&ColumnChunkMetaData], kind: &PrimitiveType) -> Option<(Datum, Datum)> {
+    let mut total: Option<(Datum, Datum)> = None;
+    for chunk in chunks {
+        let statistics = chunk.statistics()?;
+        if statistics.null_count_opt() == u64::try_from(chunk.num_values()).ok() {
+            continue;
+        }
+        let (lower, upper) =
+            (datum(statistics, Statistics::min_bytes_opt, kind)?, datum(statistics, Statistics::max_bytes_opt, kind)?);
+        total = Some(match total {
+            None => (lower, upper),
+            Some((low, high)) => (if lower < low { lower } else { low }, if upper > high { upper } else { high }),
+        });
+    }
+    total
+}
+
+fn datum<'a>(
+    statistics: &'a Statistics,
+    side: impl Fn(&'a Statistics) -> Option<&'a [u8]>,
+    kind: &PrimitiveType,
+) -> Option<Datum> {
+    Datum::try_from_bytes(side(statistics)?, kind.clone()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+    use prost::Message;
+    use signaldb_signals::SignalKind;
+    use signaldb_signals::decode::decode;
+
+    use super::*;
+
+    const DAY: u64 = 86_400_000_000_000;
+
+    fn spans(names: &[(&str, u64)]) -> RecordBatch {
+        let span = |(name, start): &(&str, u64)| Span {
+            name: (*name).to_owned(),
+            start_time_unix_nano: *start,
+            ..Span::default()
+        };
+        let scope = ScopeSpans { spans: names.iter().map(span).collect(), ..ScopeSpans::default() };
+        let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
+        let body = ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec();
+        decode(SignalKind::Traces, [(1, body.as_slice())]).remove(0).batch
+    }
+
+    #[test]
+    fn rows_are_split_by_day_and_sorted_by_time() {
+        let batches = [spans(&[("late", 2 * DAY + 5), ("first", 7)]), spans(&[("second", 9)])];
+        let files = encode(SignalTable::Traces, &batches, |n, day| format!("file:///{day}-{n}")).expect("encodes");
+        let counts: Vec<_> = files.iter().map(|file| (file.location.as_str(), file.entry.record_count())).collect();
+        assert_eq!(counts, [("file:///0-0", 2), ("file:///2-1", 1)]);
+        assert_eq!(files[0].entry.lower_bounds()[&2], Datum::long(7));
+        assert_eq!(files[0].entry.upper_bounds()[&2], Datum::long(9));
+    }
+
+    #[test]
+    fn long_texts_get_outward_bounds_over_all_row_groups() {
+        let long = "z".repeat(100);
+        let rows = spans(&[("a", 1), (&long, 2)]);
+        let mut content = Vec::new();
+        let properties = properties(SignalTable::Traces).into_builder().set_max_row_group_row_count(Some(1)).build();
+        let mut writer = ArrowWriter::try_new(&mut content, rows.schema(), Some(properties)).expect("opens");
+        writer.write(&rows).expect("writes");
+        let footer = writer.close().expect("closes");
+        assert_eq!(footer.num_row_groups(), 2);
+        let entry = entry(SignalTable::Traces, &rows, &footer, 0, "x", 1).expect("builds");
+        let name = schema::of(SignalTable::Traces).column("name").expect("exists").id;
+        assert_eq!(entry.lower_bounds()[&name], Datum::string("a"));
+        assert!(entry.upper_bounds()[&name] >= Datum::string(&long), "{:?}", entry.upper_bounds()[&name]);
+        assert_eq!(entry.split_offsets().map(<[i64]>::len), Some(2));
+    }
+}

@@ -1,0 +1,34 @@
+//! What can go wrong on the way into Iceberg.
+
+use signaldb_catalog::CatalogError;
+use signaldb_raft::{ReadError, WriteError};
+use thiserror::Error;
+
+use crate::storage::StoreError;
+
+/// A flush or a table read failed. Rows stay where they were: in the log and in memory.
+#[derive(Debug, Error)]
+pub enum LakeError {
+    #[error("catalog")]
+    Catalog(#[from] CatalogError),
+    #[error("object store")]
+    Store(#[from] StoreError),
+    #[error("table metadata")]
+    Iceberg(#[from] iceberg::Error),
+    #[error("data file")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    #[error("columns")]
+    Arrow(#[from] arrow::error::ArrowError),
+    #[error("propose a flush")]
+    Write(#[from] WriteError),
+    #[error("read index")]
+    Read(#[from] ReadError),
+    /// The table was last flushed by somebody else's cluster, group or incarnation: flushing would double or lose rows.
+    #[error("table {table} carries a foreign flush mark: {found}")]
+    ForeignMark { table: String, found: String },
+    /// Rows were deleted by a writer that is not us; a scan would count them.
+    #[error("table at {0} has delete files of another writer")]
+    ForeignDeletes(String),
+    #[error("{0}")]
+    Stopped(&'static str),
+}

@@ -1,0 +1,372 @@
+//! Bringing a group's rows into Iceberg exactly once (DESIGN section 6).
+//!
+//! The watermark lives in the table itself, as a property written in the same commit as the data files: whatever a
+//! flusher believes, at most one append of the rows after a watermark can win the swap. Any error is *unknown*: reload
+//! and look; nothing is deleted.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iceberg::spec::{DataFile, Manifest, ManifestFile, TableMetadata};
+use serde::{Deserialize, Serialize};
+use signaldb_catalog::{Swap, SwapOutcome};
+use signaldb_model::{TableId, UnixNanos};
+use signaldb_raft::{Command, Group};
+use signaldb_signals::SignalTable;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::datafile::{self, EncodedFile};
+use crate::error::LakeError;
+use crate::lake::Lake;
+use crate::memtable::{GroupMemtable, MemBatch};
+use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metadata};
+use crate::table;
+
+/// A table smaller than this waits for `max_interval`: small commits cost as much as large ones.
+const SMALL_TABLE_BYTES: usize = 1 << 20;
+/// How long a proposal of the flusher may take.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest pause between attempts while catalog or store are down.
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Attempts to win the swap before the flush is reported as failed and tried again later.
+const ATTEMPTS: usize = 5;
+
+/// Bumped when a group's log restarts from a lost state, so that reused indexes do not read as flushed.
+const INCARNATION: u64 = 1;
+
+/// Somebody waits for a flush.
+#[derive(Debug)]
+pub(crate) struct FlushRequest {
+    pub(crate) done: oneshot::Sender<Result<(), LakeError>>,
+}
+
+/// The mark of the last flush of a group, in the table's properties under [`mark_key`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct FlushMark {
+    cluster: String,
+    group: u32,
+    incarnation: u64,
+    term: u64,
+    index: u64,
+    commit: uuid::Uuid,
+}
+
+fn mark_key(group: u32) -> String {
+    format!("signaldb.flush.{group}")
+}
+
+/// Flushes one group.
+pub(crate) struct Flusher {
+    lake: Lake,
+    group: Arc<Group>,
+    memtable: Arc<GroupMemtable>,
+    cluster_id: String,
+    /// A cut whose tables are not all committed yet; it is finished before another is made.
+    pending: Option<u64>,
+    failures: u32,
+    not_before: UnixNanos,
+}
+
+/// A table's part of a commit.
+struct Planned {
+    id: TableId,
+    /// `None`: the rows were already there.
+    commit: Option<(Swap, Staged)>,
+    version: i64,
+    location: String,
+}
+
+/// Data files by table and the watermark that they start behind, kept over the attempts of one flush.
+type Encoded = HashMap<(TableId, u64), (uuid::Uuid, Vec<DataFile>)>;
+
+impl Flusher {
+    pub(crate) fn new(lake: Lake, group: Arc<Group>, cluster_id: String) -> Self {
+        let memtable = lake.memtable(group.id());
+        Self { lake, group, memtable, cluster_id, pending: None, failures: 0, not_before: UnixNanos(0) }
+    }
+
+    pub(crate) async fn run(mut self, mut requests: mpsc::Receiver<FlushRequest>, stop: CancellationToken) {
+        let config = self.lake.config();
+        let shortest = config.interval.min(config.max_interval);
+        let mut tick = tokio::time::interval((shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1)));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let request = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                request = requests.recv() => match request {
+                    Some(request) => Some(request),
+                    None => return,
+                },
+                _ = tick.tick() => None,
+            };
+            if request.is_none() && !self.due() {
+                continue;
+            }
+            let outcome = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                outcome = self.flush(request.is_some()) => outcome,
+            };
+            self.note(outcome.as_ref().err());
+            if let Some(request) = request {
+                // The caller may be gone.
+                let _ = request.done.send(outcome);
+            }
+        }
+    }
+
+    fn due(&self) -> bool {
+        let now = self.lake.clock().now();
+        if now < self.not_before || !self.group.is_leader() {
+            return false;
+        }
+        if self.pending.is_some() {
+            return true;
+        }
+        let config = self.lake.config();
+        let loads = self.memtable.loads();
+        let bytes: usize = loads.values().map(|load| load.bytes).sum();
+        let old = |since: UnixNanos, limit: Duration| now.saturating_sub(since) >= limit;
+        bytes >= config.max_bytes
+            || loads.values().any(|load| {
+                let busy = load.bytes > SMALL_TABLE_BYTES && old(load.since, config.interval);
+                busy || old(load.since, config.max_interval)
+            })
+    }
+
+    fn note(&mut self, failure: Option<&LakeError>) {
+        let Some(failure) = failure else {
+            self.failures = 0;
+            self.lake.note_flush(self.group.id(), Ok(()));
+            return;
+        };
+        self.failures += 1;
+        let pause = Duration::from_millis(100).saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
+        let now = self.lake.clock().now();
+        self.not_before = UnixNanos(now.0 + u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+        let chain = chain(failure);
+        tracing::warn!(group = %self.group.id(), failures = self.failures, retry_in = ?pause, error = %chain,
+            "flush failed; rows stay in the log and in memory");
+        metrics::counter!("signaldb_flush_failures_total").increment(1);
+        self.lake.note_flush(self.group.id(), Err(chain));
+    }
+
+    /// Cuts and commits. With `fresh`, rows applied before the call are included even if an older cut is pending.
+    async fn flush(&mut self, fresh: bool) -> Result<(), LakeError> {
+        if let Some(hi) = self.pending {
+            self.commit_cut(hi).await?;
+            self.pending = None;
+            if !fresh {
+                return Ok(());
+            }
+        }
+        let cut = Command::FlushCut { at: self.lake.clock().now() };
+        let hi = self.group.propose_index(&cut, PROPOSE_TIMEOUT).await?;
+        self.pending = Some(hi);
+        self.commit_cut(hi).await?;
+        self.pending = None;
+        Ok(())
+    }
+
+    async fn commit_cut(&self, hi: u64) -> Result<(), LakeError> {
+        self.memtable.wait_built(hi).await;
+        let begun = self.lake.clock().now();
+        let mut encoded = Encoded::new();
+        for attempt in 0..ATTEMPTS {
+            if let Some(planned) = self.try_commit(hi, &mut encoded).await? {
+                let tables = planned.len();
+                for plan in planned {
+                    self.announce(hi, plan).await?;
+                }
+                let took = self.lake.clock().now().saturating_sub(begun);
+                metrics::histogram!("signaldb_flush_duration_seconds").record(took.as_secs_f64());
+                tracing::debug!(group = %self.group.id(), hi, tables, ?took, "WAL entry processed: flushed");
+                return Ok(());
+            }
+            // Somebody else moved a table: look again, a little later each time.
+            tokio::time::sleep(Duration::from_millis(20 << attempt)).await;
+        }
+        Err(LakeError::Stopped("other commits won every attempt"))
+    }
+
+    /// One attempt on the tables' current metadata; `None` when a swap lost or its outcome is unknown.
+    async fn try_commit(&self, hi: u64, encoded: &mut Encoded) -> Result<Option<Vec<Planned>>, LakeError> {
+        let mut planned = Vec::new();
+        for id in self.memtable.loads().into_keys() {
+            if let Some(plan) = self.plan(&id, hi, encoded).await? {
+                planned.push(plan);
+            }
+        }
+        let mut swaps = Vec::new();
+        for (swap, staged) in planned.iter().filter_map(|plan| plan.commit.as_ref()) {
+            for (location, content) in &staged.files {
+                self.lake.store().write(location, content.clone()).await?;
+            }
+            swaps.push(swap.clone());
+        }
+        if swaps.is_empty() {
+            return Ok(Some(planned));
+        }
+        match self.lake.catalog().swap(&swaps).await {
+            Ok(SwapOutcome::Moved) => Ok(Some(planned)),
+            Ok(SwapOutcome::Conflict) => Ok(None),
+            Err(error) => {
+                tracing::warn!(group = %self.group.id(), error = %chain(&error), "swap not confirmed; looking again");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Plans the rows of one table up to `hi`; `None` when it has none.
+    async fn plan(&self, id: &TableId, hi: u64, encoded: &mut Encoded) -> Result<Option<Planned>, LakeError> {
+        let Some(table) = SignalTable::from_code(id.code) else { return Ok(None) };
+        let Some(view) = self.memtable.view(id) else { return Ok(None) };
+        let rows: Vec<MemBatch> = view.batches.iter().filter_map(|batch| batch.upto(hi)).collect();
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let location = self.lake.ensure_table(id, table).await?;
+        let metadata = self.lake.metadata_at(&location).await?;
+        let done = flushed_index(&metadata, &self.cluster_id, self.group.id().0, id)?;
+        let version = table::version_of(&location);
+        if done >= hi {
+            return Ok(Some(Planned { id: id.clone(), commit: None, version, location }));
+        }
+        // Normally the watermark that we know; after a crash between swap and announcement, a later one.
+        let rows: Vec<MemBatch> = rows.iter().filter_map(|batch| batch.above(done)).collect();
+        let (commit, files) = self.write_files(id, table, &metadata, rows, done, encoded).await?;
+        let mark = FlushMark {
+            cluster: self.cluster_id.clone(),
+            group: self.group.id().0,
+            incarnation: INCARNATION,
+            term: self.group.term(),
+            index: hi,
+            commit,
+        };
+        let staged = self.stage(&metadata, &location, files, &mark).await?;
+        let swap = Swap {
+            namespace: id.namespace(),
+            table: table.name().to_owned(),
+            base: location,
+            new: staged.location.clone(),
+        };
+        let (version, location) = (staged.version, staged.location.clone());
+        Ok(Some(Planned { id: id.clone(), commit: Some((swap, staged)), version, location }))
+    }
+
+    async fn write_files(
+        &self,
+        id: &TableId,
+        table: SignalTable,
+        metadata: &TableMetadata,
+        rows: Vec<MemBatch>,
+        from: u64,
+        encoded: &mut Encoded,
+    ) -> Result<(uuid::Uuid, Vec<DataFile>), LakeError> {
+        let key = (id.clone(), from);
+        if let Some(found) = encoded.get(&key) {
+            return Ok(found.clone());
+        }
+        let commit = uuid::Uuid::now_v7();
+        let (root, group) = (metadata.location().to_owned(), self.group.id().0);
+        let encode = move || -> Result<Vec<EncodedFile>, LakeError> {
+            let batches: Vec<_> = rows.into_iter().map(|rows| rows.batch).collect();
+            datafile::encode(table, &batches, |n, day| {
+                let date = chrono::DateTime::from_timestamp(i64::from(day) * 86_400, 0).unwrap_or_default();
+                format!("{root}/data/timestamp_day={}/{group}-{commit}-{n}.parquet", date.format("%Y-%m-%d"))
+            })
+        };
+        let files = self.lake.cpu().spawn_blocking(encode).await;
+        let files = files.map_err(|_| LakeError::Stopped("encoding a data file panicked"))??;
+        let mut entries = Vec::with_capacity(files.len());
+        for file in files {
+            metrics::counter!("signaldb_flush_bytes_total").increment(file.content.len() as u64);
+            self.lake.store().write(&file.location, file.content).await?;
+            entries.push(file.entry);
+        }
+        encoded.insert(key, (commit, entries.clone()));
+        Ok((commit, entries))
+    }
+
+    async fn stage(
+        &self,
+        metadata: &TableMetadata,
+        location: &str,
+        files: Vec<DataFile>,
+        mark: &FlushMark,
+    ) -> Result<Staged, LakeError> {
+        let (manifests, loaded) = self.load_manifests(metadata).await?;
+        let mark = serde_json::to_string(mark).map_err(iceberg::Error::from)?;
+        let key = mark_key(self.group.id().0);
+        let change = Change {
+            add: files,
+            set_properties: HashMap::from([(key.clone(), mark.clone())]),
+            summary: HashMap::from([(key, mark)]),
+        };
+        let seeds = Seeds {
+            snapshot_id: (uuid::Uuid::new_v4().as_u128() as i64) & i64::MAX,
+            commit: uuid::Uuid::new_v4(),
+            metadata: uuid::Uuid::new_v4(),
+            now_ms: self.lake.clock().now().millis(),
+        };
+        Ok(next_metadata(Base { metadata, location, manifests, loaded }, change, seeds)?)
+    }
+
+    async fn load_manifests(
+        &self,
+        metadata: &TableMetadata,
+    ) -> Result<(Vec<ManifestFile>, HashMap<String, Manifest>), LakeError> {
+        let manifests = self.lake.manifests(metadata).await?;
+        let mut loaded = HashMap::new();
+        for manifest in manifests_to_load(&manifests) {
+            let content = self.lake.store().read(&manifest.manifest_path).await?;
+            loaded.insert(manifest.manifest_path.clone(), Manifest::parse_avro(&content)?);
+        }
+        Ok((manifests, loaded))
+    }
+
+    /// Tells every replica that the rows are in Iceberg.
+    async fn announce(&self, hi: u64, plan: Planned) -> Result<(), LakeError> {
+        if let Some((_, staged)) = plan.commit {
+            self.lake.remember(&plan.location, Arc::new(staged.metadata));
+        }
+        let committed = Command::FlushCommitted { table: plan.id, hi, version: plan.version, location: plan.location };
+        self.group.propose_index(&committed, PROPOSE_TIMEOUT).await?;
+        Ok(())
+    }
+}
+
+/// Last log index of `group` whose rows are in this version of a table: the cut between scan and memtable.
+///
+/// # Errors
+/// [`LakeError::ForeignMark`] when another cluster or incarnation flushed the group's rows.
+pub(crate) fn flushed_index(
+    metadata: &TableMetadata,
+    cluster_id: &str,
+    group: u32,
+    table: &TableId,
+) -> Result<u64, LakeError> {
+    let Some(text) = metadata.properties().get(&mark_key(group)) else { return Ok(0) };
+    let mark: Option<FlushMark> = serde_json::from_str(text).ok();
+    match mark {
+        Some(mark) if mark.cluster == cluster_id && mark.group == group && mark.incarnation == INCARNATION => {
+            Ok(mark.index)
+        }
+        _ => Err(LakeError::ForeignMark { table: table.to_string(), found: text.clone() }),
+    }
+}
+
+/// An error and everything behind it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,333 @@
+//! The lake of one process: memtables of all groups, the tasks that build and flush them, and the tables.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use iceberg::spec::{
+    DataFile, FormatVersion, Manifest, ManifestContentType, ManifestFile, ManifestList, TableMetadata,
+};
+use signaldb_catalog::{CatalogError, IcebergCatalog};
+use signaldb_model::{Clock, DatasetId, GroupId, TableId, TenantId};
+use signaldb_raft::state::GroupState;
+use signaldb_raft::{Append, ApplySink, Group};
+use signaldb_signals::SignalTable;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::LakeConfig;
+use crate::error::LakeError;
+use crate::flush::{FlushRequest, Flusher};
+use crate::memtable::{GroupMemtable, TableView};
+use crate::storage::Store;
+use crate::table;
+
+/// Tables whose parsed metadata is kept; each entry is small beside its manifests.
+const METADATA_CACHE_MAX: usize = 256;
+/// Manifests whose data files are kept in memory.
+const MANIFEST_CACHE_MAX: usize = 4096;
+/// Flush requests that may wait; more are refused, for they would only wait for the same cut.
+const FLUSH_QUEUE: usize = 64;
+
+/// Memtables, flushes and tables. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Lake(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: LakeConfig,
+    catalog: IcebergCatalog,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    cpu: tokio::runtime::Handle,
+    memtables: RwLock<BTreeMap<GroupId, Arc<GroupMemtable>>>,
+    flushers: Mutex<BTreeMap<GroupId, mpsc::Sender<FlushRequest>>>,
+    metadata: Mutex<HashMap<String, Arc<TableMetadata>>>,
+    manifests: Mutex<HashMap<String, Arc<Vec<DataFile>>>>,
+    /// Last failure of a flush, by group; empty while all is well.
+    failures: Mutex<BTreeMap<GroupId, String>>,
+    last_flush: Mutex<Option<signaldb_model::UnixNanos>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Lake {
+    /// `cpu` is the runtime that decodes and encodes; acknowledgments never run on it.
+    pub fn new(
+        config: LakeConfig,
+        catalog: IcebergCatalog,
+        store: Store,
+        clock: Arc<dyn Clock>,
+        cpu: tokio::runtime::Handle,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            config,
+            catalog,
+            store,
+            clock,
+            cpu,
+            memtables: RwLock::default(),
+            flushers: Mutex::default(),
+            metadata: Mutex::default(),
+            manifests: Mutex::default(),
+            failures: Mutex::default(),
+            last_flush: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }))
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    pub fn catalog(&self) -> &IcebergCatalog {
+        &self.0.catalog
+    }
+
+    pub(crate) fn config(&self) -> &LakeConfig {
+        &self.0.config
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.0.clock
+    }
+
+    pub(crate) fn cpu(&self) -> &tokio::runtime::Handle {
+        &self.0.cpu
+    }
+
+    pub(crate) fn memtable(&self, group: GroupId) -> Arc<GroupMemtable> {
+        if let Some(found) = self.0.memtables.read().unwrap_or_else(PoisonError::into_inner).get(&group) {
+            return Arc::clone(found);
+        }
+        let mut memtables = self.0.memtables.write().unwrap_or_else(PoisonError::into_inner);
+        let memtable = memtables.entry(group).or_insert_with(|| {
+            let memtable = Arc::new(GroupMemtable::new());
+            self.start_builder(Arc::clone(&memtable));
+            memtable
+        });
+        Arc::clone(memtable)
+    }
+
+    /// One task a group decodes what was applied; while it works, more piles up and is decoded together.
+    fn start_builder(&self, memtable: Arc<GroupMemtable>) {
+        let (clock, stop) = (Arc::clone(&self.0.clock), self.0.stop.clone());
+        let build = async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return,
+                    () = memtable.work.notified() => memtable.build(clock.now()),
+                }
+            }
+        };
+        self.0.tasks.spawn_on(build, &self.0.cpu);
+    }
+
+    /// Starts flushing a group that is open.
+    pub fn start_flusher(&self, group: Arc<Group>, cluster_id: String) {
+        let (sender, requests) = mpsc::channel(FLUSH_QUEUE);
+        self.0.flushers.lock().unwrap_or_else(PoisonError::into_inner).insert(group.id(), sender);
+        let flusher = Flusher::new(self.clone(), group, cluster_id);
+        self.0.tasks.spawn(flusher.run(requests, self.0.stop.clone()));
+    }
+
+    /// Flushes everything that `groups` applied before the call.
+    ///
+    /// # Errors
+    /// [`LakeError::Stopped`] when the node stops first, or the failure of the flush.
+    pub async fn flush(&self, groups: &[Arc<Group>]) -> Result<(), LakeError> {
+        let mut waiting = Vec::new();
+        for group in groups {
+            let sender = self.0.flushers.lock().unwrap_or_else(PoisonError::into_inner).get(&group.id()).cloned();
+            let sender = sender.ok_or(LakeError::Stopped("the group is not flushed by this node"))?;
+            let (done, outcome) = oneshot::channel();
+            sender.send(FlushRequest { done }).await.map_err(|_| LakeError::Stopped("the node is stopping"))?;
+            waiting.push(outcome);
+        }
+        for outcome in waiting {
+            outcome.await.map_err(|_| LakeError::Stopped("the node is stopping"))??;
+        }
+        Ok(())
+    }
+
+    /// One atomic view of what `group` holds of a table, with rows built up to `index`; `None` when it never had any.
+    pub async fn view(&self, group: GroupId, id: &TableId, index: u64) -> Option<TableView> {
+        let memtable = self.memtable(group);
+        memtable.wait_built(index).await;
+        memtable.view(id)
+    }
+
+    /// Parsed metadata at `location`, from memory if it was read before: files never change.
+    pub async fn metadata_at(&self, location: &str) -> Result<Arc<TableMetadata>, LakeError> {
+        if let Some(found) = self.0.metadata.lock().unwrap_or_else(PoisonError::into_inner).get(location) {
+            return Ok(Arc::clone(found));
+        }
+        let content = self.0.store.read(location).await?;
+        let metadata: TableMetadata = serde_json::from_slice(&content).map_err(iceberg::Error::from)?;
+        let metadata = Arc::new(metadata);
+        self.remember(location, Arc::clone(&metadata));
+        Ok(metadata)
+    }
+
+    pub(crate) async fn manifests(&self, metadata: &TableMetadata) -> Result<Vec<ManifestFile>, LakeError> {
+        let Some(snapshot) = metadata.current_snapshot() else { return Ok(Vec::new()) };
+        let list = self.0.store.read(snapshot.manifest_list()).await?;
+        Ok(ManifestList::parse_with_version(&list, FormatVersion::V2)?.entries().to_vec())
+    }
+
+    /// The live data files of a table version. Manifests never change: each is read once.
+    ///
+    /// # Errors
+    /// [`LakeError::ForeignDeletes`] when somebody else deleted rows: counting them would be a lie.
+    pub async fn data_files(&self, metadata: &TableMetadata) -> Result<Vec<Arc<Vec<DataFile>>>, LakeError> {
+        let mut out = Vec::new();
+        for manifest in self.manifests(metadata).await? {
+            if manifest.content == ManifestContentType::Deletes {
+                return Err(LakeError::ForeignDeletes(metadata.location().to_owned()));
+            }
+            out.push(self.manifest_files(&manifest.manifest_path).await?);
+        }
+        Ok(out)
+    }
+
+    async fn manifest_files(&self, path: &str) -> Result<Arc<Vec<DataFile>>, LakeError> {
+        if let Some(found) = self.0.manifests.lock().unwrap_or_else(PoisonError::into_inner).get(path) {
+            return Ok(Arc::clone(found));
+        }
+        let content = self.0.store.read(path).await?;
+        let manifest = Manifest::parse_avro(&content)?;
+        let alive = manifest.entries().iter().filter(|entry| entry.is_alive());
+        let files = Arc::new(alive.map(|entry| entry.data_file().clone()).collect::<Vec<_>>());
+        let mut cache = self.0.manifests.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= MANIFEST_CACHE_MAX {
+            cache.clear();
+        }
+        cache.insert(path.to_owned(), Arc::clone(&files));
+        Ok(files)
+    }
+
+    /// Last log index of `group` whose rows are in this version of the table.
+    ///
+    /// # Errors
+    /// [`LakeError::ForeignMark`] when another cluster flushed here.
+    pub fn flushed_index(
+        &self,
+        metadata: &TableMetadata,
+        cluster_id: &str,
+        group: GroupId,
+        table: &TableId,
+    ) -> Result<u64, LakeError> {
+        crate::flush::flushed_index(metadata, cluster_id, group.0, table)
+    }
+
+    pub(crate) fn remember(&self, location: &str, metadata: Arc<TableMetadata>) {
+        let mut cache = self.0.metadata.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= METADATA_CACHE_MAX {
+            cache.clear();
+        }
+        cache.insert(location.to_owned(), metadata);
+    }
+
+    /// Makes the dataset's tables exist, empty.
+    ///
+    /// # Errors
+    /// When catalog or store are down; rows are accepted all the same and the flush creates what it needs.
+    pub async fn ensure_tables(&self, tenant: &TenantId, dataset: &DatasetId) -> Result<(), LakeError> {
+        for table in SignalTable::ALL {
+            let id = TableId { tenant: tenant.clone(), dataset: dataset.clone(), code: table.code() };
+            self.ensure_table(&id, table).await?;
+        }
+        Ok(())
+    }
+
+    /// Location of the table's current metadata, as the catalog says; creates the table if there is none.
+    pub(crate) async fn ensure_table(&self, id: &TableId, table: SignalTable) -> Result<String, LakeError> {
+        let (namespace, name) = (id.namespace(), table.name());
+        if let Some(location) = self.0.catalog.load(&namespace, name).await? {
+            return Ok(location);
+        }
+        let root = table::table_location(self.0.store.root(), id, table);
+        let now_ms = self.0.clock.now().millis();
+        let metadata = table::new_table(table, &root, uuid::Uuid::new_v4(), now_ms)?;
+        let location = format!("{root}/metadata/00000-{}.metadata.json", uuid::Uuid::new_v4());
+        let content = serde_json::to_vec(&metadata).map_err(iceberg::Error::from)?;
+        self.0.store.write(&location, content.into()).await?;
+        match self.0.catalog.create(&namespace, name, &location).await {
+            Err(CatalogError::Unknown(_)) => {
+                let found = self.0.catalog.load(&namespace, name).await?;
+                found.ok_or(LakeError::Stopped("the table was not created"))
+            }
+            outcome => Ok(outcome?),
+        }
+    }
+
+    /// Bytes of rows that are not yet flushed.
+    pub fn unflushed_bytes(&self) -> usize {
+        let memtables = self.0.memtables.read().unwrap_or_else(PoisonError::into_inner);
+        memtables.values().map(|memtable| memtable.bytes()).sum()
+    }
+
+    /// Whether memtables are full: flushing does not keep up, or cannot.
+    pub fn full(&self) -> bool {
+        self.unflushed_bytes() > self.0.config.memtable_bytes_max
+    }
+
+    pub(crate) fn note_flush(&self, group: GroupId, outcome: Result<(), String>) {
+        let mut failures = self.0.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(()) => {
+                failures.remove(&group);
+                *self.0.last_flush.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.0.clock.now());
+            }
+            Err(failure) => drop(failures.insert(group, failure)),
+        }
+    }
+
+    /// What does not work although writes do: a catalog or store outage.
+    pub fn degraded(&self) -> Vec<String> {
+        let failures = self.0.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.iter().map(|(group, failure)| format!("flush of group {group}: {failure}")).collect()
+    }
+
+    pub fn last_flush(&self) -> Option<signaldb_model::UnixNanos> {
+        *self.0.last_flush.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the tasks. A flush in flight is abandoned: the next start finds out how far it came.
+    pub async fn close(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        if tokio::time::timeout(Duration::from_secs(5), self.0.tasks.wait()).await.is_err() {
+            tracing::warn!("flush tasks did not stop in time");
+        }
+    }
+}
+
+impl ApplySink for Lake {
+    fn restored(&self, group: GroupId, applied: u64, state: &GroupState) {
+        self.memtable(group).restore(applied, &state.tables);
+    }
+
+    fn appended(&self, group: GroupId, index: u64, append: Append) {
+        self.memtable(group).append(index, append);
+    }
+
+    fn cut(&self, _group: GroupId, _hi: u64) {}
+
+    fn flushed(&self, group: GroupId, table: &TableId, hi: u64, version: i64, location: &str) {
+        self.memtable(group).flushed(table, hi, version, location);
+    }
+
+    fn advanced(&self, group: GroupId, table: &TableId, version: i64, location: &str) {
+        self.memtable(group).advanced(table, version, location);
+    }
+
+    fn meta(&self, _json: &str) {}
+
+    fn applied(&self, group: GroupId, index: u64) {
+        self.memtable(group).applied(index);
+    }
+}

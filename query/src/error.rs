@@ -1,0 +1,108 @@
+//! Errors of queries, with a position where there is one.
+
+use std::fmt;
+
+use arrow::error::ArrowError;
+use datafusion::error::DataFusionError;
+use datafusion::sql::sqlparser::parser::ParserError;
+
+/// What kind of failure a client sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryErrorKind {
+    /// The query is wrong: syntax, names, types, arguments.
+    Invalid,
+    /// A strong read cannot be served now; retry.
+    Unavailable,
+    /// Memory or spill budget used up.
+    Resources,
+    Deadline,
+    Internal,
+}
+
+/// A query failed.
+#[derive(Debug, Clone)]
+pub struct QueryError {
+    pub kind: QueryErrorKind,
+    pub message: String,
+    /// Line and column of the offending text, from 1.
+    pub position: Option<(u64, u64)>,
+}
+
+impl fmt::Display for QueryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match self.position {
+            Some((line, column)) if !self.message.contains("Line: ") => write!(f, " at line {line}, column {column}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for QueryError {}
+
+impl QueryError {
+    pub(crate) fn new(kind: QueryErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), position: None }
+    }
+}
+
+impl From<QueryError> for DataFusionError {
+    fn from(error: QueryError) -> Self {
+        Self::External(Box::new(error))
+    }
+}
+
+impl From<DataFusionError> for QueryError {
+    fn from(error: DataFusionError) -> Self {
+        let position = position(&error);
+        if let DataFusionError::External(inner) = error.find_root()
+            && let Some(own) = inner.downcast_ref::<QueryError>()
+        {
+            return own.clone();
+        }
+        Self { kind: kind(&error), message: message(&error), position }
+    }
+}
+
+fn kind(error: &DataFusionError) -> QueryErrorKind {
+    match error.find_root() {
+        DataFusionError::SQL(..)
+        | DataFusionError::Plan(_)
+        | DataFusionError::SchemaError(..)
+        | DataFusionError::NotImplemented(_)
+        | DataFusionError::Configuration(_)
+        | DataFusionError::Execution(_) => QueryErrorKind::Invalid,
+        DataFusionError::ResourcesExhausted(_) => QueryErrorKind::Resources,
+        DataFusionError::ArrowError(error, _) => match error.as_ref() {
+            ArrowError::DivideByZero
+            | ArrowError::CastError(_)
+            | ArrowError::ParseError(_)
+            | ArrowError::ArithmeticOverflow(_)
+            | ArrowError::InvalidArgumentError(_)
+            | ArrowError::ComputeError(_) => QueryErrorKind::Invalid,
+            _ => QueryErrorKind::Internal,
+        },
+        _ => QueryErrorKind::Internal,
+    }
+}
+
+fn message(error: &DataFusionError) -> String {
+    match error.find_root() {
+        DataFusionError::SQL(parser, _) => match parser.as_ref() {
+            ParserError::TokenizerError(text) | ParserError::ParserError(text) => format!("SQL error: {text}"),
+            ParserError::RecursionLimitExceeded => "SQL error: expressions are nested too deeply".to_owned(),
+        },
+        other => other.strip_backtrace(),
+    }
+}
+
+fn position(error: &DataFusionError) -> Option<(u64, u64)> {
+    if let Some(span) = error.diagnostic().and_then(|diagnostic| diagnostic.span) {
+        return Some((span.start.line, span.start.column));
+    }
+    let DataFusionError::SQL(parser, _) = error.find_root() else { return None };
+    let (ParserError::TokenizerError(text) | ParserError::ParserError(text)) = parser.as_ref() else { return None };
+    let (_, place) = text.rsplit_once(" at Line: ")?;
+    let (line, column) = place.split_once(", Column: ")?;
+    Some((line.trim().parse().ok()?, column.trim().parse().ok()?))
+}

@@ -1,0 +1,121 @@
+//! The two functions of the logical view: ids as hex, and the whole attribute map.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, StringArray};
+use arrow::datatypes::DataType;
+use datafusion::common::{Result, plan_err};
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
+use signaldb_signals::merge_attributes;
+use signaldb_signals::promoted::{self, Promoted};
+
+pub(crate) const HEX_ID: &str = "signaldb_hex_id";
+pub(crate) const ATTRIBUTES: &str = "signaldb_attributes";
+
+/// `signaldb_hex_id(fixed binary) -> text`, lower-case hex.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct HexId(Signature);
+
+impl HexId {
+    pub(crate) fn new() -> Self {
+        Self(Signature::any(1, Volatility::Immutable))
+    }
+}
+
+impl ScalarUDFImpl for HexId {
+    fn name(&self) -> &str {
+        HEX_ID
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.0
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+        match arguments {
+            [DataType::FixedSizeBinary(_)] => Ok(DataType::Utf8),
+            other => plan_err!("{HEX_ID} takes an id, not {other:?}"),
+        }
+    }
+
+    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let ids = arguments.args[0].to_array(arguments.number_rows)?;
+        let hex: StringArray = ids.as_fixed_size_binary().iter().map(|id| id.map(hex)).collect();
+        Ok(ColumnarValue::Array(Arc::new(hex)))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    digits.map(char::from).collect()
+}
+
+/// Bytes of lower-case hex digits of exactly `bytes` bytes; anything else equals no id.
+pub(crate) fn unhex(text: &str, bytes: usize) -> Option<Vec<u8>> {
+    let lower = |digit: u8| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit);
+    if text.len() != 2 * bytes || !text.bytes().all(lower) {
+        return None;
+    }
+    text.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+}
+
+/// `signaldb_attributes(map, promoted columns in their order) -> map`.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Attributes(Signature);
+
+impl Attributes {
+    pub(crate) fn new() -> Self {
+        Self(Signature::variadic_any(Volatility::Immutable))
+    }
+}
+
+/// The promoted list that a call is about, by how many columns it has.
+pub(crate) fn promoted_list(columns: usize) -> &'static [Promoted] {
+    if columns == promoted::RESOURCE.len() { promoted::RESOURCE } else { promoted::RECORD }
+}
+
+impl ScalarUDFImpl for Attributes {
+    fn name(&self) -> &str {
+        ATTRIBUTES
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.0
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+        match arguments.first() {
+            Some(map @ DataType::Map(..)) => Ok(map.clone()),
+            other => plan_err!("{ATTRIBUTES} takes a map first, not {other:?}"),
+        }
+    }
+
+    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let rows = arguments.number_rows;
+        let map = arguments.args[0].to_array(rows)?;
+        let columns = arguments.args[1..].iter().map(|column| Ok(Some(column.to_array(rows)?)));
+        let columns = columns.collect::<Result<Vec<Option<ArrayRef>>>>()?;
+        let merged = merge_attributes(map.as_map(), promoted_list(columns.len()), &columns);
+        Ok(ColumnarValue::Array(Arc::new(merged)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hex_and_back() {
+        assert_eq!(hex(&[0x0a, 0xff]), "0aff");
+        assert_eq!(unhex("0aff", 2), Some(vec![0x0a, 0xff]));
+        for bad in ["", "0af", "0AFF", "0aff00", "+aff", "zzzz", "é0a"] {
+            assert_eq!(unhex(bad, 2), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn promoted_lists_differ_in_length() {
+        assert_ne!(promoted::RESOURCE.len(), promoted::RECORD.len());
+    }
+}

@@ -1,0 +1,48 @@
+//! The table as people see it: ids as hex text, attribute maps whole, encoding helpers left out.
+//!
+//! It is a projection over the stored table, inlined into every query; [`crate::rewrite`] turns comparisons of its
+//! expressions back into comparisons of columns, so that files and row groups are still pruned.
+
+use std::sync::{Arc, LazyLock};
+
+use datafusion::catalog::TableProvider;
+use datafusion::common::Result;
+use datafusion::datasource::{ViewTable, provider_as_source};
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, ScalarUDF, ident};
+use signaldb_signals::SignalTable;
+use signaldb_signals::promoted::{self, Promoted};
+use signaldb_signals::schema::{self, ColumnKind};
+
+use crate::functions::{Attributes, HexId};
+
+pub(crate) static HEX_ID: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(HexId::new())));
+pub(crate) static ATTRIBUTES: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(Attributes::new())));
+
+/// Columns that only serve the way back to OTLP.
+const HIDDEN: &[&str] =
+    &["attribute_types", "resource_attribute_types", "scope_attribute_types", "metadata_types", "body_type"];
+
+pub(crate) fn over(table: SignalTable, stored: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
+    let columns = schema::of(table).columns.iter().filter(|column| !HIDDEN.contains(&column.name.as_str()));
+    let expressions: Vec<Expr> = columns.map(|column| expression(table, &column.name, &column.kind)).collect();
+    let name = format!("stored_{}", table.name());
+    let plan = LogicalPlanBuilder::scan(name, provider_as_source(stored), None)?.project(expressions)?.build()?;
+    Ok(Arc::new(ViewTable::new(plan, None)))
+}
+
+fn expression(table: SignalTable, name: &str, kind: &ColumnKind) -> Expr {
+    let promoted = match name {
+        "attributes" => schema::record_promoted(table),
+        "resource_attributes" => promoted::RESOURCE,
+        _ => promoted::NONE,
+    };
+    match kind {
+        ColumnKind::Fixed(_) => HEX_ID.call(vec![ident(name)]).alias(name),
+        ColumnKind::Map { .. } if !promoted.is_empty() => {
+            let column = |promoted: &Promoted| ident(promoted.column);
+            let arguments = std::iter::once(ident(name)).chain(promoted.iter().map(column)).collect();
+            ATTRIBUTES.call(arguments).alias(name)
+        }
+        _ => ident(name),
+    }
+}

@@ -1,0 +1,115 @@
+//! `system.*`: what the node knows of itself, as far as the caller may see it.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array};
+use datafusion::catalog::TableProvider;
+use datafusion::datasource::MemTable;
+use datafusion::error::DataFusionError;
+use signaldb_catalog::TablePointer;
+use signaldb_lake::version_of;
+
+use crate::engine::Snapshotter;
+use crate::error::{QueryError, QueryErrorKind};
+
+pub(crate) const NAMES: &[&str] = &["nodes", "groups", "tables", "flushes"];
+
+type Columns = Vec<(&'static str, ArrayRef)>;
+
+pub(crate) async fn table(
+    name: &str,
+    snapshotter: &Snapshotter,
+) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
+    let columns = match name {
+        "nodes" => nodes(snapshotter),
+        "groups" => groups(snapshotter),
+        "tables" => tables(&pointers(snapshotter).await?),
+        "flushes" => flushes(snapshotter, &pointers(snapshotter).await?).await?,
+        _ => return Ok(None),
+    };
+    let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| (name, array, true)))?;
+    Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
+}
+
+fn nodes(snapshotter: &Snapshotter) -> Columns {
+    let state = if snapshotter.groups.not_ready().is_empty() { "ready" } else { "not ready" };
+    vec![
+        ("id", Arc::new(UInt64Array::from(vec![snapshotter.node.0]))),
+        ("address", Arc::new(StringArray::from(vec![snapshotter.address.clone()]))),
+        ("state", Arc::new(StringArray::from(vec![state]))),
+    ]
+}
+
+fn groups(snapshotter: &Snapshotter) -> Columns {
+    let homes: Vec<u32> = snapshotter.groups.homes(&snapshotter.tenant).iter().map(|group| group.id().0).collect();
+    let visible = |group: u32| snapshotter.open || homes.contains(&group);
+    let statuses: Vec<_> = snapshotter.groups.statuses().into_iter().filter(|status| visible(status.group)).collect();
+    let number = |field: fn(&signaldb_raft::GroupStatus) -> u64| -> ArrayRef {
+        Arc::new(UInt64Array::from_iter_values(statuses.iter().map(field)))
+    };
+    vec![
+        ("group", number(|status| status.group.into())),
+        ("leader", Arc::new(UInt64Array::from_iter(statuses.iter().map(|status| status.leader)))),
+        ("term", number(|status| status.term)),
+        ("last_log_index", number(|status| status.last_log_index)),
+        ("commit_index", number(|status| status.commit_index)),
+        ("applied_index", number(|status| status.applied_index)),
+        ("flushed_index", number(|status| status.flushed_index)),
+        ("state", Arc::new(StringArray::from_iter_values(statuses.iter().map(|status| status.state.as_str())))),
+    ]
+}
+
+async fn pointers(snapshotter: &Snapshotter) -> Result<Vec<TablePointer>, QueryError> {
+    let found = snapshotter.lake.catalog().tables_of(snapshotter.tenant.as_str()).await;
+    found.map_err(|error| QueryError::new(QueryErrorKind::Unavailable, format!("the catalog does not answer: {error}")))
+}
+
+fn dataset(pointer: &TablePointer) -> &str {
+    pointer.namespace.split_once('.').map_or(pointer.namespace.as_str(), |(_, dataset)| dataset)
+}
+
+fn tables(pointers: &[TablePointer]) -> Columns {
+    let text = |field: fn(&TablePointer) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(pointers.iter().map(field)))
+    };
+    let versions = pointers.iter().map(|pointer| version_of(&pointer.location));
+    vec![
+        ("dataset", text(dataset)),
+        ("table", text(|pointer| &pointer.table)),
+        ("version", Arc::new(Int64Array::from_iter_values(versions))),
+        ("metadata_location", text(|pointer| &pointer.location)),
+    ]
+}
+
+/// One row a snapshot that is still kept, newest last.
+async fn flushes(snapshotter: &Snapshotter, pointers: &[TablePointer]) -> Result<Columns, QueryError> {
+    let mut rows: Vec<(String, String, i64, i64, i64, i64)> = Vec::new();
+    for pointer in pointers {
+        let metadata = snapshotter.lake.metadata_at(&pointer.location).await;
+        let metadata = metadata.map_err(|error| QueryError::new(QueryErrorKind::Unavailable, error.to_string()))?;
+        for snapshot in metadata.snapshots() {
+            let number = |key: &str| -> i64 {
+                let value = snapshot.summary().additional_properties.get(key);
+                value.and_then(|value| value.parse().ok()).unwrap_or(0)
+            };
+            rows.push((
+                dataset(pointer).to_owned(),
+                pointer.table.clone(),
+                snapshot.snapshot_id(),
+                snapshot.timestamp_ms(),
+                number("added-records"),
+                number("added-files-size"),
+            ));
+        }
+    }
+    rows.sort_by_key(|row| row.3);
+    let times = TimestampMillisecondArray::from_iter_values(rows.iter().map(|row| row.3)).with_timezone("+00:00");
+    Ok(vec![
+        ("dataset", Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.0.as_str())))),
+        ("table", Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.1.as_str())))),
+        ("snapshot_id", Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.2)))),
+        ("committed_at", Arc::new(times)),
+        ("added_records", Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.4)))),
+        ("added_bytes", Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.5)))),
+    ])
+}

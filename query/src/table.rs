@@ -1,0 +1,137 @@
+//! A stored table at one moment: data files of one metadata version, and the memtable rows above its watermarks.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::stats::Precision;
+use datafusion::common::{DFSchema, Result, Statistics};
+use datafusion::datasource::TableType;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::error::DataFusionError;
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::union::UnionExec;
+use iceberg::spec::DataFile;
+use object_store::ObjectMeta;
+use object_store::path::Path;
+use signaldb_signals::schema::TableSchema;
+
+use crate::prune;
+
+/// One consistent state of a table. Made for one query.
+#[derive(Debug)]
+pub(crate) struct StoredTable {
+    pub(crate) schema: &'static TableSchema,
+    /// Live files of the metadata version that the query reads.
+    pub(crate) files: Vec<Arc<Vec<DataFile>>>,
+    /// Rows that this version does not have.
+    pub(crate) rows: Vec<RecordBatch>,
+}
+
+#[async_trait]
+impl TableProvider for StoredTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema.arrow)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    /// Inexact: DataFusion keeps the filter and pushes it into the Parquet scan by itself.
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let filter = physical_filter(state, &self.schema.arrow, filters)?;
+        let files = self.files.iter().flat_map(|files| files.iter()).collect();
+        let files = prune::files(self.schema, files, filter)?;
+        let memory = MemorySourceConfig::try_new_exec(
+            &[self.rows.clone()],
+            Arc::clone(&self.schema.arrow),
+            projection.cloned(),
+        )?;
+        if files.is_empty() {
+            return Ok(memory);
+        }
+        let stored = self.scan_files(state, &files, projection, filters.is_empty(), limit)?;
+        if self.rows.is_empty() { Ok(stored) } else { UnionExec::try_new(vec![stored, memory]) }
+    }
+}
+
+impl StoredTable {
+    fn scan_files(
+        &self,
+        state: &dyn Session,
+        files: &[&DataFile],
+        projection: Option<&Vec<usize>>,
+        exact: bool,
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let url = ObjectStoreUrl::local_filesystem();
+        let runtime = state.runtime_env();
+        let footers = CachedParquetFileReaderFactory::new(
+            runtime.object_store(&url)?,
+            runtime.cache_manager.get_file_metadata_cache(),
+        );
+        let source = ParquetSource::new(Arc::clone(&self.schema.arrow))
+            .with_table_parquet_options(state.default_table_options().parquet)
+            .with_pushdown_filters(true)
+            .with_enable_page_index(true)
+            .with_bloom_filter_on_read(true)
+            .with_parquet_file_reader_factory(Arc::new(footers));
+        let groups = state.config().target_partitions().min(files.len()).max(1);
+        let mut grouped: Vec<Vec<PartitionedFile>> = vec![Vec::new(); groups];
+        for (at, file) in files.iter().enumerate() {
+            grouped[at % groups].push(partitioned_file(file)?);
+        }
+        let rows: u64 = files.iter().map(|file| file.record_count()).sum();
+        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
+        let rows = if exact { Precision::Exact(rows) } else { Precision::Inexact(rows) };
+        let config = FileScanConfigBuilder::new(url, Arc::new(source))
+            .with_file_groups(grouped.into_iter().map(FileGroup::new).collect())
+            // With exact counts, count(*) opens no file.
+            .with_statistics(Statistics::new_unknown(&self.schema.arrow).with_num_rows(rows))
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        Ok(DataSourceExec::from_data_source(config))
+    }
+}
+
+fn physical_filter(state: &dyn Session, schema: &SchemaRef, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+    let Some(filter) = conjunction(filters.to_vec()) else { return Ok(None) };
+    let schema = DFSchema::try_from(Arc::clone(schema))?;
+    state.create_physical_expr(filter, &schema).map(Some)
+}
+
+fn partitioned_file(file: &DataFile) -> Result<PartitionedFile> {
+    let path = file.file_path().trim_start_matches("file://");
+    let location = Path::from_absolute_path(path).map_err(|error| DataFusionError::External(Box::new(error)))?;
+    let meta = ObjectMeta {
+        location,
+        // Data files never change, so that the cache of footers needs no time.
+        last_modified: Default::default(),
+        size: file.file_size_in_bytes(),
+        e_tag: None,
+        version: None,
+    };
+    Ok(PartitionedFile::new_from_meta(meta))
+}
