@@ -1,1 +1,23 @@
-//! api
+//! Everything that a client talks to: OTLP over gRPC and HTTP, SQL over HTTP and Flight SQL, health and operations.
+//!
+//! Only this crate knows headers and status codes. Each protocol is a thin translation to the same few calls:
+//! [`identity`] says whose request it is, [`ingest`] appends, the query engine answers, [`error`] maps every failure to
+//! every protocol's status.
+//!
+//! Start with [`App`] and [`serve`].
+
+mod app;
+mod decompress;
+pub mod error;
+mod flight_sql;
+mod format;
+mod health;
+mod identity;
+mod ingest;
+mod otlp_grpc;
+mod otlp_http;
+mod serve;
+mod sql_http;
+
+pub use app::{App, AppDeps};
+pub use serve::{Listeners, ServeError, serve};

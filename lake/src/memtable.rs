@@ -143,10 +143,6 @@ impl GroupMemtable {
         let _ = built.wait_for(|built| *built >= index).await;
     }
 
-    pub(crate) fn built(&self) -> u64 {
-        *self.built.borrow()
-    }
-
     pub(crate) fn view(&self, id: &TableId) -> Option<TableView> {
         let state = self.state();
         state.tables.get(id).map(|table| TableView {
@@ -295,7 +291,7 @@ mod tests {
             tenant: TenantId::new("t").expect("name"),
             dataset: DatasetId::new("d").expect("name"),
             at: UnixNanos(0),
-            digest: None,
+            dedup: None,
             tables: vec![TableStats {
                 table: SignalTable::Traces.code(),
                 rows: spans as u32,
@@ -321,7 +317,6 @@ mod tests {
             table.applied(index);
             table.build(UnixNanos(index));
         }
-        assert_eq!(table.built(), 40);
         table.wait_built(40).await;
         let view = table.view(&id).expect("exists");
         assert_eq!((rows(&view), view.version), (80, -1));

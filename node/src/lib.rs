@@ -1,1 +1,10 @@
-//! node
+//! Assembly of a SignalDB node: configuration, start and stop, command line.
+//!
+//! Start with [`config::Config`] for what can be set and [`run::run`] for what a node is made of.
+
+mod banner;
+pub mod cli;
+pub mod config;
+mod data_dir;
+mod run;
+mod sql;

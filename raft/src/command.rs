@@ -45,8 +45,9 @@ pub struct Append {
     pub dataset: DatasetId,
     /// When the request was accepted; time enters the state machine only this way.
     pub at: UnixNanos,
-    /// `None` opts out of the dedup window.
-    pub digest: Option<Digest>,
+    /// Digest and length of the dedup window in seconds; `None` opts out. The proposer decides: a setting that apply
+    /// read from its own configuration would give other states on other replicas.
+    pub dedup: Option<(Digest, u32)>,
     /// The tables that the payload has rows for.
     pub tables: Vec<TableStats>,
     pub compression: Compression,
@@ -135,8 +136,8 @@ impl Command {
 impl Append {
     fn encode<'a>(&self, out: &'a mut Encoder) -> &'a mut Encoder {
         out.head(1).u8(self.kind).name(self.tenant.as_str()).name(self.dataset.as_str()).u64(self.at.0);
-        match self.digest {
-            Some(digest) => out.u8(1).bytes(&digest.0),
+        match self.dedup {
+            Some((digest, window)) => out.u8(1).bytes(&digest.0).u32(window),
             None => out.u8(0),
         };
         out.u8(self.tables.len() as u8);
@@ -151,9 +152,9 @@ impl Append {
         let tenant = from.tenant()?;
         let dataset = from.dataset()?;
         let at = UnixNanos(from.u64()?);
-        let digest = match from.u8()? {
+        let dedup = match from.u8()? {
             0 => None,
-            _ => Some(Digest(from.take(16)?.try_into().map_err(|_| DecodeError("digest"))?)),
+            _ => Some((Digest(from.take(16)?.try_into().map_err(|_| DecodeError("digest"))?), from.u32()?)),
         };
         let tables = (0..from.u8()?)
             .map(|_| {
@@ -172,7 +173,7 @@ impl Append {
         };
         let raw_len = from.u32()?;
         let payload = whole.slice_ref(from.0);
-        Ok(Self { kind, tenant, dataset, at, digest, tables, compression, raw_len, payload })
+        Ok(Self { kind, tenant, dataset, at, dedup, tables, compression, raw_len, payload })
     }
 }
 
@@ -271,7 +272,7 @@ mod tests {
             tenant: TenantId::new("acme").expect("name"),
             dataset: DatasetId::new("production").expect("name"),
             at: UnixNanos(7),
-            digest: Some(Digest([9; 16])),
+            dedup: Some((Digest([9; 16]), 600)),
             tables: vec![TableStats { table: TableCode(1), rows: 3, time_min: UnixNanos(1), time_max: UnixNanos(2) }],
             compression: Compression::Lz4,
             raw_len: 100,
@@ -305,7 +306,7 @@ mod tests {
         let hex: String = append().encode().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "0101010461636d650a70726f64756374696f6e0700000000000000010909090909090909090909090909090901010300000001000\
+            "0101010461636d650a70726f64756374696f6e0700000000000000010909090909090909090909090909090958020000010103000000010\
              00000000000020000000000000001640000007061796c6f6164"
         );
     }

@@ -91,7 +91,6 @@ impl std::fmt::Debug for Group {
 pub(crate) struct GroupConfig {
     pub(crate) heartbeat_interval: Duration,
     pub(crate) election_timeout: (Duration, Duration),
-    pub(crate) dedup_window: Duration,
     pub(crate) purge_lag: Duration,
     pub(crate) purge_lag_bytes_max: u64,
     pub(crate) trim_interval: Duration,
@@ -108,10 +107,9 @@ impl Group {
         sink: Arc<dyn ApplySink>,
     ) -> Result<Self, OpenError> {
         let failed = |reason: String| OpenError::Group { group: id.0, reason };
-        let (machine, shared, completed_cut) =
-            StateMachine::open(id, config.dedup_window, Arc::clone(&deps.store), sink)
-                .map_err(|error| failed(format!("its snapshot is damaged: {error}")))?;
-        if deps.wal.group_state(id.0).purged.is_some() && shared.with_state(|state| state == &GroupState::default()) {
+        let (machine, shared, completed_cut) = StateMachine::open(id, Arc::clone(&deps.store), sink)
+            .map_err(|error| failed(format!("its snapshot is damaged: {error}")))?;
+        if deps.wal.group_state(id.0).purged.is_some() && !shared.has_snapshot() {
             return Err(failed("its log was purged up to a snapshot that the state store does not hold".to_owned()));
         }
         // One voter: acknowledge after the fdatasync (`local-fsync`).
@@ -155,6 +153,8 @@ impl Group {
             id: self.id,
             raft: self.raft.clone(),
             shared: Arc::clone(&self.shared),
+            store: Arc::clone(&deps.store),
+            unfinished: None,
             wal: Arc::clone(&deps.wal),
             clock: Arc::clone(&deps.clock),
             config: config.clone(),
@@ -294,6 +294,9 @@ struct Trimmer {
     id: GroupId,
     raft: Raft,
     shared: Arc<Shared>,
+    store: Arc<dyn StateStore>,
+    /// A cut whose snapshot is not durable yet.
+    unfinished: Option<u64>,
     wal: Arc<Wal>,
     clock: Arc<dyn Clock>,
     config: GroupConfig,
@@ -313,10 +316,13 @@ impl Trimmer {
                     if changed.is_err() {
                         return;
                     }
-                    let cut = *completed_cut.borrow_and_update();
-                    self.make_durable(cut).await
+                    self.unfinished = Some(*completed_cut.borrow_and_update());
+                    self.make_durable().await
                 }
-                _ = due.tick() => self.cut_if_idle_and_pinning().await,
+                _ = due.tick() => match self.make_durable().await {
+                    Ok(()) => self.cut_if_idle_and_pinning().await,
+                    failed => failed,
+                },
             };
             if let Err(error) = outcome {
                 tracing::warn!(group = self.id.0, %error, "no snapshot; the log is kept");
@@ -328,13 +334,16 @@ impl Trimmer {
     }
 
     /// Makes a completed cut the durable snapshot. openraft purges only up to a snapshot that it has seen built.
-    async fn make_durable(&mut self, cut: u64) -> Result<(), String> {
+    async fn make_durable(&mut self) -> Result<(), String> {
+        let Some(cut) = self.unfinished else { return Ok(()) };
+        self.shared.persist_ready(&self.store, self.id).await.map_err(|error| error.to_string())?;
         self.raft.trigger().snapshot().await.map_err(|error| error.to_string())?;
         let built = |metrics: &openraft::RaftMetrics<crate::types::TypeConfig>| {
             metrics.snapshot.is_some_and(|id| id.index >= cut)
         };
         let built = self.raft.wait(Some(SNAPSHOT_TIMEOUT)).metrics(built, "the snapshot is durable").await;
         built.map_err(|error| error.to_string())?;
+        self.unfinished = None;
         self.kept.push((self.clock.now(), cut));
         Ok(())
     }

@@ -34,8 +34,6 @@ pub struct GroupsConfig {
     pub data_groups: u32,
     pub heartbeat_interval: Duration,
     pub election_timeout: (Duration, Duration),
-    /// Zero turns deduplication off.
-    pub dedup_window: Duration,
     /// Flushed log is kept this long before it is purged, as insurance against a lying catalog or store.
     pub purge_lag: Duration,
     /// Beyond this many bytes of log the lag is ignored.
@@ -103,6 +101,7 @@ impl Groups {
         sink: Arc<dyn ApplySink>,
     ) -> Result<Self, OpenError> {
         let wal = open_wal(&config, io).await?;
+        check_disk(store.as_ref(), wal.disk_id())?;
         let peer = Peer { address: config.address.clone(), disk_id: wal.disk_id().to_owned() };
         let deps = GroupDeps {
             wal: Arc::clone(&wal),
@@ -115,7 +114,6 @@ impl Groups {
         let group_config = GroupConfig {
             heartbeat_interval: config.heartbeat_interval,
             election_timeout: config.election_timeout,
-            dedup_window: config.dedup_window,
             purge_lag: config.purge_lag,
             purge_lag_bytes_max: config.purge_lag_bytes_max,
             trim_interval: config.trim_interval,
@@ -211,6 +209,23 @@ async fn open_wal(config: &GroupsConfig, io: Arc<dyn LogIo>) -> Result<Arc<Wal>,
     let wal = opened?;
     tracing::info!(segments = wal.stats().segments, bytes = wal.stats().bytes, "WAL replay begins");
     Ok(Arc::new(wal))
+}
+
+/// Log and state store belong together: one without the other has lost acknowledged writes.
+fn check_disk(store: &dyn StateStore, disk_id: &str) -> Result<(), OpenError> {
+    const KEY: &[u8] = b"wal-disk-id";
+    match store.get(KEY)? {
+        None => Ok(store.put(&[(KEY, disk_id.as_bytes())])?),
+        Some(known) if known == disk_id.as_bytes() => Ok(()),
+        Some(known) => {
+            let known = String::from_utf8_lossy(&known).into_owned();
+            let reason = format!(
+                "the log is of disk {disk_id}, the state store of disk {known}: the log was deleted, moved or replaced; \
+                 put it back, or start with an empty data directory"
+            );
+            Err(OpenError::Group { group: 0, reason })
+        }
+    }
 }
 
 /// Reads what the cluster was founded with, or founds it.

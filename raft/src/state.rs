@@ -12,6 +12,9 @@ use crate::types::Applied;
 /// Entries of the dedup window of one group, at most; the oldest minute goes first.
 pub const DEDUP_ENTRIES_MAX: usize = 256 << 10;
 
+/// Entries of one bucket, at most.
+const BUCKET_ENTRIES_MAX: usize = DEDUP_ENTRIES_MAX / 16;
+
 /// Identity of a request: tenant, dataset, kind and decompressed bytes, or the client's idempotency key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 16]);
@@ -42,7 +45,8 @@ pub struct GroupState {
 /// Digests of the last minutes in immutable buckets, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DedupWindow {
-    buckets: BTreeMap<u64, HashMap<Digest, u64>>,
+    /// By minute, and within a minute by [`BUCKET_ENTRIES_MAX`]: what is dropped first is always the oldest.
+    buckets: BTreeMap<(u64, u32), HashMap<Digest, u64>>,
     entries: usize,
 }
 
@@ -59,10 +63,10 @@ pub(crate) struct Captures(BTreeMap<u64, Capture>);
 
 impl GroupState {
     /// Applies one command at `index`. Deterministic; never fails: what cannot be applied changes nothing.
-    pub(crate) fn apply(&mut self, index: u64, command: &Command, window: Duration) -> Applied {
+    pub(crate) fn apply(&mut self, index: u64, command: &Command) -> Applied {
         let mut applied = Applied { index, first_copy: None };
         match command {
-            Command::Append(append) => applied.first_copy = self.apply_append(index, append, window),
+            Command::Append(append) => applied.first_copy = self.apply_append(index, append),
             Command::FlushCut { at } => self.now = self.now.max(*at),
             Command::FlushCommitted { table, hi, version, location } => {
                 let table = self.table(table);
@@ -76,10 +80,10 @@ impl GroupState {
     }
 
     /// Returns the index of the first copy when the window holds the digest; then nothing changes.
-    fn apply_append(&mut self, index: u64, append: &Append, window: Duration) -> Option<u64> {
+    fn apply_append(&mut self, index: u64, append: &Append) -> Option<u64> {
         self.now = self.now.max(append.at);
-        if let Some(digest) = append.digest.filter(|_| !window.is_zero()) {
-            self.dedup.expire(self.now, window);
+        if let Some((digest, window)) = append.dedup {
+            self.dedup.expire(self.now, Duration::from_secs(window.into()));
             if let Some(first) = self.dedup.get(&digest) {
                 return Some(first);
             }
@@ -133,7 +137,10 @@ impl DedupWindow {
             self.entries -= oldest.len();
             metrics::counter!("signaldb_dedup_window_shortened_total").increment(1);
         }
-        if self.buckets.entry(minute(now)).or_default().insert(digest, index).is_none() {
+        let minute = minute(now);
+        let newest = self.buckets.range((minute, 0)..=(minute, u32::MAX)).next_back();
+        let part = newest.map_or(0, |((_, part), held)| part + u32::from(held.len() >= BUCKET_ENTRIES_MAX));
+        if self.buckets.entry((minute, part)).or_default().insert(digest, index).is_none() {
             self.entries += 1;
         }
     }
@@ -142,7 +149,7 @@ impl DedupWindow {
     fn expire(&mut self, now: UnixNanos, window: Duration) {
         let oldest = minute(UnixNanos(now.0.saturating_sub(u64::try_from(window.as_nanos()).unwrap_or(u64::MAX))));
         while let Some(bucket) = self.buckets.first_entry()
-            && *bucket.key() < oldest
+            && bucket.key().0 < oldest
         {
             self.entries -= bucket.remove().len();
         }
@@ -163,9 +170,13 @@ impl Captures {
                 self.0.insert(index, Capture { state: state.clone(), open });
             }
             Command::FlushCommitted { table, hi, .. } => {
-                for (cut, capture) in self.0.range_mut(..=*hi) {
-                    capture.state.apply(*cut, command, Duration::ZERO);
-                    capture.open.remove(table);
+                for (cut, capture) in &mut self.0 {
+                    // A later cut is complete for the table as well when nothing was appended in between.
+                    let last_append = capture.state.tables.get(table).map_or(0, |state| state.last_append);
+                    if last_append <= *hi {
+                        capture.state.apply(*cut, command);
+                        capture.open.remove(table);
+                    }
                 }
             }
             _ => return None,
@@ -196,8 +207,8 @@ impl GroupState {
             out.text(json);
         }
         out.u32(self.dedup.buckets.len() as u32);
-        for (minute, bucket) in &self.dedup.buckets {
-            out.u64(*minute).u32(bucket.len() as u32);
+        for ((minute, part), bucket) in &self.dedup.buckets {
+            out.u64(*minute).u32(*part).u32(bucket.len() as u32);
             // In order, so that every replica writes the same bytes.
             let sorted: BTreeMap<_, _> = bucket.iter().collect();
             for (digest, index) in sorted {
@@ -224,14 +235,14 @@ impl GroupState {
             state.meta.push(from.text()?);
         }
         for _ in 0..from.u32()? {
-            let minute = from.u64()?;
+            let bucket_key = (from.u64()?, from.u32()?);
             let mut bucket = HashMap::new();
             for _ in 0..from.u32()? {
                 let digest: [u8; 16] = from.take(16)?.try_into().expect("sixteen bytes were taken");
                 bucket.insert(Digest(digest), from.u64()?);
             }
             state.dedup.entries += bucket.len();
-            state.dedup.buckets.insert(minute, bucket);
+            state.dedup.buckets.insert(bucket_key, bucket);
         }
         Ok(state)
     }
@@ -244,15 +255,13 @@ mod tests {
     use super::*;
     use crate::command::{Compression, TableStats};
 
-    const WINDOW: Duration = Duration::from_secs(600);
-
     fn append(second: u64, digest: u8, table: u8) -> Command {
         Command::Append(Append {
             kind: 1,
             tenant: TenantId::new("t").expect("name"),
             dataset: DatasetId::new("d").expect("name"),
             at: UnixNanos(second * 1_000_000_000),
-            digest: Some(Digest([digest; 16])),
+            dedup: Some((Digest([digest; 16]), 600)),
             tables: vec![TableStats {
                 table: TableCode(table),
                 rows: 1,
@@ -280,12 +289,11 @@ mod tests {
     #[test]
     fn a_retry_in_the_window_returns_the_first_index_and_later_it_is_new() {
         let mut state = GroupState::default();
-        assert_eq!(state.apply(5, &append(1000, 1, 1), WINDOW).first_copy, None);
-        assert_eq!(state.apply(6, &append(1599, 1, 1), WINDOW).first_copy, Some(5));
+        assert_eq!(state.apply(5, &append(1000, 1, 1)).first_copy, None);
+        assert_eq!(state.apply(6, &append(1599, 1, 1)).first_copy, Some(5));
         // The clock of a new leader may be behind: the window does not move back.
-        assert_eq!(state.apply(7, &append(10, 1, 1), WINDOW).first_copy, Some(5));
-        assert_eq!(state.apply(8, &append(1700, 1, 1), WINDOW).first_copy, None);
-        assert_eq!(state.apply(9, &append(1701, 1, 1), Duration::ZERO).first_copy, None);
+        assert_eq!(state.apply(7, &append(10, 1, 1)).first_copy, Some(5));
+        assert_eq!(state.apply(8, &append(1700, 1, 1)).first_copy, None);
     }
 
     #[test]
@@ -305,7 +313,7 @@ mod tests {
         let mut state = GroupState::default();
         let mut captures = Captures::default();
         let mut step = |index: u64, command: Command| {
-            state.apply(index, &command, WINDOW);
+            state.apply(index, &command);
             captures.follow(index, &command, &state)
         };
         assert!(step(1, append(1, 1, 1)).is_none());
@@ -325,17 +333,17 @@ mod tests {
     fn a_cut_without_rows_is_complete_at_once() {
         let mut state = GroupState::default();
         let cut = Command::FlushCut { at: UnixNanos(0) };
-        state.apply(9, &cut, WINDOW);
+        state.apply(9, &cut);
         assert_eq!(Captures::default().follow(9, &cut, &state).map(|(index, _)| index), Some(9));
     }
 
     #[test]
     fn snapshots_hold_the_whole_state() {
         let mut state = GroupState::default();
-        state.apply(1, &append(1, 1, 1), WINDOW);
-        state.apply(2, &append(100, 2, 2), WINDOW);
-        state.apply(3, &committed(1, 2), WINDOW);
-        state.apply(4, &Command::Meta("{\"a\":1}".into()), WINDOW);
+        state.apply(1, &append(1, 1, 1));
+        state.apply(2, &append(100, 2, 2));
+        state.apply(3, &committed(1, 2));
+        state.apply(4, &Command::Meta("{\"a\":1}".into()));
         let bytes = state.encode();
         assert_eq!(GroupState::decode(&bytes), Ok(state));
         for len in 0..bytes.len() {

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -32,7 +31,6 @@ type Current = Option<(SnapshotMeta, Bytes)>;
 
 pub(crate) struct StateMachine {
     group: GroupId,
-    dedup_window: Duration,
     shared: Arc<Shared>,
     applied: Option<LogId>,
     membership: StoredMembership,
@@ -60,6 +58,26 @@ impl Shared {
         look(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    pub(crate) fn has_snapshot(&self) -> bool {
+        self.current().is_some()
+    }
+
+    /// Makes the newest completed cut durable. After a failure it is still there for the next attempt.
+    pub(crate) async fn persist_ready(&self, store: &Arc<dyn StateStore>, group: GroupId) -> io::Result<()> {
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some((meta, bytes)) = ready else { return Ok(()) };
+        // The durable snapshot never goes back.
+        if self.current().is_none_or(|(current, _)| current.last_log_id < meta.last_log_id) {
+            persist(store, group, &meta, &bytes).await?;
+            *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some((meta.clone(), bytes));
+        }
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        if ready.as_ref().is_some_and(|(newest, _)| newest.last_log_id == meta.last_log_id) {
+            *ready = None;
+        }
+        Ok(())
+    }
+
     fn current(&self) -> Current {
         self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -69,7 +87,6 @@ impl StateMachine {
     /// Loads the durable snapshot, if there is one, and tells the sink where the group starts.
     pub(crate) fn open(
         group: GroupId,
-        dedup_window: Duration,
         store: Arc<dyn StateStore>,
         sink: Arc<dyn ApplySink>,
     ) -> io::Result<(Self, Arc<Shared>, watch::Receiver<u64>)> {
@@ -77,7 +94,6 @@ impl StateMachine {
         let shared = Arc::new(Shared::default());
         let mut machine = Self {
             group,
-            dedup_window,
             shared: Arc::clone(&shared),
             applied: None,
             membership: StoredMembership::default(),
@@ -133,7 +149,7 @@ impl StateMachine {
     fn apply_command(&mut self, log_id: LogId, command: Command) -> Applied {
         let index = log_id.index;
         let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let applied = state.apply(index, &command, self.dedup_window);
+        let applied = state.apply(index, &command);
         if matches!(command, Command::FlushCut { .. }) {
             self.cuts.insert(index, (log_id, self.membership.clone()));
         }
@@ -191,11 +207,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Builder> {
-        Some(Builder { group: self.group, shared: Arc::clone(&self.shared), store: Arc::clone(&self.store) })
+        Some(Builder { shared: Arc::clone(&self.shared) })
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder { group: self.group, shared: Arc::clone(&self.shared), store: Arc::clone(&self.store) }
+        Builder { shared: Arc::clone(&self.shared) }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotBytes) -> Result<(), io::Error> {
@@ -208,25 +224,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 }
 
-/// Makes the newest completed cut durable; without one it returns the snapshot that is durable already.
+/// Returns the snapshot that [`Shared::persist_ready`] made durable: an error here would stop the group for good, a full
+/// disk there only delays the purge.
 pub(crate) struct Builder {
-    group: GroupId,
     shared: Arc<Shared>,
-    store: Arc<dyn StateStore>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotBytes;
 
     async fn build_snapshot(&mut self) -> Result<RaftSnapshot, io::Error> {
-        let ready = self.shared.ready.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((meta, bytes)) = ready {
-            let older = self.shared.current().is_some_and(|(current, _)| current.last_log_id >= meta.last_log_id);
-            if !older {
-                persist(&self.store, self.group, &meta, &bytes).await?;
-                *self.shared.current.lock().unwrap_or_else(PoisonError::into_inner) = Some((meta, bytes));
-            }
-        }
         let (meta, bytes) = self.shared.current().ok_or_else(|| io::Error::other("no flush cut is complete yet"))?;
         Ok(Snapshot { meta, snapshot: SnapshotBytes(bytes) })
     }

@@ -43,11 +43,17 @@ struct RealFile(File);
 
 impl LogIo for RealIo {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)?;
-        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            self.sync_dir(parent)?;
+        if dir.as_os_str().is_empty() || dir.is_dir() {
+            return Ok(());
         }
-        Ok(())
+        // Each new level is made durable in its parent.
+        let parent = dir.parent().unwrap_or(Path::new(""));
+        self.create_dir_all(parent)?;
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        self.sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {

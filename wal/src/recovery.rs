@@ -81,7 +81,7 @@ pub(crate) fn recover(io: &dyn LogIo, dir: &Path) -> Result<Recovered, OpenError
         let sealed_len = starts.get(at + 1).and_then(|(_, start)| start.previous).map(|(_, len)| len);
         let last = at + 1 == found.len();
         let limit = sealed_len.unwrap_or(file_len).min(file_len);
-        let indexed = if last { None } else { read_footer(file.as_ref(), limit) };
+        let indexed = if last { None } else { read_footer(file.as_ref(), *number, limit) };
         let (records, len) = match indexed {
             Some(records) => {
                 recovered.next_batch = records.last().map_or(recovered.next_batch, |(_, header)| header.batch + 2);
@@ -155,14 +155,16 @@ fn read_start(dir: &Path, number: u64, file: &dyn LogFile) -> Result<(u64, Segme
     Ok((header.batch, start))
 }
 
-fn read_footer(file: &dyn LogFile, limit: u64) -> Option<Vec<(u64, Header)>> {
+fn read_footer(file: &dyn LogFile, number: u64, limit: u64) -> Option<Vec<(u64, Header)>> {
     let at = limit.checked_sub(TRAILER_BYTES as u64)?;
     let mut trailer = [0; TRAILER_BYTES];
     file.read_exact_at(&mut trailer, at).ok()?;
     let offset = decode_trailer(&trailer)?;
     let mut head = [0; HEADER_BYTES];
     file.read_exact_at(&mut head, offset).ok()?;
-    let header = Header::decode(&head).ok().filter(|header| header.kind == Kind::Footer)?;
+    let header = Header::decode(&head).ok().filter(|header| {
+        header.kind == Kind::Footer && header.segment == number && offset + header.record_len() == at
+    })?;
     record::decode_footer(&read_payload(file, offset, &header).ok()?)
 }
 
@@ -193,7 +195,6 @@ fn scan_or_cut(
     let torn = TornTail { segment: number, offset: scan.end, bytes: limit - scan.end, reason: bad.reason };
     tracing::warn!(segment = number, offset = torn.offset, bytes = torn.bytes, reason = %torn.reason,
         "WAL tail was torn by a crash before it was acknowledged; cut off");
-    file.truncate(scan.end).map_err(OpenError::io("truncate", path))?;
     recovered.torn = Some(torn);
     Ok((scan.records, scan.end))
 }
@@ -236,7 +237,8 @@ fn scan(file: &dyn LogFile, number: u64, limit: u64, first_batch: Option<u64>) -
                 }
             }
             Err(reason) => {
-                scan.bad = Some(Bad { reason, later: find_later(&content[at + 1..], number, expected.unwrap_or(0)) });
+                let behind = (at + skip_bad(&content[at..], number)).min(content.len());
+                scan.bad = Some(Bad { reason, later: find_later(&content[behind..], number, expected.unwrap_or(0)) });
                 break;
             }
         }
@@ -261,6 +263,13 @@ fn check_record(bytes: &[u8], number: u64, expected: Option<u64>) -> Result<Head
     Ok(header)
 }
 
+/// Bytes to skip at a bad record: its whole length if the header is sound, so that nothing that a client put into the
+/// payload is taken for a record.
+fn skip_bad(bytes: &[u8], number: u64) -> usize {
+    let header = Header::decode(bytes).ok().filter(|header| header.segment == number);
+    header.map_or(1, |header| usize::try_from(header.record_len()).unwrap_or(usize::MAX))
+}
+
 /// Looks for records behind a bad one: they tell whether the bad one had been flushed.
 fn find_later(bytes: &[u8], number: u64, expected: u64) -> Option<Later> {
     let mut later: Option<Later> = None;
@@ -277,7 +286,7 @@ fn find_later(bytes: &[u8], number: u64, expected: u64) -> Option<Later> {
         if !later.groups.contains(&header.group) {
             later.groups.push(header.group);
         }
-        at += HEADER_BYTES;
+        at += usize::try_from(header.record_len()).unwrap_or(usize::MAX).min(bytes.len());
     }
     later
 }

@@ -84,9 +84,9 @@ impl Wal {
         let disk_id = read_or_create_metadata(io.as_ref(), dir, fresh_disk_id)?;
         let mut recovered = recovery::recover(io.as_ref(), &segments_dir)?;
         let previous = recovered.segments.last_key_value().map(|(number, segment)| (*number, segment.len));
-        if let Some((number, segment)) = recovered.segments.last_key_value() {
-            let path = segment_path(&segments_dir, *number);
-            segment.file.sync_data().map_err(OpenError::io("sync", path))?;
+        if let Some((number, segment)) = recovered.segments.last_entry().map(|last| (*last.key(), last.get().clone())) {
+            let rewritten = rewrite(io.as_ref(), &segment_path(&segments_dir, number), &segment)?;
+            recovered.segments.insert(number, rewritten);
         }
         let metas = recovered.groups.iter().map(|(group, index)| (*group, index.meta.clone())).collect();
         let number = previous.map_or(1, |(number, _)| number + 1);
@@ -110,6 +110,7 @@ impl Wal {
             sync_ready: Signal::default(),
             synced: AtomicU64::new(recovered.next_batch),
             poison: Lock::new(None),
+            fsync: Lock::new(()),
         });
         let next_batch = recovered.next_batch;
         let writer = Writer {
@@ -305,6 +306,16 @@ impl Drop for Wal {
     }
 }
 
+/// Writes the unsealed segment anew. After a failed fsync the kernel calls pages clean that never reached the disk, and
+/// an fsync of the same file would succeed without them: only fresh pages are known to be written.
+fn rewrite(io: &dyn LogIo, path: &Path, segment: &Segment) -> Result<Segment, OpenError> {
+    let mut content = vec![0; usize::try_from(segment.len).unwrap_or(usize::MAX)];
+    segment.file.read_exact_at(&mut content, 0).map_err(OpenError::io("read", path))?;
+    io.replace(path, &content).map_err(OpenError::io("rewrite", path))?;
+    let file = io.open(path).map_err(OpenError::io("open", path))?;
+    Ok(Segment { file, len: segment.len })
+}
+
 fn read_or_create_metadata(io: &dyn LogIo, dir: &Path, fresh_disk_id: &str) -> Result<String, OpenError> {
     let path: PathBuf = dir.join("metadata.json");
     let Some(content) = io.read(&path).map_err(OpenError::io("read", &path))? else {
@@ -322,7 +333,7 @@ fn read_or_create_metadata(io: &dyn LogIo, dir: &Path, fresh_disk_id: &str) -> R
     }
 }
 
-/// What the handle and the two threads share. Locks are held for moments, never across I/O.
+/// What the handle and the two threads share. Locks are held for moments, all but `fsync` never across I/O.
 pub(crate) struct Shared {
     queue: Lock<Queue>,
     queue_ready: Signal,
@@ -333,6 +344,8 @@ pub(crate) struct Shared {
     /// Batches below this were fdatasynced.
     synced: AtomicU64,
     poison: Lock<Option<WalError>>,
+    /// Held over each fdatasync: the kernel reports a failure once, and nobody may see a later success before the poison.
+    fsync: Lock<()>,
 }
 
 struct Queue {
@@ -397,6 +410,15 @@ impl Shared {
         }
         self.queue_ready.notify_one();
         failure
+    }
+
+    /// fdatasync for both threads.
+    pub(crate) fn sync_file(&self, file: &dyn LogFile) -> Result<(), WalError> {
+        let _one_at_a_time = self.fsync.lock();
+        match self.poisoned() {
+            Some(poison) => Err(poison),
+            None => file.sync_data().map_err(|error| self.poison("fsync", error)),
+        }
     }
 
     pub(crate) fn poisoned(&self) -> Option<WalError> {

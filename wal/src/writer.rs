@@ -146,7 +146,7 @@ impl Writer {
             at += taken;
         }
         if requests.iter().any(|request| request.kind == Kind::Purge) {
-            self.current.file.sync_data().map_err(|error| ("fsync", error))?;
+            self.sync_current().map_err(|error| ("fsync", error))?;
             self.drop_purged_segments().map_err(|error| ("segment removal", error))?;
         }
         Ok(())
@@ -232,11 +232,14 @@ impl Writer {
         let footer_offset = self.current.len;
         let payload = record::encode_footer(&self.current.records);
         let flushed = self.shared.synced_batch();
-        let header = self.current.place_record(&mut self.next_batch, Kind::Footer, &payload, flushed);
-        self.current.file.append(&[&header.encode(), &payload, &encode_trailer(footer_offset)])?;
-        self.current.len += TRAILER_BYTES as u64;
+        // A segment of very many small records has no footer; the next start scans it.
+        if payload.len() <= record::PAYLOAD_BYTES_MAX {
+            let header = self.current.place_record(&mut self.next_batch, Kind::Footer, &payload, flushed);
+            self.current.file.append(&[&header.encode(), &payload, &encode_trailer(footer_offset)])?;
+            self.current.len += TRAILER_BYTES as u64;
+        }
         // Synced before the next segment is written: damage in a sealed segment is never a torn tail.
-        self.current.file.sync_data()?;
+        self.sync_current()?;
         self.shared.segment_written(self.current.number, &self.current.file, self.current.len);
         let previous = Some((self.current.number, self.current.len));
         self.current = start_segment(
@@ -254,14 +257,17 @@ impl Writer {
         Ok(())
     }
 
+    fn sync_current(&self) -> std::io::Result<()> {
+        self.shared.sync_file(self.current.file.as_ref()).map_err(std::io::Error::other)
+    }
+
     /// Removes the oldest segments that no group needs any more. The purge records that allow it are synced.
     fn drop_purged_segments(&self) -> std::io::Result<()> {
         let Some(keep_from) = self.shared.oldest_needed_segment(self.current.number) else { return Ok(()) };
         let dropped = self.shared.remove_segments_below(keep_from);
         for number in &dropped {
+            // One after the other: a gap between segments would look like damage.
             self.io.remove(&segment_path(&self.dir, *number))?;
-        }
-        if !dropped.is_empty() {
             self.io.sync_dir(&self.dir)?;
         }
         Ok(())
@@ -308,7 +314,7 @@ pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
         drop(state);
         let begun = Instant::now();
         // Earlier segments were synced when they were sealed, so the newest file is enough.
-        match file.map_or(Ok(()), |file| file.sync_data()) {
+        match file.map_or(Ok(()), |file| shared.sync_file(file.as_ref())) {
             Ok(()) => {
                 metrics::histogram!("signaldb_wal_flush_duration_seconds").record(begun.elapsed().as_secs_f64());
                 shared.advance_synced(written);
@@ -317,8 +323,7 @@ pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
                     done(poisoned.clone().map_or(Ok(()), Err));
                 }
             }
-            Err(error) => {
-                let failure = shared.poison("fsync", error);
+            Err(failure) => {
                 for done in waiting {
                     done(Err(failure.clone()));
                 }

@@ -1,0 +1,113 @@
+//! What every handler needs.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use signaldb_catalog::{Access, Identity};
+use signaldb_lake::Lake;
+use signaldb_model::NodeId;
+use signaldb_query::QueryEngine;
+use signaldb_raft::Groups;
+use tokio_util::task::TaskTracker;
+
+/// Services behind the API.
+pub struct AppDeps {
+    pub groups: Arc<Groups>,
+    pub lake: Lake,
+    pub engine: QueryEngine,
+    pub access: Access,
+    pub node: NodeId,
+    pub cluster: String,
+    pub address: String,
+    /// Guards operations when it is set.
+    pub admin_key: Option<String>,
+    /// How long a write may wait for its commit before its outcome is called unknown.
+    pub write_timeout: Duration,
+    /// How long a repeated request is recognized; zero turns it off.
+    pub dedup_window: Duration,
+    /// Renders the node's metrics as Prometheus text.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+/// Shared by all handlers; cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+struct Inner {
+    deps: AppDeps,
+    draining: AtomicBool,
+    disk_full: AtomicBool,
+    /// Datasets whose tables are known to exist, or are being made.
+    prepared: Mutex<HashSet<(String, String)>>,
+    tasks: TaskTracker,
+}
+
+impl fmt::Debug for AppDeps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppDeps").field("node", &self.node).field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("node", &self.0.deps.node).finish_non_exhaustive()
+    }
+}
+
+impl std::ops::Deref for App {
+    type Target = AppDeps;
+
+    fn deref(&self) -> &AppDeps {
+        &self.0.deps
+    }
+}
+
+impl App {
+    pub fn new(deps: AppDeps) -> Self {
+        Self(Arc::new(Inner {
+            deps,
+            draining: AtomicBool::new(false),
+            disk_full: AtomicBool::new(false),
+            prepared: Mutex::default(),
+            tasks: TaskTracker::new(),
+        }))
+    }
+
+    /// From now on new requests are refused with a retry hint.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Release);
+    }
+
+    /// While set, writes are refused with a retry hint; queries go on.
+    pub fn set_disk_full(&self, full: bool) {
+        self.0.disk_full.store(full, Ordering::Release);
+    }
+
+    pub(crate) fn disk_full(&self) -> bool {
+        self.0.disk_full.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn draining(&self) -> bool {
+        self.0.draining.load(Ordering::Acquire)
+    }
+
+    /// Makes the dataset's tables exist, once, in the background: a catalog outage must not delay a write.
+    pub(crate) fn prepare(&self, identity: &Identity) {
+        let key = (identity.tenant.to_string(), identity.dataset.to_string());
+        if !self.0.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
+            return;
+        }
+        let (app, identity) = (self.clone(), identity.clone());
+        self.0.tasks.spawn(async move {
+            let noted = app.access.note_use(&identity).await.map_err(|error| error.to_string());
+            let made = app.lake.ensure_tables(&identity.tenant, &identity.dataset).await;
+            if let Err(error) = noted.and(made.map_err(|error| error.to_string())) {
+                tracing::warn!(tenant = %identity.tenant, dataset = %identity.dataset, %error, "tables are not created yet");
+                app.0.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            }
+        });
+    }
+}

@@ -1,0 +1,215 @@
+//! Every failure as every protocol's status: the only file that maps them.
+
+use std::time::Duration;
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use prost::Message;
+use serde_json::json;
+use signaldb_catalog::AccessError;
+use signaldb_lake::LakeError;
+use signaldb_proto::rpc;
+use signaldb_query::{QueryError, QueryErrorKind};
+use signaldb_raft::{RejectReason, WriteError};
+
+/// What a client is asked to wait when nothing better is known.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A request that was not answered.
+#[derive(Debug, Clone)]
+pub struct ApiError {
+    pub kind: Kind,
+    pub message: String,
+    pub hint: Option<String>,
+    pub retry_after: Option<Duration>,
+}
+
+/// What went wrong, in the terms of all protocols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Invalid,
+    Unauthenticated,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    TooLarge,
+    UnsupportedMediaType,
+    /// Come again later; nothing was written.
+    Throttled,
+    /// Come again later; nothing was written.
+    Unavailable,
+    /// The write may have happened; the same bytes again are deduplicated.
+    UnknownOutcome,
+    Deadline,
+    /// A query ran into its memory budget.
+    Resources,
+    NotImplemented,
+    Internal,
+}
+
+impl Kind {
+    /// HTTP status, gRPC code and the name in JSON errors.
+    fn codes(self) -> (StatusCode, tonic::Code, &'static str) {
+        use tonic::Code;
+        match self {
+            Self::Invalid => (StatusCode::BAD_REQUEST, Code::InvalidArgument, "invalid_argument"),
+            Self::Unauthenticated => (StatusCode::UNAUTHORIZED, Code::Unauthenticated, "unauthenticated"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, Code::PermissionDenied, "permission_denied"),
+            Self::NotFound => (StatusCode::NOT_FOUND, Code::NotFound, "not_found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, "method_not_allowed"),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, Code::ResourceExhausted, "too_large"),
+            Self::UnsupportedMediaType => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, Code::InvalidArgument, "unsupported_media_type")
+            }
+            Self::Throttled => (StatusCode::TOO_MANY_REQUESTS, Code::ResourceExhausted, "throttled"),
+            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unavailable"),
+            Self::UnknownOutcome => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unknown_outcome"),
+            Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded"),
+            Self::Resources => (StatusCode::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "resources_exhausted"),
+            Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, Code::Unimplemented, "not_implemented"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "internal"),
+        }
+    }
+}
+
+impl ApiError {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        let retry_after =
+            matches!(kind, Kind::Throttled | Kind::Unavailable | Kind::UnknownOutcome).then_some(RETRY_AFTER);
+        Self { kind, message: message.into(), hint: None, retry_after }
+    }
+
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Kind::Invalid, message)
+    }
+
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub fn http_status(&self) -> StatusCode {
+        self.kind.codes().0
+    }
+
+    /// `google.rpc.Status`, with RetryInfo exactly when a retry makes sense.
+    pub fn rpc_status(&self) -> rpc::Status {
+        rpc::Status::new(self.kind.codes().1 as i32, &self.message, self.retry_after)
+    }
+
+    /// The same as gRPC status, the name of the error in its metadata.
+    pub fn grpc_status(&self) -> tonic::Status {
+        let (_, code, name) = self.kind.codes();
+        let details = self.rpc_status().encode_to_vec().into();
+        let mut metadata = tonic::metadata::MetadataMap::new();
+        metadata.insert("x-signaldb-error", tonic::metadata::MetadataValue::from_static(name));
+        tonic::Status::with_details_and_metadata(code, &self.message, details, metadata)
+    }
+
+    /// Headers that go with the error whatever the body is.
+    pub fn add_headers(&self, response: &mut Response) {
+        if let Some(after) = self.retry_after {
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.kind == Kind::Unauthenticated {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer, Basic"));
+        }
+    }
+}
+
+/// The JSON error of port 3000.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, _, name) = self.kind.codes();
+        let body = json!({"error": {"code": name, "message": self.message, "hint": self.hint}});
+        let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
+        self.add_headers(&mut response);
+        response
+    }
+}
+
+impl From<WriteError> for ApiError {
+    fn from(error: WriteError) -> Self {
+        let message = error.to_string();
+        match error {
+            WriteError::Unknown(_) => {
+                Self::new(Kind::UnknownOutcome, message).with_hint("send the same bytes again: they are stored once")
+            }
+            WriteError::Rejected(RejectReason::TooLarge { .. }) => Self::new(Kind::TooLarge, message),
+            WriteError::Rejected(RejectReason::Throttled { retry_after, .. }) => {
+                Self { retry_after: Some(retry_after), ..Self::new(Kind::Throttled, message) }
+            }
+            WriteError::Rejected(RejectReason::NoLeader { .. } | RejectReason::Stopping) => {
+                Self::new(Kind::Unavailable, message)
+            }
+        }
+    }
+}
+
+impl From<QueryError> for ApiError {
+    fn from(error: QueryError) -> Self {
+        let kind = match error.kind {
+            QueryErrorKind::Invalid => Kind::Invalid,
+            QueryErrorKind::Unavailable => Kind::Unavailable,
+            QueryErrorKind::Resources => Kind::Resources,
+            QueryErrorKind::Deadline => Kind::Deadline,
+            QueryErrorKind::Internal => Kind::Internal,
+        };
+        let message = error.to_string();
+        match error.position {
+            Some((line, column)) => Self::new(kind, message).with_hint(format!("line {line}, column {column}")),
+            None => Self::new(kind, message),
+        }
+    }
+}
+
+impl From<AccessError> for ApiError {
+    fn from(error: AccessError) -> Self {
+        let kind = match error {
+            AccessError::UnknownKey => Kind::Unauthenticated,
+            AccessError::Forbidden => Kind::Forbidden,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<LakeError> for ApiError {
+    fn from(error: LakeError) -> Self {
+        let mut message = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(error) = source {
+            message = format!("{message}: {error}");
+            source = error.source();
+        }
+        Self::new(Kind::Unavailable, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_be_retried_says_so() {
+        let retryable = [Kind::Throttled, Kind::Unavailable, Kind::UnknownOutcome];
+        let all = [Kind::Invalid, Kind::Unauthenticated, Kind::Forbidden, Kind::TooLarge, Kind::Internal];
+        for kind in retryable {
+            let error = ApiError::new(kind, "x");
+            assert!(error.rpc_status().retry_after().is_some());
+            assert!(error.into_response().headers().contains_key(header::RETRY_AFTER));
+        }
+        for kind in all {
+            assert_eq!(ApiError::new(kind, "x").rpc_status().retry_after(), None, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_outcomes_are_named() {
+        let error = ApiError::from(WriteError::Unknown("lost".into()));
+        assert_eq!(error.http_status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(error.kind.codes().2, "unknown_outcome");
+        assert_eq!(error.grpc_status().code(), tonic::Code::Unavailable);
+    }
+}

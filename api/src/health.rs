@@ -1,0 +1,132 @@
+//! Health, readiness, metrics, cluster state and operations on port 3000.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use signaldb_model::UnixNanos;
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::identity::{authorize_admin, identify};
+
+fn json_response(status: StatusCode, body: &Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+/// The process works.
+pub(crate) async fn health(State(app): State<App>) -> Response {
+    let wal = app.groups.wal_stats();
+    let unprocessed: u64 = app
+        .groups
+        .data_groups()
+        .map(|group| group.status())
+        .map(|status| status.commit_index.saturating_sub(status.flushed_index))
+        .sum();
+    let body = json!({
+        "status": "ok",
+        "version": env!("CARGO_PKG_VERSION"),
+        "wal": {
+            "unprocessed_entries": unprocessed,
+            "total_segments": wal.segments,
+            "disk_usage_bytes": wal.bytes,
+            "last_flush": app.lake.last_flush().map(rfc3339),
+        },
+    });
+    json_response(StatusCode::OK, &body)
+}
+
+fn rfc3339(at: UnixNanos) -> String {
+    let time = i64::try_from(at.0).map(chrono::DateTime::from_timestamp_nanos).unwrap_or_default();
+    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+/// The node can acknowledge writes.
+pub(crate) async fn ready(State(app): State<App>) -> Response {
+    let mut reasons = app.groups.not_ready();
+    if app.draining() {
+        reasons.push("draining".to_owned());
+    }
+    if app.disk_full() {
+        reasons.push("disk reserve".to_owned());
+    }
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json_response(status, &json!({"ready": reasons.is_empty(), "reasons": reasons, "degraded": app.lake.degraded()}))
+}
+
+pub(crate) async fn metrics(State(app): State<App>) -> Response {
+    let wal = app.groups.wal_stats();
+    metrics::gauge!("signaldb_wal_bytes").set(wal.bytes as f64);
+    metrics::gauge!("signaldb_wal_segments").set(wal.segments as f64);
+    metrics::gauge!("signaldb_unflushed_bytes").set(app.lake.unflushed_bytes() as f64);
+    for status in app.groups.statuses() {
+        let group = status.group.to_string();
+        metrics::gauge!("signaldb_raft_term", "group" => group.clone()).set(status.term as f64);
+        metrics::gauge!("signaldb_raft_commit_index", "group" => group.clone()).set(status.commit_index as f64);
+        metrics::gauge!("signaldb_raft_flushed_index", "group" => group.clone()).set(status.flushed_index as f64);
+        metrics::gauge!("signaldb_raft_is_leader", "group" => group).set(f64::from(status.state == "leader"));
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (app.metrics)()).into_response()
+}
+
+/// The cluster as this node sees it.
+pub(crate) async fn cluster(State(app): State<App>, headers: HeaderMap) -> Response {
+    if let Err(error) = authorize_admin(&app, &headers) {
+        return error.into_response();
+    }
+    let state = if app.groups.not_ready().is_empty() { "ready" } else { "not ready" };
+    let groups: Vec<Value> = app
+        .groups
+        .statuses()
+        .into_iter()
+        .map(|status| {
+            json!({
+                "group": status.group, "leader": status.leader, "term": status.term,
+                "last_log_index": status.last_log_index, "commit_index": status.commit_index,
+                "applied_index": status.applied_index, "synced_index": status.synced_index,
+                "flushed_index": status.flushed_index, "state": status.state,
+                "voters": status.voters, "learners": status.learners,
+            })
+        })
+        .collect();
+    let body = json!({
+        "cluster": app.cluster,
+        "node": app.node.0,
+        "nodes": [{"id": app.node.0, "address": app.address, "state": state}],
+        "groups": groups,
+    });
+    json_response(StatusCode::OK, &body)
+}
+
+/// Flushes the caller's tenant; answers when its rows up to now are in Iceberg.
+pub(crate) async fn flush(State(app): State<App>, headers: HeaderMap) -> Response {
+    let outcome = async {
+        authorize_admin(&app, &headers)?;
+        // With an admin key the tenant comes from the header alone.
+        let identity = match app.admin_key {
+            Some(_) => admin_identity(&app, &headers)?,
+            None => identify(&app, &headers)?,
+        };
+        let groups = app.groups.homes(&identity.tenant);
+        app.lake.flush(&groups).await.map_err(ApiError::from)?;
+        Ok::<usize, ApiError>(groups.len())
+    };
+    match outcome.await {
+        Ok(groups) => json_response(StatusCode::OK, &json!({"flushed_groups": groups})),
+        Err(error) => error.into_response(),
+    }
+}
+
+fn admin_identity(app: &App, headers: &HeaderMap) -> Result<signaldb_catalog::Identity, ApiError> {
+    let mut without_key = headers.clone();
+    without_key.remove(header::AUTHORIZATION);
+    if !app.access.enabled() {
+        return identify(app, &without_key);
+    }
+    let tenant = headers.get("x-tenant-id").and_then(|value| value.to_str().ok());
+    let tenant = tenant.ok_or_else(|| ApiError::invalid("the X-Tenant-ID header is missing"))?;
+    let tenant = signaldb_model::TenantId::new(tenant).map_err(|error| ApiError::invalid(error.to_string()))?;
+    let dataset = app.access.datasets(&tenant).into_iter().next();
+    let dataset = dataset.ok_or_else(|| ApiError::invalid("there is no such tenant"))?;
+    Ok(signaldb_catalog::Identity { tenant, dataset })
+}

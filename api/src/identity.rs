@@ -1,0 +1,189 @@
+//! Whose request it is, from headers or gRPC metadata (CONTRACT, "Authentication").
+
+use axum::http::HeaderMap;
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use signaldb_catalog::Identity;
+use signaldb_model::{DatasetId, TenantId};
+
+use crate::app::App;
+use crate::error::{ApiError, Kind};
+
+/// Clients disagree on padding; Go's Flight client sends none.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// Bearer tokens from a Flight handshake carry tenant and key, so that no session state is needed.
+const SESSION_PREFIX: &str = "sdb1.";
+
+/// Says who asks.
+///
+/// # Errors
+/// 400 for missing or malformed headers, 401 for an unknown key, 403 for a tenant or dataset that is not the key's;
+/// 503 while the node is draining.
+pub(crate) fn identify(app: &App, headers: &HeaderMap) -> Result<Identity, ApiError> {
+    if app.draining() {
+        return Err(ApiError::new(Kind::Unavailable, "the node is stopping"));
+    }
+    let credentials = Credentials::read(headers)?;
+    if app.access.enabled() {
+        if credentials.key.is_none() {
+            return Err(ApiError::invalid("the Authorization header is missing")
+                .with_hint("send `Authorization: Bearer <key>` and `X-Tenant-ID: <tenant>`"));
+        }
+        if credentials.tenant.is_none() {
+            return Err(ApiError::invalid("the X-Tenant-ID header is missing"));
+        }
+    }
+    Ok(app.access.identify(credentials.key.as_deref(), credentials.tenant, credentials.dataset)?)
+}
+
+/// Lets operators in: with `auth.admin_key` set only its bearer, else anybody who may use the node.
+pub(crate) fn authorize_admin(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(expected) = &app.admin_key else {
+        return if app.access.enabled() { identify(app, headers).map(drop) } else { Ok(()) };
+    };
+    let offered = Credentials::read(headers)?.key;
+    match offered {
+        Some(key) if constant_time_eq(key.as_bytes(), expected.as_bytes()) => Ok(()),
+        Some(_) => Err(ApiError::new(Kind::Forbidden, "this needs the admin key")),
+        None => Err(ApiError::invalid("the Authorization header is missing")),
+    }
+}
+
+fn constant_time_eq(left: &[u8], right: &[u8]) -> bool {
+    left.len() == right.len() && left.iter().zip(right).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}
+
+/// The token that a Flight handshake answers a Basic header with.
+pub(crate) fn session_token(headers: &HeaderMap) -> Result<String, ApiError> {
+    let credentials = Credentials::read(headers)?;
+    match (credentials.tenant, credentials.key) {
+        (Some(tenant), Some(key)) => Ok(format!("{SESSION_PREFIX}{}", BASE64.encode(format!("{tenant}:{key}")))),
+        _ => Err(ApiError::invalid("the handshake needs `Authorization: Basic <tenant:key>`")),
+    }
+}
+
+/// What the headers claim; nothing of it is checked yet.
+#[derive(Debug, Default)]
+struct Credentials {
+    key: Option<String>,
+    tenant: Option<TenantId>,
+    dataset: Option<DatasetId>,
+}
+
+impl Credentials {
+    fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let mut out = Self::default();
+        if let Some(value) = header(headers, "authorization")? {
+            out.read_authorization(value)?;
+        }
+        let tenant = match header(headers, "x-tenant-id")? {
+            Some(tenant) => Some(tenant),
+            None => header(headers, "x-scope-orgid")?,
+        };
+        if let Some(tenant) = tenant {
+            let tenant = TenantId::new(tenant).map_err(|error| ApiError::invalid(error.to_string()))?;
+            if out.tenant.as_ref().is_some_and(|claimed| *claimed != tenant) {
+                return Err(ApiError::invalid("Authorization and X-Tenant-ID name different tenants"));
+            }
+            out.tenant = Some(tenant);
+        }
+        if let Some(dataset) = header(headers, "x-dataset-id")? {
+            out.dataset = Some(DatasetId::new(dataset).map_err(|error| ApiError::invalid(error.to_string()))?);
+        }
+        Ok(out)
+    }
+
+    fn read_authorization(&mut self, value: &str) -> Result<(), ApiError> {
+        let malformed = || ApiError::invalid("the Authorization header is neither Bearer nor Basic");
+        let (scheme, rest) = value.split_once(' ').ok_or_else(malformed)?;
+        let rest = rest.trim();
+        if rest.is_empty() {
+            return Err(malformed());
+        }
+        if scheme.eq_ignore_ascii_case("basic") {
+            return self.read_pair(rest);
+        }
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(malformed());
+        }
+        match rest.strip_prefix(SESSION_PREFIX) {
+            Some(session) => self.read_pair(session),
+            None => {
+                self.key = Some(rest.to_owned());
+                Ok(())
+            }
+        }
+    }
+
+    /// base64 of `tenant:key`.
+    fn read_pair(&mut self, encoded: &str) -> Result<(), ApiError> {
+        let malformed = || ApiError::invalid("Basic credentials are not base64 of <tenant>:<key>");
+        let decoded = BASE64.decode(encoded).map_err(|_| malformed())?;
+        let decoded = String::from_utf8(decoded).map_err(|_| malformed())?;
+        let (tenant, key) = decoded.split_once(':').ok_or_else(malformed)?;
+        self.tenant = Some(TenantId::new(tenant).map_err(|error| ApiError::invalid(error.to_string()))?);
+        self.key = Some(key.to_owned());
+        Ok(())
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
+    let value = headers.get(name).map(|value| value.to_str()).transpose();
+    value.map_err(|_| ApiError::invalid(format!("the {name} header is not ASCII text")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&'static str, &str)]) -> Result<Credentials, ApiError> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.insert(*name, value.parse().expect("a header value"));
+        }
+        Credentials::read(&headers)
+    }
+
+    #[test]
+    fn bearer_and_basic_say_the_same() {
+        let bearer =
+            read(&[("authorization", "Bearer sk"), ("x-tenant-id", "acme"), ("x-dataset-id", "d")]).expect("reads");
+        assert_eq!((bearer.key.as_deref(), bearer.tenant.as_ref().map(TenantId::as_str)), (Some("sk"), Some("acme")));
+        for encoded in ["YWNtZTpzaw==", "YWNtZTpzaw"] {
+            let basic = read(&[("authorization", &format!("Basic {encoded}"))]).expect("reads");
+            assert_eq!((basic.key.as_deref(), basic.tenant.as_ref().map(TenantId::as_str)), (Some("sk"), Some("acme")));
+        }
+        let alias = read(&[("x-scope-orgid", "acme")]).expect("reads");
+        assert_eq!(alias.tenant.as_ref().map(TenantId::as_str), Some("acme"));
+    }
+
+    #[test]
+    fn malformed_headers_are_bad_requests() {
+        let cases: &[&[(&'static str, &str)]] = &[
+            &[("authorization", "sk")],
+            &[("authorization", "Bearer ")],
+            &[("authorization", "Digest x")],
+            &[("authorization", "Basic !!")],
+            &[("x-tenant-id", "NOT VALID")],
+            &[("x-dataset-id", "a/b")],
+            &[("authorization", "Basic YWNtZTpzaw=="), ("x-tenant-id", "other")],
+        ];
+        for case in cases {
+            assert_eq!(read(case).expect_err("refused").kind, Kind::Invalid, "{case:?}");
+        }
+    }
+
+    #[test]
+    fn a_session_token_carries_tenant_and_key() {
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", "Basic YWNtZTpzaw".parse().expect("a value"));
+        let token = session_token(&headers).expect("a token");
+        let again = read(&[("authorization", &format!("Bearer {token}"))]).expect("reads");
+        assert_eq!((again.key.as_deref(), again.tenant.as_ref().map(TenantId::as_str)), (Some("sk"), Some("acme")));
+    }
+}

@@ -1,0 +1,216 @@
+//! One append path for every transport: check, digest, split, compress, commit.
+
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use futures::future::try_join_all;
+use signaldb_catalog::Identity;
+use signaldb_model::limits::ENTRY_BYTES_TARGET;
+use signaldb_model::{AckLevel, Position};
+use signaldb_raft::{Append, Compression, Digest, Group, TableStats, Written};
+use signaldb_signals::SignalKind;
+use signaldb_signals::request::{self, Checked};
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use crate::app::App;
+use crate::error::{ApiError, Kind};
+
+/// Header names of DESIGN section 2, as HTTP and gRPC metadata spell them.
+pub(crate) const POSITION: &str = "x-signaldb-position";
+pub(crate) const ACK: &str = "x-signaldb-ack";
+pub(crate) const DEDUPLICATED: &str = "x-signaldb-deduplicated";
+const IDEMPOTENCY_KEY: &str = "x-signaldb-idempotency-key";
+const DEDUP: &str = "x-signaldb-dedup";
+
+/// What a request asks beside its body.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    ack: Option<AckLevel>,
+    idempotency_key: Option<String>,
+    no_dedup: bool,
+}
+
+/// An acknowledged request.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Accepted {
+    /// `None` when the request had no record to store.
+    pub(crate) written: Option<Written>,
+    pub(crate) rejected: u64,
+    /// Goes into `partial_success`: why records were rejected, or a warning.
+    pub(crate) message: String,
+}
+
+impl Options {
+    pub(crate) fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
+        let text = |name: &str| {
+            let value = headers.get(name).map(|value| value.to_str()).transpose();
+            value.map_err(|_| ApiError::invalid(format!("the {name} header is not ASCII text")))
+        };
+        let ack = text(ACK)?.map(str::parse).transpose();
+        Ok(Self {
+            ack: ack.map_err(|error: signaldb_model::ParseAckLevelError| ApiError::invalid(error.to_string()))?,
+            idempotency_key: text(IDEMPOTENCY_KEY)?.map(str::to_owned),
+            no_dedup: text(DEDUP)?.is_some_and(|value| value.eq_ignore_ascii_case("off")),
+        })
+    }
+}
+
+/// Stores the records of a request. `body` is what the client sent, decompressed; `protobuf` the same as protobuf
+/// (another slice of the same bytes, or the translation of JSON).
+///
+/// # Errors
+/// 400 for bytes that are no request; 429 and 503 with a retry hint when nothing was written; 503 `unknown_outcome`
+/// when the commit was not confirmed.
+pub(crate) async fn ingest(
+    app: &App,
+    kind: SignalKind,
+    identity: &Identity,
+    options: &Options,
+    body: &Bytes,
+    protobuf: Bytes,
+) -> Result<Accepted, ApiError> {
+    let checked = request::check(kind, &protobuf).map_err(|error| ApiError::invalid(error.to_string()))?;
+    metrics::counter!("signaldb_ingest_requests_total").increment(1);
+    metrics::counter!("signaldb_ingest_records_total").increment(checked.rows());
+    metrics::counter!("signaldb_ingest_rejected_records_total").increment(checked.rejected);
+    metrics::counter!("signaldb_ingest_bytes_total").increment(body.len() as u64);
+    let mut accepted = Accepted { written: None, rejected: checked.rejected, message: message(kind, &checked) };
+    app.prepare(identity);
+    if checked.rows() == 0 {
+        return Ok(accepted);
+    }
+    if app.disk_full() {
+        return Err(ApiError::new(Kind::Unavailable, "the disk reserve is reached: free space on the log's disk"));
+    }
+    if app.lake.full() {
+        let message =
+            "unflushed rows use up their memory budget: flushing does not keep up, or catalog or store are down";
+        return Err(ApiError::new(Kind::Throttled, message));
+    }
+    let group = app.groups.home(&identity.tenant, app.write_timeout).await?;
+    if options.ack.is_some_and(|asked| !group.ack_level().satisfies(asked)) {
+        return Err(ApiError::invalid(format!("acknowledgment level {:?} is not available", options.ack)));
+    }
+    let dedup = Dedup { digest: digest(app, kind, identity, options, body), window: app.dedup_window };
+    let parts = parts(kind, &checked, protobuf)?;
+    let single = parts.len() == 1;
+    let appends = parts.into_iter().enumerate().map(|(part, (payload, tables))| {
+        let digest = dedup.digest.map(|digest| if single { digest } else { part_digest(digest, part) });
+        write(app, &group, append(&group, kind, identity, Dedup { digest, ..dedup }, payload, tables))
+    });
+    let written = try_join_all(appends).await?;
+    let deduplicated = written.iter().all(|written| written.deduplicated);
+    accepted.written = written.first().map(|first| Written { deduplicated, ..*first });
+    Ok(accepted)
+}
+
+async fn write(app: &App, group: &Group, append: Append) -> Result<Written, ApiError> {
+    Ok(group.append(append, app.write_timeout).await?)
+}
+
+fn message(kind: SignalKind, checked: &Checked) -> String {
+    match &checked.first_rejection {
+        Some(reason) => format!("{} {} rejected; the first because its {reason}", checked.rejected, kind.records()),
+        None if checked.replaced_text => "text that is not UTF-8 was stored with replacement characters".to_owned(),
+        None => String::new(),
+    }
+}
+
+/// Identity of the request for the dedup window, drawn with the cluster's secret seed so that nobody can aim at it.
+fn digest(app: &App, kind: SignalKind, identity: &Identity, options: &Options, body: &Bytes) -> Option<Digest> {
+    if options.no_dedup || app.dedup_window.is_zero() {
+        return None;
+    }
+    let seed = xxhash_rust::xxh3::xxh3_64(app.groups.founding().cluster_id.as_bytes());
+    let (source, bytes) = match &options.idempotency_key {
+        Some(key) => ("key", key.as_bytes()),
+        None => ("body", body.as_ref()),
+    };
+    let content = xxh3_128_with_seed(bytes, seed);
+    let whole = format!("{source}/{}/{}/{}/{content:032x}", identity.tenant, identity.dataset, kind as u8);
+    Some(Digest(xxh3_128_with_seed(whole.as_bytes(), seed).to_le_bytes()))
+}
+
+/// A part's own key: (digest, part), so that a retry completes whatever parts were missing.
+fn part_digest(digest: Digest, part: usize) -> Digest {
+    let mut bytes = digest.0.to_vec();
+    bytes.extend_from_slice(&(part as u64).to_le_bytes());
+    Digest(xxhash_rust::xxh3::xxh3_128(&bytes).to_le_bytes())
+}
+
+#[derive(Clone, Copy)]
+struct Dedup {
+    digest: Option<Digest>,
+    window: Duration,
+}
+
+/// The window travels with the entry, so that every replica and every replay decides alike.
+fn dedup_seconds(window: Duration) -> u32 {
+    u32::try_from(window.as_secs().max(1)).unwrap_or(u32::MAX)
+}
+
+type Part = (Bytes, Vec<TableStats>);
+
+/// One entry for most requests; large ones are split between records.
+fn parts(kind: SignalKind, checked: &Checked, protobuf: Bytes) -> Result<Vec<Part>, ApiError> {
+    let payload = checked.accepted.clone().map_or(protobuf, Bytes::from);
+    if payload.len() <= ENTRY_BYTES_TARGET {
+        return Ok(vec![(payload, stats(checked))]);
+    }
+    let split = request::split(&payload, ENTRY_BYTES_TARGET);
+    let part = |part: Vec<u8>| {
+        let checked = request::check(kind, &part).map_err(|error| ApiError::invalid(error.to_string()))?;
+        Ok((Bytes::from(part), stats(&checked)))
+    };
+    split.into_iter().map(part).collect()
+}
+
+fn stats(checked: &Checked) -> Vec<TableStats> {
+    let stats = |count: &request::TableCount| TableStats {
+        table: count.table,
+        rows: count.rows,
+        time_min: count.time_min,
+        time_max: count.time_max,
+    };
+    checked.tables.iter().map(stats).collect()
+}
+
+fn append(
+    group: &Group,
+    kind: SignalKind,
+    identity: &Identity,
+    dedup: Dedup,
+    payload: Bytes,
+    tables: Vec<TableStats>,
+) -> Append {
+    let compressed = lz4_flex::block::compress(&payload);
+    let raw_len = payload.len() as u32;
+    let (compression, payload) = if compressed.len() < payload.len() {
+        (Compression::Lz4, Bytes::from(compressed))
+    } else {
+        (Compression::None, payload)
+    };
+    Append {
+        kind: kind as u8,
+        tenant: identity.tenant.clone(),
+        dataset: identity.dataset.clone(),
+        at: group.now(),
+        dedup: dedup.digest.map(|digest| (digest, dedup_seconds(dedup.window))),
+        tables,
+        compression,
+        raw_len,
+        payload,
+    }
+}
+
+/// Response headers of an acknowledged request.
+pub(crate) fn ack_headers(accepted: &Accepted) -> Vec<(&'static str, String)> {
+    let Some(written) = accepted.written else { return Vec::new() };
+    let position: Position = written.position;
+    let mut headers = vec![(POSITION, position.to_string()), (ACK, written.level.to_string())];
+    if written.deduplicated {
+        headers.push((DEDUPLICATED, "true".to_owned()));
+    }
+    headers
+}

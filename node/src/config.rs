@@ -1,0 +1,339 @@
+//! The configuration of a node: defaults, then TOML, then environment, then `--set`, parsed once into typed values.
+//!
+//! An unknown key or a bad value stops the start with the key, the value and what was expected.
+
+mod layers;
+mod values;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use layers::{ConfigError, Sources, load};
+pub use values::{ByteSize, DiskReserve, MemoryLimit, Secret, Time};
+
+/// Everything that can be set. See `docs/configuration.md` for the file.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub node: Node,
+    pub listen: Listen,
+    pub cluster: Cluster,
+    pub wal: Wal,
+    pub flush: Flush,
+    pub memory: Memory,
+    pub query: Query,
+    pub schema: Schema,
+    pub database: Database,
+    pub discovery: Discovery,
+    pub storage: Storage,
+    pub auth: Auth,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    /// Number of the node in its cluster; 1 on a single node.
+    pub id: u64,
+    /// Where the node keeps what is its own.
+    pub data_dir: PathBuf,
+    /// All roles run in one process.
+    pub roles: Vec<String>,
+}
+
+/// Addresses, `host:port`.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    pub otlp_grpc: String,
+    pub otlp_http: String,
+    pub http: String,
+    pub flight: String,
+    /// Reserved for record streams.
+    pub streams: String,
+    /// Reserved for peers.
+    pub peer: String,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cluster {
+    pub name: String,
+    /// First voters, `id=host:port`; empty on a single node.
+    pub peers: Vec<String>,
+    pub replication_factor: u32,
+    /// Data groups of a new cluster.
+    pub groups: u32,
+    /// `quorum` or `quorum-fsync`; one voter always acknowledges at `local-fsync`.
+    pub ack: String,
+    /// How long a byte-identical retry is recognized; `0s` turns it off.
+    pub dedup_window: Time,
+    pub secret: Secret,
+    pub heartbeat_interval: Time,
+    /// Shortest and longest time without a leader before an election.
+    pub election_timeout: (Time, Time),
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Wal {
+    /// Default `<node.data_dir>/wal`.
+    pub dir: Option<PathBuf>,
+    pub max_segment_size: ByteSize,
+    pub sync_interval: Time,
+    pub sync_bytes: ByteSize,
+    /// Ingest stops while less is free on the log's disk.
+    pub disk_reserve: DiskReserve,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flush {
+    /// Tables over 1 MiB are in Iceberg this long after an acknowledgment.
+    pub interval: Time,
+    /// Every row is.
+    pub max_interval: Time,
+    /// Or as soon as a group holds this much.
+    pub max_bytes: ByteSize,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Memory {
+    /// Of RAM or the cgroup (`60%`), or an amount; shared by memtables and queries.
+    pub limit: MemoryLimit,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Query {
+    /// From arrival to the last row.
+    pub deadline: Time,
+    /// Queries that run at once.
+    pub concurrency: usize,
+    /// Bytes that queries may spill to disk, together.
+    pub spill: ByteSize,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Schema {
+    /// `sql`, or `memory` for tests.
+    pub catalog_type: String,
+    /// Default `sqlite://<node.data_dir>/catalog.db`.
+    pub catalog_uri: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Database {
+    /// Tenants and keys; default `sqlite://<node.data_dir>/signaldb.db`.
+    pub dsn: Option<String>,
+}
+
+/// Accepted for clusters; a single node needs no discovery.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Discovery {
+    pub dsn: Option<String>,
+    pub heartbeat_interval: Time,
+    pub poll_interval: Time,
+    pub ttl: Time,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storage {
+    /// Which adapter holds the tables.
+    pub default: String,
+    pub adapters: BTreeMap<String, Adapter>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Adapter {
+    /// `filesystem`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `file://PATH`; default `file://<node.data_dir>/storage`.
+    pub url: Option<String>,
+    pub prefix: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    pub enabled: bool,
+    /// Lets an open node listen beyond loopback.
+    pub allow_anonymous: bool,
+    pub admin_key: Option<Secret>,
+    pub tenants: Vec<Tenant>,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    pub id: String,
+    pub default_dataset: Option<String>,
+    #[serde(default)]
+    pub api_keys: Vec<ApiKey>,
+    #[serde(default)]
+    pub datasets: Vec<Dataset>,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKey {
+    pub key: Secret,
+    #[serde(default)]
+    pub name: String,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dataset {
+    pub id: String,
+    #[serde(default)]
+    pub is_default: bool,
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// As `RUST_LOG`, which wins: `info`, `signaldb_lake=debug,info`.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: String,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        let roles = ["acceptor", "router", "writer", "querier"];
+        Self { id: 1, data_dir: ".data".into(), roles: roles.map(str::to_owned).into() }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        let local = |port: u16| format!("127.0.0.1:{port}");
+        Self {
+            otlp_grpc: local(4317),
+            otlp_http: local(4318),
+            http: local(3000),
+            flight: local(50053),
+            streams: local(50052),
+            peer: local(50051),
+        }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            name: "signaldb".to_owned(),
+            peers: Vec::new(),
+            replication_factor: 1,
+            groups: 8,
+            ack: "quorum".to_owned(),
+            dedup_window: Time::from_secs(600),
+            secret: Secret::default(),
+            heartbeat_interval: Time::from_millis(500),
+            election_timeout: (Time::from_millis(1000), Time::from_millis(1500)),
+        }
+    }
+}
+
+impl Default for Wal {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            max_segment_size: ByteSize(64 << 20),
+            sync_interval: Time::from_millis(50),
+            sync_bytes: ByteSize(4 << 20),
+            disk_reserve: DiskReserve { bytes: 5 << 30, percent: 10 },
+        }
+    }
+}
+
+impl Default for Flush {
+    fn default() -> Self {
+        Self { interval: Time::from_secs(30), max_interval: Time::from_secs(600), max_bytes: ByteSize(64 << 20) }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { limit: MemoryLimit::Percent(60) }
+    }
+}
+
+impl Default for Query {
+    fn default() -> Self {
+        Self { deadline: Time::from_secs(60), concurrency: 16, spill: ByteSize(10 << 30) }
+    }
+}
+
+impl Default for Schema {
+    fn default() -> Self {
+        Self { catalog_type: "sql".to_owned(), catalog_uri: None }
+    }
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self {
+            dsn: None,
+            heartbeat_interval: Time::from_secs(30),
+            poll_interval: Time::from_secs(60),
+            ttl: Time::from_secs(300),
+        }
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        let local = Adapter { kind: "filesystem".to_owned(), ..Adapter::default() };
+        Self { default: "local".to_owned(), adapters: BTreeMap::from([("local".to_owned(), local)]) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: "text".to_owned() }
+    }
+}
+
+impl Config {
+    pub fn wal_dir(&self) -> PathBuf {
+        self.wal.dir.clone().unwrap_or_else(|| self.node.data_dir.join("wal"))
+    }
+
+    pub fn catalog_uri(&self) -> String {
+        if self.schema.catalog_type == "memory" {
+            return "sqlite::memory:".to_owned();
+        }
+        self.schema.catalog_uri.clone().unwrap_or_else(|| self.sqlite("catalog.db"))
+    }
+
+    pub fn database_dsn(&self) -> String {
+        self.database.dsn.clone().unwrap_or_else(|| self.sqlite("signaldb.db"))
+    }
+
+    fn sqlite(&self, file: &str) -> String {
+        format!("sqlite://{}", self.node.data_dir.join(file).display())
+    }
+
+    /// Url and prefix of the adapter that holds the tables.
+    pub fn storage(&self) -> (String, String) {
+        let default = Adapter::default();
+        let adapter = self.storage.adapters.get(&self.storage.default).unwrap_or(&default);
+        let url = adapter.url.clone();
+        let url = url.unwrap_or_else(|| format!("file://{}", self.node.data_dir.join("storage").display()));
+        (url, adapter.prefix.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! Where configuration comes from: defaults < TOML < environment < `--set`.
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+use toml::{Table, Value};
+
+use super::Config;
+
+/// The file that is read when none is named, if it exists.
+const DEFAULT_FILE: &str = "signaldb.toml";
+const PREFIX: &str = "SIGNALDB_";
+
+/// The ancestor's names for what is spelled `SIGNALDB_<SECTION>__<KEY>` now.
+const ALIASES: &[(&str, &str)] = &[
+    ("SIGNALDB_DATABASE_DSN", "database.dsn"),
+    ("SIGNALDB_DISCOVERY_DSN", "discovery.dsn"),
+    ("SIGNALDB_DISCOVERY_HEARTBEAT_INTERVAL", "discovery.heartbeat_interval"),
+    ("SIGNALDB_DISCOVERY_POLL_INTERVAL", "discovery.poll_interval"),
+    ("SIGNALDB_DISCOVERY_TTL", "discovery.ttl"),
+    ("SIGNALDB_SCHEMA_CATALOG_TYPE", "schema.catalog_type"),
+    ("SIGNALDB_SCHEMA_CATALOG_URI", "schema.catalog_uri"),
+    ("SIGNALDB_STORAGE_DEFAULT", "storage.default"),
+    ("WRITER_WAL_DIR", "wal.dir"),
+    ("WAL_MAX_SEGMENT_SIZE", "wal.max_segment_size"),
+    ("WAL_FLUSH_INTERVAL", "wal.sync_interval"),
+];
+
+/// Settings for tests, not for the file.
+const NOT_SETTINGS: &[&str] = &["SIGNALDB_BOOT_ID_PATH"];
+
+/// A configuration that cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    #[error("read configuration file {path}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{path}: {message}")]
+    Syntax { path: PathBuf, message: String },
+    #[error("--set {0:?} is not section.key=value")]
+    Set(String),
+    /// The key, the value and what was expected.
+    #[error("{key}: {message}")]
+    Value { key: String, message: String },
+}
+
+/// What the command line and the environment say.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    pub file: Option<PathBuf>,
+    pub environment: Vec<(String, String)>,
+    /// `section.key=value`.
+    pub set: Vec<String>,
+}
+
+impl Sources {
+    /// Takes the process's environment.
+    pub fn with_environment(mut self) -> Self {
+        self.environment = std::env::vars().collect();
+        self
+    }
+}
+
+/// Reads and checks the configuration.
+///
+/// # Errors
+/// [`ConfigError`] names the key, the value and what was expected.
+pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
+    let mut table = read_file(sources.file.as_deref())?;
+    for (name, value) in &sources.environment {
+        if let Some(key) = environment_key(name) {
+            insert(&mut table, &key, value)?;
+        }
+    }
+    for assignment in &sources.set {
+        let (key, value) = assignment.split_once('=').ok_or_else(|| ConfigError::Set(assignment.clone()))?;
+        insert(&mut table, key.trim(), value)?;
+    }
+    let config: Config = serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
+        let (key, message) = (error.path().to_string(), error.inner().to_string());
+        ConfigError::Value { key, message: message.trim().replace('\n', " ") }
+    })?;
+    check(&config)?;
+    Ok(config)
+}
+
+fn read_file(path: Option<&Path>) -> Result<Table, ConfigError> {
+    let (path, required) = path.map_or((Path::new(DEFAULT_FILE), false), |path| (path, true));
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => return Ok(Table::new()),
+        Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+    };
+    text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax {
+        path: path.to_owned(),
+        message: error.to_string().trim().to_owned(),
+    })
+}
+
+fn environment_key(name: &str) -> Option<String> {
+    if let Some((_, key)) = ALIASES.iter().find(|(alias, _)| *alias == name) {
+        return Some((*key).to_owned());
+    }
+    if NOT_SETTINGS.contains(&name) {
+        return None;
+    }
+    let rest = name.strip_prefix(PREFIX)?;
+    if let Some(adapter) = rest.strip_prefix("STORAGE_ADAPTERS_")
+        && let Some((name, key)) = adapter.rsplit_once('_')
+        && !adapter.contains("__")
+    {
+        return Some(format!("storage.adapters.{}.{}", name.to_lowercase(), key.to_lowercase()));
+    }
+    let (section, key) = rest.split_once("__")?;
+    Some(format!("{}.{}", section.to_lowercase(), key.to_lowercase().replace("__", ".")))
+}
+
+/// Puts a value at a dotted key. It is read as TOML, and as text when it is not TOML.
+fn insert(table: &mut Table, key: &str, text: &str) -> Result<(), ConfigError> {
+    let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut parsed| parsed.remove("v"));
+    let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
+    let mut parts: Vec<&str> = key.split('.').collect();
+    let last = parts.pop().unwrap_or_default();
+    let mut current = table;
+    for part in parts {
+        let next = current.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        let message = format!("{text:?} is set below a key that is not a section");
+        current = next.as_table_mut().ok_or_else(|| ConfigError::Value { key: key.to_owned(), message })?;
+    }
+    current.insert(last.to_owned(), value);
+    Ok(())
+}
+
+fn check(config: &Config) -> Result<(), ConfigError> {
+    let wrong = |key: &str, message: String| Err(ConfigError::Value { key: key.to_owned(), message });
+    let (shortest, longest) = config.cluster.election_timeout;
+    if config.node.id == 0 {
+        return wrong("node.id", "0 is not a node number; expected 1 or more".to_owned());
+    }
+    if !(1..=64).contains(&config.cluster.groups) {
+        return wrong("cluster.groups", format!("{} is not in 1..=64", config.cluster.groups));
+    }
+    if config.cluster.peers.len() > 1 {
+        let message = "clusters of several nodes are not built yet; expected no peers, or one".to_owned();
+        return wrong("cluster.peers", message);
+    }
+    if shortest >= longest || config.cluster.heartbeat_interval >= shortest {
+        let message = "expected heartbeat_interval < shortest < longest".to_owned();
+        return wrong("cluster.election_timeout", message);
+    }
+    if config.flush.interval.0.is_zero() || config.flush.max_interval < config.flush.interval {
+        return wrong("flush.max_interval", "expected 0 < flush.interval <= flush.max_interval".to_owned());
+    }
+    if !matches!(config.schema.catalog_type.as_str(), "sql" | "memory") {
+        return wrong("schema.catalog_type", format!("{:?} is not sql or memory", config.schema.catalog_type));
+    }
+    let Some(adapter) = config.storage.adapters.get(&config.storage.default) else {
+        let names: Vec<&String> = config.storage.adapters.keys().collect();
+        return wrong("storage.default", format!("{:?} is not one of the adapters {names:?}", config.storage.default));
+    };
+    if adapter.kind != "filesystem" {
+        let key = format!("storage.adapters.{}.type", config.storage.default);
+        return wrong(&key, format!("{:?} is not built yet; expected filesystem", adapter.kind));
+    }
+    if config.auth.enabled && config.auth.tenants.is_empty() {
+        return wrong("auth.tenants", "authentication is on and there are no tenants; expected one or more".to_owned());
+    }
+    check_open_listeners(config)
+}
+
+/// An open node serves loopback only, unless somebody says otherwise.
+fn check_open_listeners(config: &Config) -> Result<(), ConfigError> {
+    if config.auth.enabled || config.auth.allow_anonymous {
+        return Ok(());
+    }
+    let listen = &config.listen;
+    for (name, address) in [
+        ("otlp_grpc", &listen.otlp_grpc),
+        ("otlp_http", &listen.otlp_http),
+        ("http", &listen.http),
+        ("flight", &listen.flight),
+    ] {
+        let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+        if !matches!(host, "localhost" | "[::1]") && !host.starts_with("127.") {
+            return Err(ConfigError::Value {
+                key: format!("listen.{name}"),
+                message: format!(
+                    "{address:?} is reachable from outside while auth.enabled is false; expected a loopback address, \
+                     auth.enabled = true, or auth.allow_anonymous = true"
+                ),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! A node from start to stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use signaldb_api::{App, AppDeps, Listeners, serve};
+use signaldb_catalog::{Access, Database, IcebergCatalog, TenantConfig};
+use signaldb_lake::{Lake, LakeConfig, Store};
+use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
+use signaldb_query::{QueryConfig, QueryEngine};
+use signaldb_raft::state_store::RocksStateStore;
+use signaldb_raft::{ApplySink, Groups, GroupsConfig};
+use signaldb_wal::{RealIo, WalConfig};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::banner;
+use crate::config::{Config, Tenant};
+use crate::data_dir::{DataDir, below_reserve};
+
+/// How long a write may wait for its commit.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Flushed log that is kept as insurance.
+const PURGE_LAG: Duration = Duration::from_secs(600);
+const PURGE_LAG_BYTES: u64 = 1 << 30;
+/// How long servers may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often a group looks whether it keeps old log alive without need.
+const TRIM_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a node looks at its own health.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Runs a node until a signal or a failure that it must not survive.
+pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usize) -> anyhow::Result<()> {
+    // First, so that a stop during a long start is not lost.
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let metrics = install_metrics()?;
+    let _data_dir = DataDir::open(&config.node.data_dir)?;
+    let listeners = bind(&config).await?;
+    let node = tokio::select! {
+        node = Box::pin(Node::open(&config, cpu, cores, metrics.clone())) => node?,
+        _ = terminate.recv() => bail!("stopped before the start was complete"),
+    };
+    println!("{}", banner::text(&config, AckLevel::LocalFsync));
+    let stop = CancellationToken::new();
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    tasks.spawn(watch(node.app.clone(), config.clone(), metrics, stop.clone()));
+    let (app, stop_serving) = (node.app.clone(), stop.clone());
+    tasks.spawn(async move { serve(app, listeners, stop_serving).await.context("serve") });
+    let outcome = tokio::select! {
+        _ = terminate.recv() => {
+            tracing::info!("SIGTERM: stopping");
+            Ok(())
+        }
+        _ = tokio::signal::ctrl_c() => {
+            tracing::info!("interrupted: stopping");
+            Ok(())
+        }
+        Some(ended) = tasks.join_next() => ended.map_err(anyhow::Error::from).and_then(|outcome| outcome),
+    };
+    node.app.drain();
+    stop.cancel();
+    let served = async { while tasks.join_next().await.is_some() {} };
+    drop(tokio::time::timeout(STOP_TIMEOUT, served).await);
+    node.close().await;
+    tracing::info!("stopped");
+    outcome
+}
+
+/// What a node is made of.
+struct Node {
+    groups: Arc<Groups>,
+    lake: Lake,
+    app: App,
+}
+
+impl Node {
+    async fn open(
+        config: &Config,
+        cpu: tokio::runtime::Handle,
+        cores: usize,
+        metrics: PrometheusHandle,
+    ) -> anyhow::Result<Self> {
+        let catalog_uri = config.catalog_uri();
+        if catalog_uri.contains(":memory:") {
+            tracing::warn!("the catalog is in memory: tables are lost when the node stops");
+        }
+        let catalog = Database::open(&catalog_uri).await.context("schema.catalog_uri")?;
+        let catalog = IcebergCatalog::open(catalog).await.context("schema.catalog_uri")?;
+        let database = Database::open(&config.database_dsn()).await.context("database.dsn")?;
+        let tenants = config.auth.tenants.iter().map(tenant).collect::<anyhow::Result<Vec<_>>>()?;
+        let access = Access::open(database, config.auth.enabled, &tenants).await.context("auth.tenants")?;
+        let (url, prefix) = config.storage();
+        let store = Store::open(&url, &prefix).context("storage")?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let memory = usize::try_from(config.memory.limit.bytes()).unwrap_or(usize::MAX);
+        let lake_config = LakeConfig {
+            interval: config.flush.interval.0,
+            max_interval: config.flush.max_interval.0,
+            max_bytes: usize::try_from(config.flush.max_bytes.0).unwrap_or(usize::MAX),
+            memtable_bytes_max: memory / 4,
+        };
+        let lake = Lake::new(lake_config, catalog, store, Arc::clone(&clock), cpu.clone());
+        let state_dir = config.node.data_dir.join("state");
+        let state = tokio::task::spawn_blocking(move || RocksStateStore::open(&state_dir)).await?;
+        let sink: Arc<dyn ApplySink> = Arc::new(lake.clone());
+        let groups = Groups::open(groups_config(config), Arc::new(RealIo), Arc::new(state?), clock, sink).await;
+        let groups = Arc::new(groups.context("open the log")?);
+        tracing::info!("WAL replay is complete");
+        claim_store(&lake, &groups).await?;
+        for group in groups.data_groups() {
+            lake.start_flusher(Arc::clone(group), groups.founding().cluster_id.clone());
+        }
+        let query_config = QueryConfig {
+            memory_bytes: memory / 2,
+            spill_dir: config.node.data_dir.join("spill"),
+            spill_bytes_max: config.query.spill.0,
+            deadline: config.query.deadline.0,
+            concurrency: config.query.concurrency,
+            partitions: cores,
+            node: NodeId(config.node.id),
+            address: config.listen.peer.clone(),
+        };
+        std::fs::create_dir_all(&query_config.spill_dir).context("create the spill directory")?;
+        let engine = QueryEngine::new(query_config, lake.clone(), Arc::clone(&groups), access.clone(), cpu)?;
+        let app = App::new(AppDeps {
+            groups: Arc::clone(&groups),
+            lake: lake.clone(),
+            engine,
+            access,
+            node: NodeId(config.node.id),
+            cluster: config.cluster.name.clone(),
+            address: config.listen.peer.clone(),
+            admin_key: config.auth.admin_key.as_ref().map(|key| key.0.clone()),
+            write_timeout: WRITE_TIMEOUT,
+            dedup_window: config.cluster.dedup_window.0,
+            metrics: Box::new(move || metrics.render()),
+        });
+        Ok(Self { groups, lake, app })
+    }
+
+    /// Ends flushing, then the log: everything acknowledged is synced when this returns.
+    async fn close(self) {
+        self.lake.close().await;
+        self.groups.close().await;
+    }
+}
+
+fn groups_config(config: &Config) -> GroupsConfig {
+    GroupsConfig {
+        node: NodeId(config.node.id),
+        address: config.listen.peer.clone(),
+        wal_dir: config.wal_dir(),
+        wal: WalConfig {
+            segment_bytes_max: config.wal.max_segment_size.0,
+            sync_interval: config.wal.sync_interval.0,
+            sync_bytes: config.wal.sync_bytes.0,
+        },
+        data_groups: config.cluster.groups,
+        heartbeat_interval: config.cluster.heartbeat_interval.0,
+        election_timeout: (config.cluster.election_timeout.0.0, config.cluster.election_timeout.1.0),
+        purge_lag: PURGE_LAG,
+        purge_lag_bytes_max: PURGE_LAG_BYTES,
+        trim_interval: TRIM_INTERVAL,
+    }
+}
+
+fn tenant(tenant: &Tenant) -> anyhow::Result<TenantConfig> {
+    let datasets = tenant.datasets.iter().map(|dataset| DatasetId::new(&dataset.id));
+    let datasets = datasets.collect::<Result<Vec<_>, _>>().context("auth.tenants.datasets.id")?;
+    let default = tenant.datasets.iter().find(|dataset| dataset.is_default).map(|dataset| dataset.id.as_str());
+    let default = tenant.default_dataset.as_deref().or(default).unwrap_or("default");
+    Ok(TenantConfig {
+        id: TenantId::new(&tenant.id).context("auth.tenants.id")?,
+        default_dataset: DatasetId::new(default).context("auth.tenants.default_dataset")?,
+        datasets,
+        keys: tenant.api_keys.iter().map(|key| (key.key.0.clone(), key.name.clone())).collect(),
+    })
+}
+
+/// Store and catalog belong to the cluster whose log this is; others are refused by name.
+async fn claim_store(lake: &Lake, groups: &Groups) -> anyhow::Result<()> {
+    let store_id = &groups.founding().store_id;
+    match lake.catalog().store_id(store_id).await {
+        Ok(found) if found == *store_id => {}
+        Ok(found) => bail!("the catalog belongs to cluster store {found}, the log to {store_id}"),
+        Err(error) => tracing::warn!(%error, "the catalog does not answer; it is checked at the first flush"),
+    }
+    match lake.store().claim(store_id).await {
+        Err(error @ signaldb_lake::StoreError::Foreign { .. }) => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "the object store does not answer");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+async fn bind(config: &Config) -> anyhow::Result<Listeners> {
+    async fn one(name: &str, address: &str) -> anyhow::Result<TcpListener> {
+        TcpListener::bind(address).await.with_context(|| {
+            format!("listen.{name} = {address:?} cannot be used; free the port or move it with --set listen.{name}=HOST:PORT")
+        })
+    }
+    let listen = &config.listen;
+    Ok(Listeners {
+        otlp_grpc: one("otlp_grpc", &listen.otlp_grpc).await?,
+        otlp_http: one("otlp_http", &listen.otlp_http).await?,
+        http: one("http", &listen.http).await?,
+        flight: one("flight", &listen.flight).await?,
+    })
+}
+
+fn install_metrics() -> anyhow::Result<PrometheusHandle> {
+    let buckets = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &buckets)
+        .and_then(PrometheusBuilder::install_recorder)
+        .context("install the metrics recorder")
+}
+
+/// Stops the node when its log failed, and refuses ingest while the disk is nearly full.
+async fn watch(app: App, config: Config, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(WATCH_INTERVAL);
+    let wal_dir = config.wal_dir();
+    let mut full = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = tick.tick() => {}
+        }
+        metrics.run_upkeep();
+        if let Some(failure) = app.groups.failure() {
+            return Err(anyhow!("the log failed and the node must stop: {failure}"));
+        }
+        let now_full = below_reserve(&wal_dir, config.wal.disk_reserve);
+        if now_full != full {
+            tracing::warn!(full = now_full, "disk reserve: ingest is {}", if now_full { "stopped" } else { "resumed" });
+        }
+        full = now_full;
+        app.set_disk_full(full);
+    }
+}
