@@ -1,1 +1,1 @@
-//! cluster-tests
+//! Tests of whole nodes as processes, through their public ports. See `tests/it/main.rs`.

@@ -1,0 +1,43 @@
+# SignalDB. `make run` to try it, `make test` before a commit.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+ENV := . scripts/env.sh;
+
+.PHONY: help deps run test lint bench install clean
+
+help:
+	@echo "make run      build the release binary and run one node on loopback (data in .data/)"
+	@echo "make test     run every test that CI runs"
+	@echo "make lint     format check and clippy"
+	@echo "make bench    measure a release node; appends to bench/RESULTS.md"
+	@echo "make install  install the binary and the names of its roles into PREFIX (default /usr/local)"
+
+deps:
+	@scripts/install-deps.sh
+
+run: deps
+	@$(ENV) target=$${CARGO_TARGET_DIR:-target}; \
+	[ -x "$$target/release/signaldb" ] || echo "The first build takes 35 to 45 minutes on two cores (RocksDB and DataFusion); later ones take a minute."; \
+	cargo build --locked --release -p signaldb-node; \
+	exec "$$target/release/signaldb"
+
+test: deps
+	@$(ENV) cargo build --locked -p signaldb-node; \
+	export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
+	cargo test --locked --workspace
+
+lint: deps
+	@$(ENV) cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings
+
+bench: deps
+	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench; \
+	target=$${CARGO_TARGET_DIR:-target}; "$$target/release/signaldb-bench" --node "$$target/release/signaldb" --results bench/RESULTS.md
+
+PREFIX ?= /usr/local
+install: deps
+	@$(ENV) cargo build --locked --release -p signaldb-node; \
+	install -D "$${CARGO_TARGET_DIR:-target}/release/signaldb" "$(PREFIX)/bin/signaldb"
+
+clean:
+	rm -rf .data .venv

@@ -1,0 +1,16 @@
+//! Scenarios on real `signaldb` processes: each starts its own node on free ports in its own directory, waits for
+//! conditions, and ends the node by its own process id.
+//!
+//! The binary is the one that was built beside these tests, or `SIGNALDB_BIN`. Sizes are for CI; `SIGNALDB_TEST_SCALE`
+//! multiplies them (the closing walk of the first issue ran at full size on the release binary).
+
+mod access;
+mod bad_input;
+mod clients;
+mod crash;
+mod crate_graph;
+mod freshness;
+mod lifecycle;
+mod node;
+mod otlp;
+mod spans;

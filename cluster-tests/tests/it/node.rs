@@ -1,0 +1,210 @@
+//! A node as a process.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use arrow_flight::sql::client::FlightSqlServiceClient;
+use futures::TryStreamExt;
+use serde_json::{Value, json};
+use tonic::transport::{Channel, Endpoint};
+
+/// How long a test waits for a condition.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Multiplies the sizes of the scenarios.
+pub(crate) fn scale() -> usize {
+    std::env::var("SIGNALDB_TEST_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// A running node. Dropping it kills the process.
+pub(crate) struct Node {
+    child: Child,
+    pub(crate) dir: PathBuf,
+    settings: Vec<String>,
+    ports: [u16; 4],
+    pub(crate) http: reqwest::Client,
+}
+
+impl Node {
+    /// Starts a node in `dir` and waits until it is ready. `settings` are `section.key=value`.
+    pub(crate) async fn start(dir: &Path, settings: &[&str]) -> anyhow::Result<Self> {
+        let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        for _ in 0..5 {
+            let ports = free_ports()?;
+            let child = spawn(dir, &settings, ports)?;
+            let http = reqwest::Client::new();
+            let mut node = Self { child, dir: dir.to_owned(), settings: settings.clone(), ports, http };
+            // Somebody else may have taken a port in between.
+            if node.wait_ready().await.is_ok() {
+                return Ok(node);
+            }
+        }
+        bail!("the node did not become ready; its output is in {}", dir.join("node.log").display())
+    }
+
+    /// Starts the process again on the same directory, after it ended.
+    pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
+        self.child = spawn(&self.dir, &self.settings, self.ports)?;
+        self.wait_ready().await
+    }
+
+    async fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let until = Instant::now() + DEADLINE;
+        let url = self.url("/ready");
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the node ended with {status}; its output is in {}", self.dir.join("node.log").display());
+            }
+            let ready = self.http.get(&url).timeout(Duration::from_secs(2)).send().await;
+            if ready.is_ok_and(|response| response.status().is_success()) {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                bail!("the node was not ready in time");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// `kill -9`, and waits until the process is gone.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill().context("kill")?;
+        self.child.wait().context("wait")?;
+        Ok(())
+    }
+
+    /// SIGTERM; returns the exit code and how long it took.
+    pub(crate) fn terminate(&mut self) -> anyhow::Result<(Option<i32>, Duration)> {
+        let begun = Instant::now();
+        let pid = self.child.id().to_string();
+        Command::new("kill").args(["-TERM", &pid]).status().context("send SIGTERM")?;
+        while begun.elapsed() < DEADLINE {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok((status.code(), begun.elapsed()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bail!("the node did not stop")
+    }
+
+    pub(crate) fn otlp_grpc(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports[0])
+    }
+
+    pub(crate) fn otlp_http(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.ports[1])
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.ports[2])
+    }
+
+    pub(crate) fn flight(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports[3])
+    }
+
+    pub(crate) async fn sql_json(&self, query: &str) -> anyhow::Result<Value> {
+        let response = self.http.post(self.url("/api/v1/sql")).json(&json!({"query": query})).send().await?;
+        let status = response.status();
+        let body: Value = response.json().await?;
+        if !status.is_success() {
+            bail!("{status}: {body}");
+        }
+        Ok(body)
+    }
+
+    /// The one number that a query returns.
+    pub(crate) async fn number(&self, query: &str) -> anyhow::Result<i64> {
+        let body = self.sql_json(query).await?;
+        body["rows"][0][0].as_i64().with_context(|| format!("no number in {body}"))
+    }
+
+    pub(crate) async fn flight_client(&self) -> anyhow::Result<FlightSqlServiceClient<Channel>> {
+        let channel = Endpoint::from_shared(self.flight())?.connect().await?;
+        Ok(FlightSqlServiceClient::new(channel))
+    }
+
+    pub(crate) async fn flush(&self) -> anyhow::Result<()> {
+        let response = self.http.post(self.url("/api/v1/admin/flush")).send().await?;
+        let status = response.status();
+        if !status.is_success() {
+            bail!("{status}: {}", response.text().await?);
+        }
+        Ok(())
+    }
+
+    /// Every span id of `traces`, as often as it is there.
+    pub(crate) async fn span_ids(&self) -> anyhow::Result<Vec<String>> {
+        let body = self.sql_json("SELECT span_id FROM traces ORDER BY span_id").await?;
+        let rows = body["rows"].as_array().context("rows")?;
+        Ok(rows.iter().filter_map(|row| row[0].as_str().map(str::to_owned)).collect())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// All rows of a Flight SQL statement.
+pub(crate) async fn flight_rows(
+    client: &mut FlightSqlServiceClient<Channel>,
+    query: &str,
+) -> anyhow::Result<Vec<RecordBatch>> {
+    let info = client.execute(query.to_owned(), None).await?;
+    let ticket = info.endpoint.first().and_then(|endpoint| endpoint.ticket.clone()).context("an endpoint")?;
+    Ok(client.do_get(ticket).await?.try_collect().await?)
+}
+
+pub(crate) async fn flight_number(client: &mut FlightSqlServiceClient<Channel>, query: &str) -> anyhow::Result<i64> {
+    let batches = flight_rows(client, query).await?;
+    let batch = batches.iter().find(|batch| batch.num_rows() > 0).context("a row")?;
+    let column = batch.column(0);
+    anyhow::ensure!(column.is_valid(0), "a number");
+    Ok(column.as_primitive::<Int64Type>().value(0))
+}
+
+fn free_ports() -> anyhow::Result<[u16; 4]> {
+    let sockets = (0..4).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+    let mut ports = [0; 4];
+    for (port, socket) in ports.iter_mut().zip(&sockets) {
+        *port = socket.local_addr()?.port();
+    }
+    Ok(ports)
+}
+
+pub(crate) fn binary() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("SIGNALDB_BIN") {
+        return Ok(path.into());
+    }
+    // target/debug/deps/it-... -> target/debug/signaldb
+    let tests = std::env::current_exe()?;
+    let path = tests.parent().and_then(Path::parent).context("a target directory")?.join("signaldb");
+    anyhow::ensure!(path.exists(), "{} is missing: run `cargo build -p signaldb-node` first", path.display());
+    Ok(path)
+}
+
+fn spawn(dir: &Path, settings: &[String], ports: [u16; 4]) -> anyhow::Result<Child> {
+    std::fs::create_dir_all(dir)?;
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("node.log"))?;
+    let mut command = Command::new(binary()?);
+    command.current_dir(dir).arg("server").arg("--data-dir").arg(dir.join("data"));
+    for (name, port) in ["otlp_grpc", "otlp_http", "http", "flight"].iter().zip(ports) {
+        command.arg("--set").arg(format!("listen.{name}=127.0.0.1:{port}"));
+    }
+    // CI machines may be nearly full; what is tested here is not the reserve.
+    command.arg("--set").arg("wal.disk_reserve=64MiB");
+    for setting in settings {
+        command.arg("--set").arg(setting);
+    }
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.spawn().context("start signaldb")
+}

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Installs what building needs on Debian or Ubuntu, and only what is missing. Needs root (or sudo) for packages.
+set -euo pipefail
+
+RUST_VERSION=1.95.0
+RUST_MINIMUM=1.94
+
+packages=()
+need() { command -v "$1" >/dev/null 2>&1 || packages+=("$2"); }
+need gcc build-essential
+need g++ build-essential
+need make make
+need pkg-config pkg-config
+need curl curl
+need ccache ccache # RocksDB's C++ is compiled once for debug and release
+need python3 python3
+python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3-venv)
+[ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
+# bindgen, for RocksDB: libclang and its headers, of whatever version this release has.
+if ! ldconfig -p | grep -q 'libclang[-.]'; then
+  version=$(apt-cache search --names-only '^libclang1-[0-9]+$' 2>/dev/null | sed 's/^libclang1-\([0-9]*\).*/\1/' | sort -n | tail -n 1)
+  if [ -z "$version" ]; then
+    sudo=$([ "$(id -u)" = 0 ] || echo sudo)
+    $sudo apt-get update -qq
+    version=$(apt-cache search --names-only '^libclang1-[0-9]+$' | sed 's/^libclang1-\([0-9]*\).*/\1/' | sort -n | tail -n 1)
+  fi
+  packages+=("libclang1-$version" "libclang-common-$version-dev")
+fi
+if [ ${#packages[@]} -gt 0 ]; then
+  echo "installing: ${packages[*]}"
+  sudo=$([ "$(id -u)" = 0 ] || echo sudo)
+  $sudo apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+
+export PATH="$HOME/.cargo/bin:$PATH"
+have=$(rustc --version 2>/dev/null | sed 's/rustc \([0-9.]*\).*/\1/' || true)
+if [ -z "$have" ] || [ "$(printf '%s\n%s\n' "$RUST_MINIMUM" "$have" | sort -V | head -n 1)" != "$RUST_MINIMUM" ]; then
+  echo "installing Rust $RUST_VERSION (found: ${have:-none})"
+  if ! command -v rustup >/dev/null 2>&1; then
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --default-toolchain none --profile minimal
+  fi
+  rustup toolchain install "$RUST_VERSION" --profile minimal --component rustfmt --component clippy
+  rustup default "$RUST_VERSION"
+fi
