@@ -241,7 +241,9 @@ impl MemBatch {
 
 /// Decodes a run of entries, all of one tenant, dataset and kind at once.
 fn decode_all(queue: VecDeque<(u64, Append)>) -> Vec<(TableId, DecodedTable)> {
-    let mut groups: BTreeMap<(TableId, u8), Vec<(u64, Vec<u8>)>> = BTreeMap::new();
+    /// Log index and request.
+    type Requests = Vec<(u64, Vec<u8>)>;
+    let mut groups: BTreeMap<(TableId, u8), Requests> = BTreeMap::new();
     for (index, append) in queue {
         let Some(id) = append.table_ids().next() else { continue };
         let id = TableId { code: signaldb_model::TableCode(0), ..id };

@@ -64,7 +64,7 @@ impl TableProvider for StoredTable {
         let files = self.files.iter().flat_map(|files| files.iter()).collect();
         let files = prune::files(self.schema, files, filter)?;
         let memory = MemorySourceConfig::try_new_exec(
-            &[self.rows.clone()],
+            std::slice::from_ref(&self.rows),
             Arc::clone(&self.schema.arrow),
             projection.cloned(),
         )?;

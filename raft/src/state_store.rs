@@ -14,6 +14,9 @@ use thiserror::Error;
 #[error("state store: {0}")]
 pub struct StateStoreError(String);
 
+/// A key and its value.
+pub type Pair = (Vec<u8>, Vec<u8>);
+
 /// Keys and values, durable when a call returns. Blocking.
 pub trait StateStore: Send + Sync + fmt::Debug + 'static {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StateStoreError>;
@@ -21,7 +24,7 @@ pub trait StateStore: Send + Sync + fmt::Debug + 'static {
     fn put(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), StateStoreError>;
     fn delete(&self, key: &[u8]) -> Result<(), StateStoreError>;
     /// Pairs whose key starts with `prefix`, in key order.
-    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateStoreError>;
+    fn scan(&self, prefix: &[u8]) -> Result<Vec<Pair>, StateStoreError>;
 }
 
 /// RocksDB.
@@ -74,7 +77,7 @@ impl StateStore for RocksStateStore {
         self.0.delete_opt(key, &synced()).map_err(failed)
     }
 
-    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateStoreError> {
+    fn scan(&self, prefix: &[u8]) -> Result<Vec<Pair>, StateStoreError> {
         let from = rocksdb::IteratorMode::From(prefix, rocksdb::Direction::Forward);
         let mut out = Vec::new();
         for pair in self.0.iterator(from) {
@@ -108,7 +111,7 @@ impl StateStore for MemoryStateStore {
         Ok(())
     }
 
-    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StateStoreError> {
+    fn scan(&self, prefix: &[u8]) -> Result<Vec<Pair>, StateStoreError> {
         let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let from = map.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix));
         Ok(from.map(|(key, value)| (key.clone(), value.clone())).collect())

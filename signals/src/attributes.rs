@@ -87,11 +87,8 @@ impl AttributesBuilder {
         let pairs = Fields::of(message).filter(|(found, _)| *found == field);
         for (at, (_, pair)) in pairs.clone().enumerate() {
             let (key, value) = key_and_value(pair.bytes());
-            let bit = 1
-                << (key.len()
-                    + usize::from(key.first().copied().unwrap_or(0)) * 7
-                    + usize::from(key.last().copied().unwrap_or(0)) * 31)
-                    % 64;
+            let ends = [key.first(), key.last()].map(|byte| usize::from(byte.copied().unwrap_or(0)));
+            let bit = 1u64 << ((key.len() + ends[0] * 7 + ends[1] * 31) % 64);
             let repeated =
                 seen & bit != 0 && pairs.clone().take(at).any(|(_, earlier)| key_and_value(earlier.bytes()).0 == key);
             seen |= bit;

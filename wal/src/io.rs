@@ -30,7 +30,8 @@ pub trait LogFile: Send + Sync + fmt::Debug {
     /// fdatasync.
     fn sync_data(&self) -> io::Result<()>;
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
-    fn len(&self) -> io::Result<u64>;
+    /// Length of the file, bytes.
+    fn size(&self) -> io::Result<u64>;
     fn truncate(&self, len: u64) -> io::Result<()>;
 }
 
@@ -127,7 +128,7 @@ impl LogFile for RealFile {
         self.0.read_exact_at(buffer, offset)
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 

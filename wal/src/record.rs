@@ -253,7 +253,7 @@ pub fn encode_footer(records: &[(u64, Header)]) -> Vec<u8> {
 
 /// Decodes [`encode_footer`]; `None` when an entry is damaged.
 pub fn decode_footer(bytes: &[u8]) -> Option<Vec<(u64, Header)>> {
-    if bytes.len() % (8 + HEADER_BYTES) != 0 {
+    if !bytes.len().is_multiple_of(8 + HEADER_BYTES) {
         return None;
     }
     bytes

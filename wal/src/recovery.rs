@@ -77,7 +77,7 @@ pub(crate) fn recover(io: &dyn LogIo, dir: &Path) -> Result<Recovered, OpenError
     };
     for (at, (number, file)) in found.iter().enumerate() {
         let path = segment_path(dir, *number);
-        let file_len = file.len().map_err(OpenError::io("measure", &path))?;
+        let file_len = file.size().map_err(OpenError::io("measure", &path))?;
         let sealed_len = starts.get(at + 1).and_then(|(_, start)| start.previous).map(|(_, len)| len);
         let last = at + 1 == found.len();
         let limit = sealed_len.unwrap_or(file_len).min(file_len);
@@ -105,7 +105,10 @@ pub(crate) fn recover(io: &dyn LogIo, dir: &Path) -> Result<Recovered, OpenError
     Ok(recovered)
 }
 
-fn open_segments(io: &dyn LogIo, dir: &Path) -> Result<Vec<(u64, Arc<dyn LogFile>)>, OpenError> {
+/// Segments in order, by number.
+type OpenSegments = Vec<(u64, Arc<dyn LogFile>)>;
+
+fn open_segments(io: &dyn LogIo, dir: &Path) -> Result<OpenSegments, OpenError> {
     let mut numbers: Vec<u64> = io
         .list(dir)
         .map_err(OpenError::io("list", dir))?
@@ -121,14 +124,10 @@ fn open_segments(io: &dyn LogIo, dir: &Path) -> Result<Vec<(u64, Arc<dyn LogFile
 }
 
 /// A crash while a segment is being started leaves a file without a synced checkpoint: it holds nothing.
-fn drop_unfinished_segment(
-    io: &dyn LogIo,
-    dir: &Path,
-    found: &mut Vec<(u64, Arc<dyn LogFile>)>,
-) -> Result<(), OpenError> {
+fn drop_unfinished_segment(io: &dyn LogIo, dir: &Path, found: &mut OpenSegments) -> Result<(), OpenError> {
     let Some((number, file)) = found.last() else { return Ok(()) };
     let path = segment_path(dir, *number);
-    let len = file.len().map_err(OpenError::io("measure", &path))?;
+    let len = file.size().map_err(OpenError::io("measure", &path))?;
     let scan = scan(file.as_ref(), *number, len, None).map_err(OpenError::io("read", &path))?;
     if scan.records.len() >= 2 || scan.bad.as_ref().is_some_and(|bad| bad.later.is_some()) {
         return Ok(());

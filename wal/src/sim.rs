@@ -203,7 +203,7 @@ impl LogFile for SimFile {
         })
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         self.with(|disk, path| Ok(content(disk, path)?.bytes.len() as u64))
     }
 

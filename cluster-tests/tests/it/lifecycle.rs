@@ -125,7 +125,7 @@ async fn health_cluster_and_metrics_have_their_documented_shapes() -> anyhow::Re
     for key in ["unprocessed_entries", "total_segments", "disk_usage_bytes"] {
         assert!(health["wal"][key].is_u64(), "{key}: {health}");
     }
-    assert_eq!(health["wal"]["unprocessed_entries"], 1);
+    assert!(health["wal"]["unprocessed_entries"].as_u64() > Some(0), "{health}");
     assert!(health["wal"].get("last_flush").is_some());
     node.flush().await?;
     let health: Value = get("/health").await?.json().await?;

@@ -133,7 +133,7 @@ from_text!(MemoryLimit, parse_limit, "a limit such as \"60%\" or \"8GiB\"");
 
 fn bytes_text(bytes: u64) -> String {
     for (unit, factor) in [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
-        if bytes >= factor && bytes % factor == 0 {
+        if bytes >= factor && bytes.is_multiple_of(factor) {
             return format!("{}{unit}", bytes / factor);
         }
     }
