@@ -93,7 +93,7 @@ fn encode_file(table: SignalTable, rows: &RecordBatch, day: i32, location: Strin
 
 fn properties(table: SignalTable) -> WriterProperties {
     let mut builder = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap_or_default()))
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
         // Bounds of map entries and nested leaves help nobody and cost a comparison a value.
         .set_statistics_enabled(EnabledStatistics::None);

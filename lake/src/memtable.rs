@@ -12,7 +12,7 @@ use signaldb_signals::{SignalKind, SignalTable};
 use tokio::sync::{Notify, watch};
 
 /// Batches are merged while the result stays below this: many small exports must not become many small batches.
-const MERGED_ROWS_MAX: usize = 16 << 10;
+const MERGED_ROWS_MAX: usize = 2 << 10;
 
 /// Rows of one table with the log indexes that they came from. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub struct MemBatch {
     entries: Vec<(u64, usize)>,
     /// When the oldest of its rows was applied.
     since: UnixNanos,
+    /// Memory of the columns, bytes; counted once, for it is asked at every request.
+    bytes: usize,
 }
 
 /// What one group holds of one table, at one moment.
@@ -126,7 +128,7 @@ impl GroupMemtable {
         state.queued_bytes -= bytes;
         for (id, table) in decoded {
             let entries = table.requests;
-            let batch = MemBatch { batch: table.batch, entries, since: now };
+            let batch = MemBatch::new(table.batch, entries, now);
             let table = state.tables.entry(id).or_insert_with(Table::unknown);
             if let Some(batch) = batch.above(table.watermark) {
                 table.push(batch);
@@ -200,8 +202,13 @@ impl Table {
 }
 
 impl MemBatch {
+    fn new(batch: RecordBatch, entries: Vec<(u64, usize)>, since: UnixNanos) -> Self {
+        let bytes = batch.get_array_memory_size();
+        Self { batch, entries, since, bytes }
+    }
+
     pub fn bytes(&self) -> usize {
-        self.batch.get_array_memory_size()
+        self.bytes
     }
 
     pub fn last_index(&self) -> u64 {
@@ -213,7 +220,7 @@ impl MemBatch {
         let shift = self.batch.num_rows();
         let shifted = next.entries.iter().map(|(index, end)| (*index, end + shift));
         let entries = self.entries.iter().copied().chain(shifted).collect();
-        Some(Self { batch, entries, since: self.since.min(next.since) })
+        Some(Self::new(batch, entries, self.since.min(next.since)))
     }
 
     /// The rows of entries above `index`; `None` when there are none.
@@ -235,7 +242,9 @@ impl MemBatch {
 
     fn cut(&self, start: usize, end: usize, entries: std::ops::Range<usize>) -> Option<Self> {
         let entries: Vec<_> = self.entries[entries].iter().map(|(index, end)| (*index, end - start)).collect();
-        (end > start).then(|| Self { batch: self.batch.slice(start, end - start), entries, since: self.since })
+        // A slice keeps the whole columns alive.
+        let batch = || self.batch.slice(start, end - start);
+        (end > start).then(|| Self { batch: batch(), entries, since: self.since, bytes: self.bytes })
     }
 }
 
