@@ -106,6 +106,8 @@ impl App {
             let made = app.lake.ensure_tables(&identity.tenant, &identity.dataset).await;
             if let Err(error) = noted.and(made.map_err(|error| error.to_string())) {
                 tracing::warn!(tenant = %identity.tenant, dataset = %identity.dataset, %error, "tables are not created yet");
+                // One attempt a second a dataset, however many requests come.
+                tokio::time::sleep(Duration::from_secs(1)).await;
                 app.0.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             }
         });

@@ -102,7 +102,7 @@ impl Node {
             interval: config.flush.interval.0,
             max_interval: config.flush.max_interval.0,
             max_bytes: usize::try_from(config.flush.max_bytes.0).unwrap_or(usize::MAX),
-            memtable_bytes_max: memory / 4,
+            memtable_bytes_max: memory / 8,
         };
         let lake = Lake::new(lake_config, catalog, store, Arc::clone(&clock), cpu.clone());
         let state_dir = config.node.data_dir.join("state");
