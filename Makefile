@@ -23,7 +23,8 @@ run: deps
 	exec "$$target/release/signaldb"
 
 test: deps
-	@$(ENV) cargo build --locked -p signaldb-node; \
+	@# All targets in one go: another selection of packages would mean other features and a second build of everything.
+	@$(ENV) cargo build --locked --workspace --all-targets; \
 	export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
 	cargo test --locked --workspace
 
