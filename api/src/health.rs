@@ -21,7 +21,7 @@ pub(crate) async fn health(State(app): State<App>) -> Response {
         .groups
         .data_groups()
         .map(|group| group.status())
-        .map(|status| status.commit_index.saturating_sub(status.flushed_index))
+        .map(|status| status.applied_index.saturating_sub(status.flushed_index))
         .sum();
     let body = json!({
         "status": "ok",

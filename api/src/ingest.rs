@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
-use futures::future::try_join_all;
+use futures::future::join_all;
 use signaldb_catalog::Identity;
-use signaldb_model::limits::ENTRY_BYTES_TARGET;
+use signaldb_model::limits::{ENTRY_BYTES_MAX, ENTRY_BYTES_TARGET};
 use signaldb_model::{AckLevel, Position};
 use signaldb_raft::{Append, Compression, Digest, Group, TableStats, Written};
 use signaldb_signals::SignalKind;
@@ -22,6 +22,9 @@ pub(crate) const ACK: &str = "x-signaldb-ack";
 pub(crate) const DEDUPLICATED: &str = "x-signaldb-deduplicated";
 const IDEMPOTENCY_KEY: &str = "x-signaldb-idempotency-key";
 const DEDUP: &str = "x-signaldb-dedup";
+
+/// Largest single record, uncompressed, so that its entry fits whatever compression does to it.
+const RECORD_BYTES_MAX: usize = ENTRY_BYTES_MAX - (64 << 10);
 
 /// What a request asks beside its body.
 #[derive(Debug, Clone, Default)]
@@ -99,10 +102,26 @@ pub(crate) async fn ingest(
         let digest = dedup.digest.map(|digest| if single { digest } else { part_digest(digest, part) });
         write(app, &group, append(&group, kind, identity, Dedup { digest, ..dedup }, payload, tables))
     });
-    let written = try_join_all(appends).await?;
-    let deduplicated = written.iter().all(|written| written.deduplicated);
-    accepted.written = written.first().map(|first| Written { deduplicated, ..*first });
+    accepted.written = whole(join_all(appends).await)?;
     Ok(accepted)
+}
+
+/// One outcome for all parts. The position is the last part's: who waits for it sees them all. As soon as one part is
+/// written, a refusal of another leaves the request unknown: its retry completes it.
+fn whole(outcomes: Vec<Result<Written, ApiError>>) -> Result<Option<Written>, ApiError> {
+    let some_written = outcomes.iter().any(Result::is_ok);
+    let mut last: Option<Written> = None;
+    for outcome in outcomes {
+        let written = match outcome {
+            Ok(written) => written,
+            Err(error) if some_written => return Err(ApiError::new(Kind::UnknownOutcome, error.message)),
+            Err(error) => return Err(error),
+        };
+        let deduplicated = written.deduplicated && last.is_none_or(|last| last.deduplicated);
+        let newest = last.filter(|last| last.position.index > written.position.index).unwrap_or(written);
+        last = Some(Written { deduplicated, ..newest });
+    }
+    Ok(last)
 }
 
 async fn write(app: &App, group: &Group, append: Append) -> Result<Written, ApiError> {
@@ -158,7 +177,11 @@ fn parts(kind: SignalKind, checked: &Checked, protobuf: Bytes) -> Result<Vec<Par
     if payload.len() <= ENTRY_BYTES_TARGET {
         return Ok(vec![(payload, stats(checked))]);
     }
-    let split = request::split(&payload, ENTRY_BYTES_TARGET);
+    let split = request::split(&payload, ENTRY_BYTES_TARGET).map_err(|error| ApiError::invalid(error.to_string()))?;
+    if let Some(part) = split.iter().find(|part| part.len() > RECORD_BYTES_MAX) {
+        let message = format!("one record has {} bytes, the limit is {RECORD_BYTES_MAX}", part.len());
+        return Err(ApiError::new(Kind::TooLarge, message));
+    }
     let part = |part: Vec<u8>| {
         let checked = request::check(kind, &part).map_err(|error| ApiError::invalid(error.to_string()))?;
         Ok((Bytes::from(part), stats(&checked)))

@@ -29,6 +29,9 @@ pub enum LakeError {
     /// Rows were deleted by a writer that is not us; a scan would count them.
     #[error("table at {0} has delete files of another writer")]
     ForeignDeletes(String),
+    /// One table could not be flushed; the others were.
+    #[error("a table was left out of the flush")]
+    Table(#[source] Box<LakeError>),
     #[error("{0}")]
     Stopped(&'static str),
 }

@@ -157,8 +157,7 @@ impl Flusher {
     /// Cuts and commits. With `fresh`, rows applied before the call are included even if an older cut is pending.
     async fn flush(&mut self, fresh: bool) -> Result<(), LakeError> {
         if let Some(hi) = self.pending {
-            self.commit_cut(hi).await?;
-            self.pending = None;
+            self.finish_cut(hi).await?;
             if !fresh {
                 return Ok(());
             }
@@ -166,9 +165,16 @@ impl Flusher {
         let cut = Command::FlushCut { at: self.lake.clock().now() };
         let hi = self.group.propose_index(&cut, PROPOSE_TIMEOUT).await?;
         self.pending = Some(hi);
-        self.commit_cut(hi).await?;
-        self.pending = None;
-        Ok(())
+        self.finish_cut(hi).await
+    }
+
+    async fn finish_cut(&mut self, hi: u64) -> Result<(), LakeError> {
+        let outcome = self.commit_cut(hi).await;
+        // When only some table failed the others are done: the next cut takes its rows along with theirs.
+        if matches!(outcome, Ok(()) | Err(LakeError::Table(_))) {
+            self.pending = None;
+        }
+        outcome
     }
 
     async fn commit_cut(&self, hi: u64) -> Result<(), LakeError> {
@@ -176,7 +182,8 @@ impl Flusher {
         let begun = self.lake.clock().now();
         let mut encoded = Encoded::new();
         for attempt in 0..ATTEMPTS {
-            if let Some(planned) = self.try_commit(hi, &mut encoded).await? {
+            let mut failed = None;
+            if let Some(planned) = self.try_commit(hi, &mut encoded, &mut failed).await? {
                 let tables = planned.len();
                 for plan in planned {
                     self.announce(hi, plan).await?;
@@ -184,7 +191,7 @@ impl Flusher {
                 let took = self.lake.clock().now().saturating_sub(begun);
                 metrics::histogram!("signaldb_flush_duration_seconds").record(took.as_secs_f64());
                 tracing::debug!(group = %self.group.id(), hi, tables, ?took, "WAL entry processed: flushed");
-                return Ok(());
+                return failed.map_or(Ok(()), |error| Err(LakeError::Table(Box::new(error))));
             }
             // Somebody else moved a table: look again, a little later each time.
             tokio::time::sleep(Duration::from_millis(20 << attempt)).await;
@@ -193,11 +200,24 @@ impl Flusher {
     }
 
     /// One attempt on the tables' current metadata; `None` when a swap lost or its outcome is unknown.
-    async fn try_commit(&self, hi: u64, encoded: &mut Encoded) -> Result<Option<Vec<Planned>>, LakeError> {
+    ///
+    /// A table that cannot be planned is left out and reported through `failed`: it must not stop its neighbours.
+    async fn try_commit(
+        &self,
+        hi: u64,
+        encoded: &mut Encoded,
+        failed: &mut Option<LakeError>,
+    ) -> Result<Option<Vec<Planned>>, LakeError> {
         let mut planned = Vec::new();
         for id in self.memtable.loads().into_keys() {
-            if let Some(plan) = self.plan(&id, hi, encoded).await? {
-                planned.push(plan);
+            match self.plan(&id, hi, encoded).await {
+                Ok(plan) => planned.extend(plan),
+                // Catalog and store are everybody's: the cut waits for them.
+                Err(error @ (LakeError::Catalog(_) | LakeError::Store(_))) => return Err(error),
+                Err(error) => {
+                    tracing::error!(table = %id, error = %chain(&error), "table cannot be flushed");
+                    *failed = Some(error);
+                }
             }
         }
         let mut swaps = Vec::new();

@@ -8,6 +8,7 @@ use arrow::compute::concat_batches;
 use signaldb_model::{TableId, UnixNanos};
 use signaldb_raft::{Append, Compression, TableState};
 use signaldb_signals::decode::{DecodedTable, decode};
+use signaldb_signals::request::{EXPANDED_BYTES_MAX, expanded_bytes};
 use signaldb_signals::{SignalKind, SignalTable};
 use tokio::sync::{Notify, watch};
 
@@ -268,11 +269,26 @@ fn decode_all(queue: VecDeque<(u64, Append)>) -> Vec<(TableId, DecodedTable)> {
             tracing::error!(kind, "a log entry has a kind of a newer version; its rows are left out");
             continue;
         };
-        for table in decode(kind, payloads.iter().map(|(index, payload)| (*index, payload.as_slice()))) {
-            out.push((TableId { code: SignalTable::code(table.table), ..id.clone() }, table));
+        let mut rest = payloads.as_slice();
+        while !rest.is_empty() {
+            let (chunk, later) = rest.split_at(chunk_len(kind, rest));
+            for table in decode(kind, chunk.iter().map(|(index, payload)| (*index, payload.as_slice()))) {
+                out.push((TableId { code: SignalTable::code(table.table), ..id.clone() }, table));
+            }
+            rest = later;
         }
     }
     out
+}
+
+/// Requests that are decoded into one batch: a column's texts must stay well below 2 GiB.
+fn chunk_len(kind: SignalKind, payloads: &[(u64, Vec<u8>)]) -> usize {
+    let mut bytes = 0;
+    let fits = payloads.iter().take_while(|(_, payload)| {
+        bytes += expanded_bytes(kind, payload) + payload.len() as u64;
+        bytes <= EXPANDED_BYTES_MAX
+    });
+    fits.count().max(1)
 }
 
 fn decompress(append: &Append) -> Option<Vec<u8>> {

@@ -97,14 +97,21 @@ impl fmt::Debug for QueryEngine {
 #[derive(Debug)]
 pub struct RunningQuery {
     pub schema: SchemaRef,
-    batches: mpsc::Receiver<Result<RecordBatch, QueryError>>,
+    /// `None` says that the result is complete.
+    batches: mpsc::Receiver<Result<Option<RecordBatch>, QueryError>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl RunningQuery {
     /// The next rows, `None` after the last.
     pub async fn next(&mut self) -> Option<Result<RecordBatch, QueryError>> {
-        self.batches.recv().await
+        match self.batches.recv().await {
+            Some(Ok(Some(batch))) => Some(Ok(batch)),
+            Some(Ok(None)) => None,
+            Some(Err(error)) => Some(Err(error)),
+            // The task went away in the middle: what was sent so far must not pass for the whole.
+            None => Some(Err(late())),
+        }
     }
 
     /// All rows, for results that are known to be small or are formatted as a whole.
@@ -164,10 +171,9 @@ impl Inner {
         query: Query,
         deadline: Instant,
         opened: oneshot::Sender<Result<SchemaRef, QueryError>>,
-        rows: mpsc::Sender<Result<RecordBatch, QueryError>>,
+        rows: mpsc::Sender<Result<Option<RecordBatch>, QueryError>>,
     ) {
         metrics::counter!("signaldb_queries_total").increment(1);
-        let late = || QueryError::new(QueryErrorKind::Deadline, "the query did not finish within its deadline");
         let open = async {
             let permit = self.running.acquire().await;
             let permit = permit.map_err(|_| QueryError::new(QueryErrorKind::Unavailable, "the node is stopping"))?;
@@ -183,14 +189,14 @@ impl Inner {
         }
         loop {
             let item = match tokio::time::timeout_at(deadline, stream.next()).await {
-                Ok(Some(item)) => item.map_err(QueryError::from),
-                Ok(None) => return,
+                Ok(Some(item)) => item.map(Some).map_err(QueryError::from),
+                Ok(None) => Ok(None),
                 Err(_) => Err(late()),
             };
-            let failed = item.is_err();
+            let last = !matches!(item, Ok(Some(_)));
             // A receiver that is gone, or too slow for the deadline, ends the query.
             let sent = tokio::time::timeout_at(deadline, rows.send(item)).await;
-            if failed || !matches!(sent, Ok(Ok(()))) {
+            if last || !matches!(sent, Ok(Ok(()))) {
                 return;
             }
         }
@@ -219,6 +225,10 @@ impl Inner {
         let frame = context.sql_with_options(&query.sql, options).await?;
         Ok(frame.execute_stream().await?)
     }
+}
+
+fn late() -> QueryError {
+    QueryError::new(QueryErrorKind::Deadline, "the query did not finish within its deadline")
 }
 
 fn template(config: &QueryConfig, runtime: &Arc<RuntimeEnv>) -> SessionState {

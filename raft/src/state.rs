@@ -12,6 +12,9 @@ use crate::types::Applied;
 /// Entries of the dedup window of one group, at most; the oldest minute goes first.
 pub const DEDUP_ENTRIES_MAX: usize = 256 << 10;
 
+/// Cuts that may wait for their tables at the same time.
+const CAPTURES_MAX: usize = 4;
+
 /// Entries of one bucket, at most.
 const BUCKET_ENTRIES_MAX: usize = DEDUP_ENTRIES_MAX / 16;
 
@@ -168,6 +171,10 @@ impl Captures {
             Command::FlushCut { .. } => {
                 let open = state.dirty().cloned().collect();
                 self.0.insert(index, Capture { state: state.clone(), open });
+                // Each holds a whole dedup window. A cut that a broken table keeps open is overtaken by later ones.
+                while self.0.len() > CAPTURES_MAX {
+                    self.0.pop_first();
+                }
             }
             Command::FlushCommitted { table, hi, .. } => {
                 for (cut, capture) in &mut self.0 {

@@ -10,6 +10,7 @@
 //! (`A`..`9`), a type character of a map entry, or `!<bytes>:<json>` for a key that was there before (readers of Iceberg
 //! tables expect map keys to be unique). It is null when every attribute is a text in the map.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -25,6 +26,9 @@ use crate::any_value::{self, EMPTY, Scalar, TEXT};
 use crate::json::key_value_from_json;
 use crate::promoted::{self, POSITIONS, Promoted, PromotedType};
 use crate::wire::{Fields, Value};
+
+/// Attributes of a list that are compared by looking back.
+const LOOK_BACK_MAX: usize = 32;
 
 /// Type character of a key without a value.
 const NO_VALUE: u8 = b'n';
@@ -84,13 +88,23 @@ impl AttributesBuilder {
         let mut plain = true;
         // A key can only have been seen if its bit is set; most rows never look back.
         let mut seen = 0u64;
+        // Long lists are compared through a set: looking back would be quadratic.
+        let mut many: Option<HashSet<&[u8]>> = None;
         let pairs = Fields::of(message).filter(|(found, _)| *found == field);
         for (at, (_, pair)) in pairs.clone().enumerate() {
             let (key, value) = key_and_value(pair.bytes());
             let ends = [key.first(), key.last()].map(|byte| usize::from(byte.copied().unwrap_or(0)));
             let bit = 1u64 << ((key.len() + ends[0] * 7 + ends[1] * 31) % 64);
-            let repeated =
-                seen & bit != 0 && pairs.clone().take(at).any(|(_, earlier)| key_and_value(earlier.bytes()).0 == key);
+            if at == LOOK_BACK_MAX {
+                many = Some(pairs.clone().take(at).map(|(_, earlier)| key_and_value(earlier.bytes()).0).collect());
+            }
+            let repeated = match &mut many {
+                Some(keys) => !keys.insert(key),
+                None => {
+                    seen & bit != 0
+                        && pairs.clone().take(at).any(|(_, earlier)| key_and_value(earlier.bytes()).0 == key)
+                }
+            };
             seen |= bit;
             let token = if repeated {
                 self.append_repeated(pair.bytes());

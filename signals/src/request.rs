@@ -20,6 +20,9 @@ pub enum SignalKind {
 pub enum RequestError {
     #[error("request body is not a valid protobuf message: {0}")]
     Wire(#[from] WireError),
+    /// Resource, scope and metric are repeated in every row: a few megabytes can ask for terabytes.
+    #[error("resources and scopes repeated for each record come to {bytes} bytes, the limit is {EXPANDED_BYTES_MAX}")]
+    Expansion { bytes: u64 },
 }
 
 /// What is known of a request after one pass over it.
@@ -68,12 +71,51 @@ impl SignalKind {
     }
 }
 
+/// Bytes of resources, scopes and metrics, once for each record that has them, that one request may come to.
+pub const EXPANDED_BYTES_MAX: u64 = 256 << 20;
+
+/// Bytes that what records share takes when it is written once a record.
+pub fn expanded_bytes(kind: SignalKind, request: &[u8]) -> u64 {
+    let head = |message: &[u8]| -> u64 {
+        let nested: usize = messages(message, 2).map(<[u8]>::len).sum();
+        (message.len() - nested) as u64
+    };
+    let mut total = 0u64;
+    for resource in messages(request, 1) {
+        let resource_head = head(resource);
+        for scope in messages(resource, 2) {
+            let shared = resource_head + head(scope);
+            for item in messages(scope, 2) {
+                let (rows, own) = if kind == SignalKind::Metrics { points(item) } else { (1, 0) };
+                total = total.saturating_add(rows.saturating_mul(shared + own));
+            }
+        }
+    }
+    total
+}
+
+/// Number of a metric's points, and the bytes of the metric without them.
+fn points(metric: &[u8]) -> (u64, u64) {
+    let (mut count, mut bytes) = (0, 0);
+    for (_, data) in Fields::of(metric).filter(|(field, _)| metric_table(*field).is_some()) {
+        for point in messages(data.bytes(), 1) {
+            count += 1;
+            bytes += point.len();
+        }
+    }
+    (count, (metric.len() - bytes) as u64)
+}
+
 /// Checks a request: malformed protobuf is an error, a record that cannot be stored is rejected alone.
 ///
 /// # Errors
 /// [`RequestError::Wire`] says what is wrong with the bytes. What passes here always decodes.
 pub fn check(kind: SignalKind, request: &[u8]) -> Result<Checked, RequestError> {
     let mut checked = Checked { replaced_text: !wire::check(kind.shape(), request, 0)?, ..Checked::default() };
+    let bytes = expanded_bytes(kind, request);
+    if bytes > EXPANDED_BYTES_MAX {
+        return Err(RequestError::Expansion { bytes });
+    }
     for resource in messages(request, 1) {
         for scope in messages(resource, 2) {
             for item in messages(scope, 2) {
@@ -243,7 +285,10 @@ fn rewrite(message: &[u8], field: u32, replace: &mut dyn FnMut(&[u8]) -> Option<
 ///
 /// Records stay in order and whole; a single record larger than `bytes_max` is a part of its own. Metrics are split
 /// between metrics, not between the points of one.
-pub fn split(request: &[u8], bytes_max: usize) -> Vec<Vec<u8>> {
+///
+/// # Errors
+/// [`RequestError::Expansion`] when repeating resources and scopes in each part would more than double the request.
+pub fn split(request: &[u8], bytes_max: usize) -> Result<Vec<Vec<u8>>, RequestError> {
     let mut parts = Parts { bytes_max, ..Parts::default() };
     for resource in messages(request, 1) {
         let resource_head = without(resource, 2);
@@ -251,13 +296,16 @@ pub fn split(request: &[u8], bytes_max: usize) -> Vec<Vec<u8>> {
             let scope_head = without(scope, 2);
             for item in messages(scope, 2) {
                 parts.add(&resource_head, &scope_head, item);
+                if parts.bytes > 2 * request.len() + bytes_max {
+                    return Err(RequestError::Expansion { bytes: parts.bytes as u64 });
+                }
             }
             parts.close_scope(&scope_head);
         }
         parts.close_resource(&resource_head);
     }
     parts.close_part();
-    parts.done
+    Ok(parts.done)
 }
 
 fn without(message: &[u8], field: u32) -> Vec<u8> {
@@ -268,6 +316,8 @@ fn without(message: &[u8], field: u32) -> Vec<u8> {
 struct Parts {
     bytes_max: usize,
     done: Vec<Vec<u8>>,
+    /// Of the parts that are done.
+    bytes: usize,
     part: Vec<u8>,
     scopes: Vec<u8>,
     items: Vec<u8>,
@@ -301,6 +351,7 @@ impl Parts {
 
     fn close_part(&mut self) {
         if !self.part.is_empty() {
+            self.bytes += self.part.len();
             self.done.push(std::mem::take(&mut self.part));
         }
     }

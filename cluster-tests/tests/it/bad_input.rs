@@ -48,6 +48,23 @@ async fn undecodable_and_oversized_requests_get_typed_errors() -> anyhow::Result
     Ok(())
 }
 
+/// Scenario: a request of 200 kB whose one large resource would be repeated for twenty thousand empty spans.
+/// Guarantees: a 400 that says so; the node goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_would_expand_without_bounds_is_refused() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let node = Node::start(dir.path(), &[]).await?;
+    let spans = vec![signaldb_proto::otlp::trace::v1::Span::default(); 20_000];
+    let body = request(&"x".repeat(100_000), spans).encode_to_vec();
+    let post = node.http.post(node.otlp_http("/v1/traces")).header("content-type", "application/x-protobuf");
+    let response = post.body(body).send().await?;
+    assert_eq!(response.status().as_u16(), 400);
+    let status = rpc::Status::decode(response.bytes().await?)?;
+    assert!(status.message.contains("repeated for each record"), "{}", status.message);
+    assert_eq!(node.number("SELECT count(*) FROM traces").await?, 0);
+    Ok(())
+}
+
 /// Scenario: records with odd values beside one that cannot be stored.
 /// Guarantees: what can be stored is, the rest is rejected by number and reason, and the request is not lost.
 #[tokio::test(flavor = "multi_thread")]

@@ -79,7 +79,7 @@ fn a_data_point_with_a_bad_exemplar_is_rejected_alone() {
 fn large_requests_are_split_between_records_and_keep_their_resources() {
     let spans: Vec<Span> = (0..200).map(|n| span(n, &format!("span {n}"))).collect();
     let body = request(spans).encode_to_vec();
-    let parts = split(&body, 1000);
+    let parts = split(&body, 1000).expect("splits");
     assert!(parts.len() > 5);
     assert!(parts.iter().all(|part| part.len() <= 1100));
     let all: Vec<String> = parts.iter().flat_map(|part| names(part)).collect();
@@ -89,13 +89,27 @@ fn large_requests_are_split_between_records_and_keep_their_resources() {
         assert_eq!(part.resource_spans[0].schema_url, "resource");
         assert_eq!(part.resource_spans[0].scope_spans[0].schema_url, "scope");
     }
-    assert_eq!(split(&body, 1000), parts, "a retry falls into the same parts");
-    assert_eq!(split(&body, usize::MAX).len(), 1);
-    assert!(split(&[], 10).is_empty());
+    assert_eq!(split(&body, 1000), Ok(parts), "a retry falls into the same parts");
+    assert_eq!(split(&body, 1 << 30).expect("splits").len(), 1);
+    assert_eq!(split(&[], 10), Ok(vec![]));
 }
 
 #[test]
 fn garbage_is_an_error() {
     assert!(check(SignalKind::Traces, b"this is not protobuf").is_err());
     assert!(check(SignalKind::Metrics, &[0x0a, 0xff, 0xff]).is_err());
+}
+
+/// A small request that asks for terabytes: one large resource, very many empty records.
+#[test]
+fn what_would_expand_beyond_bounds_is_refused() {
+    use opentelemetry_proto::tonic::resource::v1::Resource;
+    let mut large = request(vec![Span::default(); 20_000]);
+    let entity = "x".repeat(100_000);
+    let refs = vec![opentelemetry_proto::tonic::common::v1::EntityRef { schema_url: entity, ..Default::default() }];
+    large.resource_spans[0].resource = Some(Resource { entity_refs: refs, ..Resource::default() });
+    let body = large.encode_to_vec();
+    assert!(body.len() < 200_000);
+    assert!(matches!(check(SignalKind::Traces, &body), Err(RequestError::Expansion { .. })));
+    assert!(matches!(split(&body, 50_000), Err(RequestError::Expansion { .. })));
 }

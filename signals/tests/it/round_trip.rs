@@ -103,7 +103,7 @@ proptest! {
             let accepted = checked.accepted.clone().unwrap_or(body);
             let rows: usize = decode(SignalKind::Traces, [(0, accepted.as_slice())]).iter().map(|table| table.batch.num_rows()).sum();
             prop_assert_eq!(rows as u64, checked.rows());
-            let parts = request::split(&accepted, 300);
+            let Ok(parts) = request::split(&accepted, 300) else { return Ok(()) };
             let split: u64 = parts.iter().map(|part| check(SignalKind::Traces, part).map_or(0, |part| part.rows())).sum();
             prop_assert_eq!(split, checked.rows());
         }
