@@ -78,7 +78,7 @@ pub enum Compression {
 /// Bytes that are not a command.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("undecodable command: {0}")]
-pub struct DecodeError(&'static str);
+pub struct DecodeError(pub(crate) &'static str);
 
 impl Append {
     pub fn table_ids(&self) -> impl Iterator<Item = TableId> + '_ {
