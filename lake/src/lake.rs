@@ -315,8 +315,6 @@ impl ApplySink for Lake {
         self.memtable(group).append(index, append);
     }
 
-    fn cut(&self, _group: GroupId, _hi: u64) {}
-
     fn flushed(&self, group: GroupId, table: &TableId, hi: u64, version: i64, location: &str) {
         self.memtable(group).flushed(table, hi, version, location);
     }

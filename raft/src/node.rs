@@ -138,10 +138,6 @@ impl Groups {
         self.data.values()
     }
 
-    pub fn group(&self, id: GroupId) -> Option<&Arc<Group>> {
-        self.data.get(&id)
-    }
-
     /// The groups that ever held rows of `tenant`; empty before its first write.
     pub fn homes(&self, tenant: &TenantId) -> Vec<Arc<Group>> {
         let meta = self.meta.read().unwrap_or_else(PoisonError::into_inner);
@@ -271,7 +267,6 @@ impl ApplySink for MetaSink {
     }
 
     fn appended(&self, _group: GroupId, _index: u64, _append: Append) {}
-    fn cut(&self, _group: GroupId, _hi: u64) {}
     fn flushed(&self, _group: GroupId, _table: &TableId, _hi: u64, _version: i64, _location: &str) {}
     fn advanced(&self, _group: GroupId, _table: &TableId, _version: i64, _location: &str) {}
     fn applied(&self, _group: GroupId, _index: u64) {}

@@ -15,8 +15,6 @@ pub trait ApplySink: Send + Sync + 'static {
     fn restored(&self, group: GroupId, applied: u64, state: &GroupState);
     /// Rows to keep until they are flushed. Not called for a deduplicated retry.
     fn appended(&self, group: GroupId, index: u64, append: Append);
-    /// A flush cut at `hi`.
-    fn cut(&self, group: GroupId, hi: u64);
     /// Rows of `table` up to `hi` are in Iceberg, at `version`.
     fn flushed(&self, group: GroupId, table: &TableId, hi: u64, version: i64, location: &str);
     /// The table has new metadata.

@@ -157,8 +157,7 @@ impl StateMachine {
         drop(state);
         match command {
             Command::Append(append) if applied.first_copy.is_none() => self.sink.appended(self.group, index, append),
-            Command::Append(_) => {}
-            Command::FlushCut { .. } => self.sink.cut(self.group, index),
+            Command::Append(_) | Command::FlushCut { .. } => {}
             Command::FlushCommitted { table, hi, version, location } => {
                 self.sink.flushed(self.group, &table, hi, version, &location);
             }

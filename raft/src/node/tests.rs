@@ -29,7 +29,6 @@ impl ApplySink for Recorder {
     fn flushed(&self, group: GroupId, _table: &TableId, hi: u64, _version: i64, _location: &str) {
         self.watermark.lock().expect("lock").insert(group.0, hi);
     }
-    fn cut(&self, _group: GroupId, _hi: u64) {}
     fn advanced(&self, _group: GroupId, _table: &TableId, _version: i64, _location: &str) {}
     fn meta(&self, _json: &str) {}
     fn applied(&self, _group: GroupId, _index: u64) {}
