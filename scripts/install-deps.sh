@@ -17,7 +17,8 @@ need python3 python3
 python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3-venv)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
 # bindgen, for RocksDB: libclang and its headers, of whatever version this release has.
-if ! ldconfig -p | grep -q 'libclang[-.]'; then
+# (libclang-cpp is another library.)
+if ! ldconfig -p | grep -qE 'libclang(-[0-9.]+)?\.so'; then
   version=$(apt-cache search --names-only '^libclang1-[0-9]+$' 2>/dev/null | sed 's/^libclang1-\([0-9]*\).*/\1/' | sort -n | tail -n 1)
   if [ -z "$version" ]; then
     sudo=$([ "$(id -u)" = 0 ] || echo sudo)
