@@ -11,6 +11,7 @@ use signaldb_lake::Lake;
 use signaldb_model::NodeId;
 use signaldb_query::QueryEngine;
 use signaldb_raft::Groups;
+use signaldb_signals::{SignalKind, SignalTable};
 use tokio_util::task::TaskTracker;
 
 /// Services behind the API.
@@ -28,6 +29,8 @@ pub struct AppDeps {
     pub write_timeout: Duration,
     /// How long a repeated request is recognized; zero turns it off.
     pub dedup_window: Duration,
+    /// Signals that are stored (`schema.default_schemas`).
+    pub signals: Vec<SignalKind>,
     /// Renders the node's metrics as Prometheus text.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
@@ -103,7 +106,8 @@ impl App {
         let (app, identity) = (self.clone(), identity.clone());
         self.0.tasks.spawn(async move {
             let noted = app.access.note_use(&identity).await.map_err(|error| error.to_string());
-            let made = app.lake.ensure_tables(&identity.tenant, &identity.dataset).await;
+            let tables = SignalTable::ALL.into_iter().filter(|table| app.signals.contains(&table.kind()));
+            let made = app.lake.ensure_tables(&identity.tenant, &identity.dataset, tables).await;
             if let Err(error) = noted.and(made.map_err(|error| error.to_string())) {
                 tracing::warn!(tenant = %identity.tenant, dataset = %identity.dataset, %error, "tables are not created yet");
                 // One attempt a second a dataset, however many requests come.

@@ -73,6 +73,10 @@ pub(crate) async fn ingest(
     body: &Bytes,
     protobuf: Bytes,
 ) -> Result<Accepted, ApiError> {
+    if !app.signals.contains(&kind) {
+        let message = format!("{} are not stored here: schema.default_schemas disables them", kind.records());
+        return Err(ApiError::new(Kind::Forbidden, message));
+    }
     let checked = request::check(kind, &protobuf).map_err(|error| ApiError::invalid(error.to_string()))?;
     metrics::counter!("signaldb_ingest_requests_total").increment(1);
     metrics::counter!("signaldb_ingest_records_total").increment(checked.rows());

@@ -18,6 +18,8 @@ mod otlp_grpc;
 mod otlp_http;
 mod serve;
 mod sql_http;
+mod starting;
 
 pub use app::{App, AppDeps};
 pub use serve::{Listeners, ServeError, serve};
+pub use starting::serve_starting;

@@ -129,6 +129,14 @@ fn response_json(kind: SignalKind, accepted: &Accepted) -> Value {
     json!({"partialSuccess": {rejected: accepted.rejected.to_string(), "errorMessage": accepted.message}})
 }
 
+/// A refusal of a request that nobody looked into.
+pub(crate) fn refuse(headers: &HeaderMap, error: &ApiError) -> Response {
+    match encoding(headers) {
+        Some(encoding) => failure(error, encoding),
+        None => error.clone().into_response(),
+    }
+}
+
 /// `google.rpc.Status` in the request's encoding, as OTLP wants it.
 fn failure(error: &ApiError, encoding: Encoding) -> Response {
     let status = error.rpc_status();

@@ -36,6 +36,25 @@ pub struct Listeners {
     pub flight: TcpListener,
 }
 
+impl Listeners {
+    /// The same sockets once more: whoever accepts first, serves.
+    ///
+    /// # Errors
+    /// When the process has no file descriptors left.
+    pub fn again(self) -> std::io::Result<(Self, Self)> {
+        let twice = |listener: TcpListener| -> std::io::Result<(TcpListener, TcpListener)> {
+            let listener = listener.into_std()?;
+            Ok((TcpListener::from_std(listener.try_clone()?)?, TcpListener::from_std(listener)?))
+        };
+        let (otlp_grpc, otlp_http) = (twice(self.otlp_grpc)?, twice(self.otlp_http)?);
+        let (http, flight) = (twice(self.http)?, twice(self.flight)?);
+        Ok((
+            Self { otlp_grpc: otlp_grpc.0, otlp_http: otlp_http.0, http: http.0, flight: flight.0 },
+            Self { otlp_grpc: otlp_grpc.1, otlp_http: otlp_http.1, http: http.1, flight: flight.1 },
+        ))
+    }
+}
+
 /// A port could not be served.
 #[derive(Debug, Error)]
 pub enum ServeError {
@@ -114,7 +133,7 @@ async fn serve_grpc(
         .map_err(|error| ServeError::Serve(name, boxed(error)))
 }
 
-async fn serve_http(
+pub(crate) async fn serve_http(
     name: &'static str,
     router: Router,
     listener: TcpListener,

@@ -4,11 +4,11 @@
 //! prune rows away. Here a bound is written only when every row group has one, and parquet's truncated bounds, which
 //! are rounded outwards, stay bounds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
-use arrow::compute::{SortColumn, SortOptions, concat_batches, lexsort_to_indices, take};
+use arrow::compute::{SortColumn, SortOptions, lexsort_to_indices};
 use arrow::datatypes::{DataType, Float64Type, TimestampMicrosecondType};
 use bytes::Bytes;
 use iceberg::spec::{
@@ -20,14 +20,20 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnPath;
-use signaldb_signals::SignalTable;
 use signaldb_signals::promoted;
 use signaldb_signals::schema::{self, ColumnKind};
+use signaldb_signals::{Rows, SignalTable};
 
 use crate::error::LakeError;
 use crate::table::SORT_ORDER_ID;
 
 const ROW_GROUP_ROWS_MAX: usize = 128 << 10;
+/// Memory of rows that are sorted together, bytes.
+const RUN_BYTES_MAX: usize = 512 << 20;
+/// Rows whose resources and scopes are spread at a time.
+const SPREAD_ROWS_MAX: usize = 4096;
+/// An entry of the log is at most 8 MiB, so is what one row shares: the columns of such a chunk stay below 2 GiB.
+const SPREAD_ROWS_MIN: usize = 255;
 const MICROS_A_DAY: i64 = 86_400_000_000;
 /// Distinct ids that one row group's bloom filter is sized for; 1 % false positives.
 const BLOOM_IDS: u64 = ROW_GROUP_ROWS_MAX as u64;
@@ -40,54 +46,81 @@ pub(crate) struct EncodedFile {
     pub(crate) entry: DataFile,
 }
 
-/// Sorts rows, splits them by day of `timestamp`, and encodes one file a day. `name` gives the location of file `n`.
+/// Sorts rows, splits them by day of `timestamp`, and encodes one file a day and run. `name` gives the location of
+/// file `n`; each file goes to `done` before the next is encoded, so that one is in memory at a time.
+///
+/// # Errors
+/// When Arrow or Parquet refuse, or `done` does.
 pub(crate) fn encode(
     table: SignalTable,
-    batches: &[RecordBatch],
+    parts: &[Rows],
     name: impl Fn(usize, i32) -> String,
-) -> Result<Vec<EncodedFile>, LakeError> {
-    let rows = sort(table, &concat_batches(&schema::of(table).arrow, batches)?)?;
-    let mut files = Vec::new();
-    for (day, rows) in split_by_day(&rows)? {
-        let location = name(files.len(), day);
-        files.push(encode_file(table, &rows, day, location)?);
+    done: &mut dyn FnMut(EncodedFile) -> Result<(), LakeError>,
+) -> Result<(), LakeError> {
+    let mut n = 0;
+    for run in runs(parts) {
+        let Some(rows) = Rows::concat(&run)? else { continue };
+        for (day, order) in split_by_day(&rows, &sort(table, &rows)?)? {
+            done(encode_file(table, &rows, &order, day, name(n, day))?)?;
+            n += 1;
+        }
     }
-    Ok(files)
+    Ok(())
 }
 
-fn sort(table: SignalTable, batch: &RecordBatch) -> Result<RecordBatch, LakeError> {
+/// Parts that are sorted together; no column of a run comes near the 2 GiB that Arrow's offsets can address.
+fn runs(parts: &[Rows]) -> Vec<Vec<&Rows>> {
+    let mut runs: Vec<Vec<&Rows>> = Vec::new();
+    let mut bytes = RUN_BYTES_MAX;
+    for part in parts {
+        bytes += part.memory_bytes();
+        if bytes > RUN_BYTES_MAX {
+            runs.push(Vec::new());
+            bytes = part.memory_bytes();
+        }
+        runs.last_mut().unwrap_or_else(|| unreachable!("a run was begun")).push(part);
+    }
+    runs
+}
+
+fn sort(table: SignalTable, rows: &Rows) -> Result<UInt32Array, LakeError> {
     let options = Some(SortOptions { descending: false, nulls_first: true });
-    let column = |name: &&str| Some(SortColumn { values: Arc::clone(batch.column_by_name(name)?), options });
-    let columns: Vec<SortColumn> = table.sort_columns().iter().filter_map(column).collect();
-    let order = lexsort_to_indices(&columns, None)?;
-    take_rows(batch, &order)
+    let column = |name: &&str| Ok(SortColumn { values: rows.column(rows.schema().index_of(name)?)?, options });
+    let columns = table.sort_columns().iter().map(column).collect::<Result<Vec<_>, LakeError>>()?;
+    Ok(lexsort_to_indices(&columns, None)?)
 }
 
-fn take_rows(batch: &RecordBatch, rows: &UInt32Array) -> Result<RecordBatch, LakeError> {
-    let columns = batch.columns().iter().map(|column| take(column.as_ref(), rows, None)).collect::<Result<_, _>>()?;
-    Ok(RecordBatch::try_new(batch.schema(), columns)?)
-}
-
-fn split_by_day(batch: &RecordBatch) -> Result<Vec<(i32, RecordBatch)>, LakeError> {
-    let Some(timestamps) = batch.column_by_name("timestamp") else { return Ok(Vec::new()) };
+/// The rows of each day, in the order given.
+fn split_by_day(rows: &Rows, order: &UInt32Array) -> Result<BTreeMap<i32, Vec<u32>>, LakeError> {
+    let timestamps = rows.column(rows.schema().index_of("timestamp")?)?;
     let timestamps = timestamps.as_primitive::<TimestampMicrosecondType>();
-    let day_of = |row: usize| timestamps.value(row).div_euclid(MICROS_A_DAY) as i32;
-    let mut rows_of: std::collections::BTreeMap<i32, Vec<u32>> = std::collections::BTreeMap::new();
-    for row in 0..batch.num_rows() {
-        rows_of.entry(day_of(row)).or_default().push(row as u32);
+    let mut rows_of: BTreeMap<i32, Vec<u32>> = BTreeMap::new();
+    for row in order.values() {
+        let day = timestamps.value(*row as usize).div_euclid(MICROS_A_DAY) as i32;
+        rows_of.entry(day).or_default().push(*row);
     }
-    if rows_of.len() == 1 {
-        return Ok(rows_of.into_keys().map(|day| (day, batch.clone())).collect());
-    }
-    rows_of.into_iter().map(|(day, rows)| Ok((day, take_rows(batch, &UInt32Array::from(rows))?))).collect()
+    Ok(rows_of)
 }
 
-fn encode_file(table: SignalTable, rows: &RecordBatch, day: i32, location: String) -> Result<EncodedFile, LakeError> {
+fn encode_file(
+    table: SignalTable,
+    rows: &Rows,
+    order: &[u32],
+    day: i32,
+    location: String,
+) -> Result<EncodedFile, LakeError> {
     let mut content = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut content, rows.schema(), Some(properties(table)))?;
-    writer.write(rows)?;
+    let mut writer = ArrowWriter::try_new(&mut content, Arc::clone(rows.schema()), Some(properties(table)))?;
+    let mut counts = Counts::default();
+    // Even if every row had all that is shared, a spread column would stay below the 2 GiB that offsets can address.
+    let spread_rows = (i32::MAX as usize / rows.shared_bytes().max(1)).clamp(SPREAD_ROWS_MIN, SPREAD_ROWS_MAX);
+    for chunk in order.chunks(spread_rows) {
+        let batch = rows.take(&UInt32Array::from(chunk.to_vec()))?.to_batch()?;
+        counts.add_rows(table, &batch);
+        writer.write(&batch)?;
+    }
     let footer = writer.close()?;
-    let entry = entry(table, rows, &footer, day, &location, content.len() as u64)?;
+    let entry = entry(table, counts, &footer, day, &location, content.len() as u64)?;
     Ok(EncodedFile { location, content: content.into(), entry })
 }
 
@@ -150,25 +183,12 @@ fn bounded(table: SignalTable, column: &str) -> bool {
 
 fn entry(
     table: SignalTable,
-    rows: &RecordBatch,
+    mut counts: Counts,
     footer: &ParquetMetaData,
     day: i32,
     location: &str,
     bytes: u64,
 ) -> Result<DataFile, LakeError> {
-    let mut counts = Counts::default();
-    for column in &schema::of(table).columns {
-        let Some(array) = rows.column_by_name(&column.name) else { continue };
-        if array.data_type().is_nested() {
-            continue;
-        }
-        counts.values.insert(column.id, array.len() as u64);
-        counts.nulls.insert(column.id, array.null_count() as u64);
-        if array.data_type() == &DataType::Float64 {
-            let values = array.as_primitive::<Float64Type>();
-            counts.nans.insert(column.id, values.iter().flatten().filter(|value| value.is_nan()).count() as u64);
-        }
-    }
     for chunks in columns(footer) {
         counts.add_column(table, &chunks);
     }
@@ -180,7 +200,7 @@ fn entry(
         .file_format(DataFileFormat::Parquet)
         .partition(Struct::from_iter([Some(Literal::date(day))]))
         .partition_spec_id(0)
-        .record_count(rows.num_rows() as u64)
+        .record_count(counts.rows)
         .file_size_in_bytes(bytes)
         .column_sizes(counts.sizes)
         .value_counts(counts.values)
@@ -203,6 +223,7 @@ fn columns(footer: &ParquetMetaData) -> Vec<Vec<&ColumnChunkMetaData>> {
 
 #[derive(Default)]
 struct Counts {
+    rows: u64,
     sizes: HashMap<i32, u64>,
     values: HashMap<i32, u64>,
     nulls: HashMap<i32, u64>,
@@ -212,6 +233,23 @@ struct Counts {
 }
 
 impl Counts {
+    fn add_rows(&mut self, table: SignalTable, rows: &RecordBatch) {
+        self.rows += rows.num_rows() as u64;
+        for column in &schema::of(table).columns {
+            let Some(array) = rows.column_by_name(&column.name) else { continue };
+            if array.data_type().is_nested() {
+                continue;
+            }
+            *self.values.entry(column.id).or_default() += array.len() as u64;
+            *self.nulls.entry(column.id).or_default() += array.null_count() as u64;
+            if array.data_type() == &DataType::Float64 {
+                let values = array.as_primitive::<Float64Type>();
+                let nans = values.iter().flatten().filter(|value| value.is_nan()).count();
+                *self.nans.entry(column.id).or_default() += nans as u64;
+            }
+        }
+    }
+
     fn add_column(&mut self, table: SignalTable, chunks: &[&ColumnChunkMetaData]) {
         let Some(first) = chunks.first() else { return };
         let leaf = first.column_descr();
@@ -283,7 +321,7 @@ mod tests {
 
     const DAY: u64 = 86_400_000_000_000;
 
-    fn spans(names: &[(&str, u64)]) -> RecordBatch {
+    fn spans(names: &[(&str, u64)]) -> Rows {
         let span = |(name, start): &(&str, u64)| Span {
             name: (*name).to_owned(),
             start_time_unix_nano: *start,
@@ -292,13 +330,18 @@ mod tests {
         let scope = ScopeSpans { spans: names.iter().map(span).collect(), ..ScopeSpans::default() };
         let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
         let body = ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec();
-        decode(SignalKind::Traces, [(1, body.as_slice())]).remove(0).batch
+        decode(SignalKind::Traces, [(1, body.as_slice())]).remove(0).rows
     }
 
     #[test]
     fn rows_are_split_by_day_and_sorted_by_time() {
         let batches = [spans(&[("late", 2 * DAY + 5), ("first", 7)]), spans(&[("second", 9)])];
-        let files = encode(SignalTable::Traces, &batches, |n, day| format!("file:///{day}-{n}")).expect("encodes");
+        let mut files = Vec::new();
+        let mut keep = |file| {
+            files.push(file);
+            Ok(())
+        };
+        encode(SignalTable::Traces, &batches, |n, day| format!("file:///{day}-{n}"), &mut keep).expect("encodes");
         let counts: Vec<_> = files.iter().map(|file| (file.location.as_str(), file.entry.record_count())).collect();
         assert_eq!(counts, [("file:///0-0", 2), ("file:///2-1", 1)]);
         assert_eq!(files[0].entry.lower_bounds()[&2], Datum::long(7));
@@ -308,14 +351,16 @@ mod tests {
     #[test]
     fn long_texts_get_outward_bounds_over_all_row_groups() {
         let long = "z".repeat(100);
-        let rows = spans(&[("a", 1), (&long, 2)]);
+        let rows = spans(&[("a", 1), (&long, 2)]).to_batch().expect("small");
         let mut content = Vec::new();
         let properties = properties(SignalTable::Traces).into_builder().set_max_row_group_row_count(Some(1)).build();
         let mut writer = ArrowWriter::try_new(&mut content, rows.schema(), Some(properties)).expect("opens");
         writer.write(&rows).expect("writes");
         let footer = writer.close().expect("closes");
         assert_eq!(footer.num_row_groups(), 2);
-        let entry = entry(SignalTable::Traces, &rows, &footer, 0, "x", 1).expect("builds");
+        let mut counts = Counts::default();
+        counts.add_rows(SignalTable::Traces, &rows);
+        let entry = entry(SignalTable::Traces, counts, &footer, 0, "x", 1).expect("builds");
         let name = schema::of(SignalTable::Traces).column("name").expect("exists").id;
         assert_eq!(entry.lower_bounds()[&name], Datum::string("a"));
         assert!(entry.upper_bounds()[&name] >= Datum::string(&long), "{:?}", entry.upper_bounds()[&name]);

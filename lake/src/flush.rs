@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use signaldb_catalog::{Swap, SwapOutcome};
 use signaldb_model::{TableId, UnixNanos};
 use signaldb_raft::{Command, Group};
-use signaldb_signals::SignalTable;
+use signaldb_signals::{Rows, SignalTable};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -292,21 +292,27 @@ impl Flusher {
         }
         let commit = uuid::Uuid::now_v7();
         let (root, group) = (metadata.location().to_owned(), self.group.id().0);
-        let encode = move || -> Result<Vec<EncodedFile>, LakeError> {
-            let batches: Vec<_> = rows.into_iter().map(|rows| rows.batch).collect();
-            datafile::encode(table, &batches, |n, day| {
+        // One file waits while the next is encoded: rows of very many days must not pile up in memory as files.
+        let (sender, mut files) = mpsc::channel(1);
+        let encode = move || -> Result<(), LakeError> {
+            let rows: Vec<Rows> = rows.into_iter().map(|batch| batch.rows).collect();
+            let name = |n: usize, day: i32| {
                 let date = chrono::DateTime::from_timestamp(i64::from(day) * 86_400, 0).unwrap_or_default();
                 format!("{root}/data/timestamp_day={}/{group}-{commit}-{n}.parquet", date.format("%Y-%m-%d"))
-            })
+            };
+            let mut done = |file: EncodedFile| {
+                sender.blocking_send(file).map_err(|_| LakeError::Stopped("the data file's write failed"))
+            };
+            datafile::encode(table, &rows, name, &mut done)
         };
-        let files = self.lake.cpu().spawn_blocking(encode).await;
-        let files = files.map_err(|_| LakeError::Stopped("encoding a data file panicked"))??;
-        let mut entries = Vec::with_capacity(files.len());
-        for file in files {
+        let encoding = self.lake.cpu().spawn_blocking(encode);
+        let mut entries = Vec::new();
+        while let Some(file) = files.recv().await {
             metrics::counter!("signaldb_flush_bytes_total").increment(file.content.len() as u64);
             self.lake.store().write(&file.location, file.content).await?;
             entries.push(file.entry);
         }
+        encoding.await.map_err(|_| LakeError::Stopped("encoding a data file panicked"))??;
         encoded.insert(key, (commit, entries.clone()));
         Ok((commit, entries))
     }

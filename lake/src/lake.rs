@@ -48,6 +48,7 @@ struct Inner {
     /// Last failure of a flush, by group; empty while all is well.
     failures: Mutex<BTreeMap<GroupId, String>>,
     last_flush: Mutex<Option<signaldb_model::UnixNanos>>,
+    failure: Mutex<Option<String>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -73,6 +74,7 @@ impl Lake {
             manifests: Mutex::default(),
             failures: Mutex::default(),
             last_flush: Mutex::default(),
+            failure: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }))
@@ -105,25 +107,38 @@ impl Lake {
         let mut memtables = self.0.memtables.write().unwrap_or_else(PoisonError::into_inner);
         let memtable = memtables.entry(group).or_insert_with(|| {
             let memtable = Arc::new(GroupMemtable::new());
-            self.start_builder(Arc::clone(&memtable));
+            self.start_builder(group, Arc::clone(&memtable));
             memtable
         });
         Arc::clone(memtable)
     }
 
     /// One task a group decodes what was applied; while it works, more piles up and is decoded together.
-    fn start_builder(&self, memtable: Arc<GroupMemtable>) {
-        let (clock, stop) = (Arc::clone(&self.0.clock), self.0.stop.clone());
+    fn start_builder(&self, group: GroupId, memtable: Arc<GroupMemtable>) {
+        let lake = self.clone();
         let build = async move {
             loop {
                 tokio::select! {
                     biased;
-                    () = stop.cancelled() => return,
-                    () = memtable.work.notified() => memtable.build(clock.now()),
+                    () = lake.0.stop.cancelled() => return,
+                    () = memtable.work.notified() => {}
+                }
+                let built = std::panic::AssertUnwindSafe(|| memtable.build(lake.0.clock.now()));
+                if let Err(panic) = std::panic::catch_unwind(built) {
+                    // Rows that were acknowledged cannot be shown: better no node than one that leaves them out.
+                    let reason = panic_text(panic.as_ref());
+                    let failure = format!("rows of group {group} cannot be decoded: {reason}");
+                    *lake.0.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+                    return;
                 }
             }
         };
         self.0.tasks.spawn_on(build, &self.0.cpu);
+    }
+
+    /// The failure after which the process must stop, if there was one.
+    pub fn failure(&self) -> Option<String> {
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Starts flushing a group that is open.
@@ -235,8 +250,13 @@ impl Lake {
     ///
     /// # Errors
     /// When catalog or store are down; rows are accepted all the same and the flush creates what it needs.
-    pub async fn ensure_tables(&self, tenant: &TenantId, dataset: &DatasetId) -> Result<(), LakeError> {
-        for table in SignalTable::ALL {
+    pub async fn ensure_tables(
+        &self,
+        tenant: &TenantId,
+        dataset: &DatasetId,
+        tables: impl IntoIterator<Item = SignalTable>,
+    ) -> Result<(), LakeError> {
+        for table in tables {
             let id = TableId { tenant: tenant.clone(), dataset: dataset.clone(), code: table.code() };
             self.ensure_table(&id, table).await?;
         }
@@ -304,6 +324,11 @@ impl Lake {
             tracing::warn!("flush tasks did not stop in time");
         }
     }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
 }
 
 impl ApplySink for Lake {

@@ -3,13 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use arrow::array::RecordBatch;
-use arrow::compute::concat_batches;
 use signaldb_model::{TableId, UnixNanos};
 use signaldb_raft::{Append, Compression, TableState};
 use signaldb_signals::decode::{DecodedTable, decode};
 use signaldb_signals::request::{EXPANDED_BYTES_MAX, expanded_bytes};
-use signaldb_signals::{SignalKind, SignalTable};
+use signaldb_signals::{Rows, SignalKind, SignalTable};
 use tokio::sync::{Notify, watch};
 
 /// Batches are merged while the result stays below this: many small exports must not become many small batches.
@@ -18,7 +16,7 @@ const MERGED_ROWS_MAX: usize = 2 << 10;
 /// Rows of one table with the log indexes that they came from. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct MemBatch {
-    pub batch: RecordBatch,
+    pub rows: Rows,
     /// Log index and end of its rows, both ascending.
     entries: Vec<(u64, usize)>,
     /// When the oldest of its rows was applied.
@@ -129,7 +127,7 @@ impl GroupMemtable {
         state.queued_bytes -= bytes;
         for (id, table) in decoded {
             let entries = table.requests;
-            let batch = MemBatch::new(table.batch, entries, now);
+            let batch = MemBatch::new(table.rows, entries, now);
             let table = state.tables.entry(id).or_insert_with(Table::unknown);
             if let Some(batch) = batch.above(table.watermark) {
                 table.push(batch);
@@ -191,7 +189,7 @@ impl Table {
     fn push(&mut self, batch: MemBatch) {
         self.batches.push(batch);
         while let [.., before, last] = self.batches.as_slice() {
-            let (rows_before, rows) = (before.batch.num_rows(), last.batch.num_rows());
+            let (rows_before, rows) = (before.rows.num_rows(), last.rows.num_rows());
             if rows_before > 2 * rows || rows_before + rows > MERGED_ROWS_MAX {
                 break;
             }
@@ -203,9 +201,9 @@ impl Table {
 }
 
 impl MemBatch {
-    fn new(batch: RecordBatch, entries: Vec<(u64, usize)>, since: UnixNanos) -> Self {
-        let bytes = batch.get_array_memory_size();
-        Self { batch, entries, since, bytes }
+    fn new(rows: Rows, entries: Vec<(u64, usize)>, since: UnixNanos) -> Self {
+        let bytes = rows.memory_bytes();
+        Self { rows, entries, since, bytes }
     }
 
     pub fn bytes(&self) -> usize {
@@ -217,11 +215,11 @@ impl MemBatch {
     }
 
     fn merge(&self, next: &Self) -> Option<Self> {
-        let batch = concat_batches(self.batch.schema_ref(), [&self.batch, &next.batch]).ok()?;
-        let shift = self.batch.num_rows();
+        let rows = Rows::concat(&[&self.rows, &next.rows]).ok()??;
+        let shift = self.rows.num_rows();
         let shifted = next.entries.iter().map(|(index, end)| (*index, end + shift));
         let entries = self.entries.iter().copied().chain(shifted).collect();
-        Some(Self::new(batch, entries, self.since.min(next.since)))
+        Some(Self::new(rows, entries, self.since.min(next.since)))
     }
 
     /// The rows of entries above `index`; `None` when there are none.
@@ -231,7 +229,7 @@ impl MemBatch {
             return Some(self.clone());
         }
         let start = self.entries[skipped - 1].1;
-        self.cut(start, self.batch.num_rows(), skipped..self.entries.len())
+        self.cut(start, self.rows.num_rows(), skipped..self.entries.len())
     }
 
     /// The rows of entries up to and including `index`.
@@ -244,8 +242,8 @@ impl MemBatch {
     fn cut(&self, start: usize, end: usize, entries: std::ops::Range<usize>) -> Option<Self> {
         let entries: Vec<_> = self.entries[entries].iter().map(|(index, end)| (*index, end - start)).collect();
         // A slice keeps the whole columns alive.
-        let batch = || self.batch.slice(start, end - start);
-        (end > start).then(|| Self { batch: batch(), entries, since: self.since, bytes: self.bytes })
+        let rows = || self.rows.slice(start, end - start);
+        (end > start).then(|| Self { rows: rows(), entries, since: self.since, bytes: self.bytes })
     }
 }
 
@@ -332,7 +330,7 @@ mod tests {
     }
 
     fn rows(view: &TableView) -> usize {
-        view.batches.iter().map(|batch| batch.batch.num_rows()).sum()
+        view.batches.iter().map(|batch| batch.rows.num_rows()).sum()
     }
 
     #[tokio::test]
@@ -349,7 +347,7 @@ mod tests {
         assert_eq!((rows(&view), view.version), (80, -1));
         assert!(view.batches.len() < 8, "small batches are merged: {}", view.batches.len());
         let kept: usize =
-            view.batches.iter().filter_map(|batch| batch.above(30)?.upto(35)).map(|b| b.batch.num_rows()).sum();
+            view.batches.iter().filter_map(|batch| batch.above(30)?.upto(35)).map(|b| b.rows.num_rows()).sum();
         assert_eq!(kept, 10);
         assert_eq!(table.loads()[&id].since, UnixNanos(1));
         table.flushed(&id, 33, 1, "v1");

@@ -94,6 +94,9 @@ fn show(args: ServerArgs) -> anyhow::Result<()> {
 fn serve(args: ServerArgs) -> anyhow::Result<()> {
     let config = args.load().context("configuration")?;
     start_logging(&config)?;
+    for note in &config.notes {
+        tracing::warn!("configuration: {note}");
+    }
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let main = runtime("signaldb", cores.clamp(2, 16))?;
     // Decoding, encoding and queries; at a lower priority, so that they never delay an acknowledgment.

@@ -3,6 +3,7 @@
 //! An unknown key or a bad value stops the start with the key, the value and what was expected.
 
 mod layers;
+mod seeds;
 mod values;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,9 @@ pub struct Config {
     pub storage: Storage,
     pub auth: Auth,
     pub log: Log,
+    /// What was accepted and does less than its name says.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -124,6 +128,16 @@ pub struct Schema {
     pub catalog_type: String,
     /// Default `sqlite://<node.data_dir>/catalog.db`.
     pub catalog_uri: Option<String>,
+    pub default_schemas: DefaultSchemas,
+}
+
+/// Signals that are stored; the others are refused.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DefaultSchemas {
+    pub traces_enabled: bool,
+    pub logs_enabled: bool,
+    pub metrics_enabled: bool,
 }
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -176,6 +190,9 @@ pub struct Auth {
 #[serde(deny_unknown_fields)]
 pub struct Tenant {
     pub id: String,
+    /// For people; nothing depends on it.
+    #[serde(default)]
+    pub name: String,
     pub default_dataset: Option<String>,
     #[serde(default)]
     pub api_keys: Vec<ApiKey>,
@@ -277,7 +294,13 @@ impl Default for Query {
 
 impl Default for Schema {
     fn default() -> Self {
-        Self { catalog_type: "sql".to_owned(), catalog_uri: None }
+        Self { catalog_type: "sql".to_owned(), catalog_uri: None, default_schemas: DefaultSchemas::default() }
+    }
+}
+
+impl Default for DefaultSchemas {
+    fn default() -> Self {
+        Self { traces_enabled: true, logs_enabled: true, metrics_enabled: true }
     }
 }
 

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use signaldb_api::{App, AppDeps, Listeners, serve};
+use signaldb_api::{App, AppDeps, Listeners, serve, serve_starting};
 use signaldb_catalog::{Access, Database, IcebergCatalog, TenantConfig};
 use signaldb_lake::{Lake, LakeConfig, Store};
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
 use signaldb_query::{QueryConfig, QueryEngine};
 use signaldb_raft::state_store::RocksStateStore;
 use signaldb_raft::{ApplySink, Groups, GroupsConfig};
+use signaldb_signals::SignalKind as OtlpKind;
 use signaldb_wal::{RealIo, WalConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::banner;
-use crate::config::{Config, Tenant};
+use crate::config::{Config, DefaultSchemas, Tenant};
 use crate::data_dir::{DataDir, below_reserve};
 
 /// How long a write may wait for its commit.
@@ -40,11 +41,17 @@ pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usiz
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let metrics = install_metrics()?;
     let _data_dir = DataDir::open(&config.node.data_dir)?;
-    let listeners = bind(&config).await?;
+    let (listeners, starting) = bind(&config).await?.again().context("serve the ports twice")?;
+    let started = CancellationToken::new();
+    let mut starting = JoinSet::from_iter([serve_starting(starting, started.clone())]);
     let node = tokio::select! {
         node = Box::pin(Node::open(&config, cpu, cores, metrics.clone())) => node?,
+        Some(failed) = starting.join_next() => bail!("the ports cannot be served: {failed:?}"),
         _ = terminate.recv() => bail!("stopped before the start was complete"),
     };
+    // Its connections end by themselves; nobody waits for a slow one.
+    started.cancel();
+    starting.detach_all();
     println!("{}", banner::text(&config, AckLevel::LocalFsync));
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
@@ -138,6 +145,7 @@ impl Node {
             admin_key: config.auth.admin_key.as_ref().map(|key| key.0.clone()),
             write_timeout: WRITE_TIMEOUT,
             dedup_window: config.cluster.dedup_window.0,
+            signals: enabled_signals(&config.schema.default_schemas),
             metrics: Box::new(move || metrics.render()),
         });
         Ok(Self { groups, lake, app })
@@ -148,6 +156,17 @@ impl Node {
         self.lake.close().await;
         self.groups.close().await;
     }
+}
+
+fn enabled_signals(enabled: &DefaultSchemas) -> Vec<OtlpKind> {
+    [
+        (OtlpKind::Traces, enabled.traces_enabled),
+        (OtlpKind::Logs, enabled.logs_enabled),
+        (OtlpKind::Metrics, enabled.metrics_enabled),
+    ]
+    .into_iter()
+    .filter_map(|(kind, enabled)| enabled.then_some(kind))
+    .collect()
 }
 
 fn groups_config(config: &Config) -> GroupsConfig {
@@ -236,6 +255,9 @@ async fn watch(app: App, config: Config, metrics: PrometheusHandle, stop: Cancel
         metrics.run_upkeep();
         if let Some(failure) = app.groups.failure() {
             return Err(anyhow!("the log failed and the node must stop: {failure}"));
+        }
+        if let Some(failure) = app.lake.failure() {
+            return Err(anyhow!("the node must stop; nothing is lost, the log has it all: {failure}"));
         }
         let now_full = below_reserve(&wal_dir, config.wal.disk_reserve);
         if now_full != full {

@@ -21,7 +21,7 @@ use signaldb_catalog::{Access, Identity};
 use signaldb_lake::{Lake, LakeError, TableView};
 use signaldb_model::{DatasetId, NodeId, Position, TableId, TenantId};
 use signaldb_raft::{Group, Groups, ReadError};
-use signaldb_signals::{SignalTable, schema};
+use signaldb_signals::{Rows, SignalTable, schema};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -331,8 +331,8 @@ impl Snapshotter {
     }
 }
 
-fn rows_above(view: &TableView, index: u64) -> impl Iterator<Item = RecordBatch> + '_ {
-    view.batches.iter().filter_map(move |batch| Some(batch.above(index)?.batch))
+fn rows_above(view: &TableView, index: u64) -> impl Iterator<Item = Rows> + '_ {
+    view.batches.iter().filter_map(move |batch| Some(batch.above(index)?.rows))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]

@@ -10,6 +10,7 @@ mod engine;
 mod error;
 mod functions;
 mod logical_view;
+mod memory;
 mod names;
 mod prune;
 mod rewrite;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
@@ -10,7 +9,6 @@ use datafusion::common::stats::Precision;
 use datafusion::common::{DFSchema, Result, Statistics};
 use datafusion::datasource::TableType;
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
@@ -24,9 +22,10 @@ use datafusion::physical_plan::union::UnionExec;
 use iceberg::spec::DataFile;
 use object_store::ObjectMeta;
 use object_store::path::Path;
+use signaldb_signals::Rows;
 use signaldb_signals::schema::TableSchema;
 
-use crate::prune;
+use crate::{memory, prune};
 
 /// One consistent state of a table. Made for one query.
 #[derive(Debug)]
@@ -35,7 +34,7 @@ pub(crate) struct StoredTable {
     /// Live files of the metadata version that the query reads.
     pub(crate) files: Vec<Arc<Vec<DataFile>>>,
     /// Rows that this version does not have.
-    pub(crate) rows: Vec<RecordBatch>,
+    pub(crate) rows: Vec<Rows>,
 }
 
 #[async_trait]
@@ -63,11 +62,7 @@ impl TableProvider for StoredTable {
         let filter = physical_filter(state, &self.schema.arrow, filters)?;
         let files = self.files.iter().flat_map(|files| files.iter()).collect();
         let files = prune::files(self.schema, files, filter)?;
-        let memory = MemorySourceConfig::try_new_exec(
-            std::slice::from_ref(&self.rows),
-            Arc::clone(&self.schema.arrow),
-            projection.cloned(),
-        )?;
+        let memory = memory::scan(state, &self.schema.arrow, &self.rows, projection, filters)?;
         if files.is_empty() {
             return Ok(memory);
         }

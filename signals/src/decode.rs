@@ -14,8 +14,7 @@ use arrow::array::{
     TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::buffer::OffsetBuffer;
-use arrow::compute::take;
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 
 use crate::any_value;
 use crate::attributes::{AttributeColumns, AttributesBuilder};
@@ -23,6 +22,7 @@ use crate::logs::LogsBuilder;
 use crate::metrics::MetricsBuilder;
 use crate::promoted::{self, Promoted};
 use crate::request::{SignalKind, messages};
+use crate::rows::{Place, Rows, Shared};
 use crate::schema;
 use crate::table::SignalTable;
 use crate::traces::TracesBuilder;
@@ -32,8 +32,7 @@ use crate::wire::Fields;
 #[derive(Debug, Clone)]
 pub struct DecodedTable {
     pub table: SignalTable,
-    /// Has the table's schema ([`schema::of`]).
-    pub batch: RecordBatch,
+    pub rows: Rows,
     /// For each request that added rows: its number as given to [`decode`] and the end of its rows, ascending.
     pub requests: Vec<(u64, usize)>,
 }
@@ -84,9 +83,34 @@ pub(crate) struct Common {
     requests: Vec<(u64, usize)>,
 }
 
+/// Numbers for messages: the same bytes get the same number.
+#[derive(Debug, Default)]
+struct Interned {
+    numbers: HashMap<Vec<u8>, u32>,
+    key: Vec<u8>,
+    current: u32,
+}
+
+impl Interned {
+    /// Makes the message current; whether it is a new one.
+    fn start(&mut self, message: &[u8], schema_url: &[u8]) -> bool {
+        self.key.clear();
+        self.key.extend_from_slice(&(message.len() as u64).to_le_bytes());
+        self.key.extend_from_slice(message);
+        self.key.extend_from_slice(schema_url);
+        if let Some(number) = self.numbers.get(&self.key) {
+            self.current = *number;
+            return false;
+        }
+        self.current = self.numbers.len() as u32;
+        self.numbers.insert(self.key.clone(), self.current);
+        true
+    }
+}
+
 #[derive(Debug)]
 struct ResourceBuilder {
-    count: u32,
+    interned: Interned,
     attributes: AttributesBuilder,
     dropped: Int64Builder,
     entity_refs: StringBuilder,
@@ -95,7 +119,7 @@ struct ResourceBuilder {
 
 #[derive(Debug)]
 struct ScopeBuilder {
-    count: u32,
+    interned: Interned,
     name: StringBuilder,
     version: StringBuilder,
     attributes: AttributesBuilder,
@@ -107,14 +131,14 @@ impl Common {
     pub(crate) fn new() -> Self {
         Self {
             resources: ResourceBuilder {
-                count: 0,
+                interned: Interned::default(),
                 attributes: AttributesBuilder::new(promoted::RESOURCE),
                 dropped: Int64Builder::new(),
                 entity_refs: StringBuilder::new(),
                 schema_url: StringBuilder::new(),
             },
             scopes: ScopeBuilder {
-                count: 0,
+                interned: Interned::default(),
                 name: StringBuilder::new(),
                 version: StringBuilder::new(),
                 attributes: AttributesBuilder::new(promoted::NONE),
@@ -130,30 +154,34 @@ impl Common {
     /// `outer` is a ResourceSpans, ResourceLogs or ResourceMetrics message.
     pub(crate) fn start_resource(&mut self, outer: &[u8]) {
         let builder = &mut self.resources;
-        builder.count += 1;
-        let resource = messages(outer, 1).last().unwrap_or_default();
+        let (resource, schema_url) = (messages(outer, 1).last().unwrap_or_default(), messages(outer, 3).last());
+        if !builder.interned.start(resource, schema_url.unwrap_or_default()) {
+            return;
+        }
         builder.attributes.append(resource, 1);
         builder.dropped.append_value(crate::request::number(resource, 2) as i64);
         append_entity_refs(&mut builder.entity_refs, resource);
-        append_text(&mut builder.schema_url, messages(outer, 3).last());
+        append_text(&mut builder.schema_url, schema_url);
     }
 
     /// `outer` is a ScopeSpans, ScopeLogs or ScopeMetrics message.
     pub(crate) fn start_scope(&mut self, outer: &[u8]) {
         let builder = &mut self.scopes;
-        builder.count += 1;
-        let scope = messages(outer, 1).last().unwrap_or_default();
+        let (scope, schema_url) = (messages(outer, 1).last().unwrap_or_default(), messages(outer, 3).last());
+        if !builder.interned.start(scope, schema_url.unwrap_or_default()) {
+            return;
+        }
         append_text(&mut builder.name, messages(scope, 1).last());
         append_text(&mut builder.version, messages(scope, 2).last());
         builder.attributes.append(scope, 3);
         builder.dropped.append_value(crate::request::number(scope, 4) as i64);
-        append_text(&mut builder.schema_url, messages(outer, 3).last());
+        append_text(&mut builder.schema_url, schema_url);
     }
 
     /// Notes that request `number` added a row under the current resource and scope.
     pub(crate) fn row(&mut self, number: u64) {
-        self.resource_of_row.push(self.resources.count - 1);
-        self.scope_of_row.push(self.scopes.count - 1);
+        self.resource_of_row.push(self.resources.interned.current);
+        self.scope_of_row.push(self.scopes.interned.current);
         let end = self.resource_of_row.len();
         match self.requests.last_mut() {
             Some((last, rows)) if *last == number => *rows = end,
@@ -165,89 +193,114 @@ impl Common {
         self.resource_of_row.len()
     }
 
-    /// Adds the common columns and makes the batch.
+    /// Adds the common columns and makes the rows.
     pub(crate) fn finish(mut self, table: SignalTable, mut columns: Columns) -> DecodedTable {
-        let resource_of_row = UInt32Array::from(self.resource_of_row);
-        let scope_of_row = UInt32Array::from(self.scope_of_row);
+        let resources = columns.share(self.resource_of_row);
         let attributes = self.resources.attributes.finish(&columns.data_type("resource_attributes"));
-        columns.put_attributes_of(
-            "resource_attributes",
-            "resource_attribute_types",
-            attributes,
-            Some(&resource_of_row),
-        );
-        columns.put_taken("resource_dropped_attributes_count", &self.resources.dropped.finish(), &resource_of_row);
-        columns.put_taken("resource_entity_refs", &self.resources.entity_refs.finish(), &resource_of_row);
-        columns.put_taken("resource_schema_url", &self.resources.schema_url.finish(), &resource_of_row);
+        columns.put_attributes_in(resources, "resource_attributes", "resource_attribute_types", attributes);
+        columns.put_in(resources, "resource_dropped_attributes_count", self.resources.dropped.finish());
+        columns.put_in(resources, "resource_entity_refs", self.resources.entity_refs.finish());
+        columns.put_in(resources, "resource_schema_url", self.resources.schema_url.finish());
+        let scopes = columns.share(self.scope_of_row);
         let attributes = self.scopes.attributes.finish(&columns.data_type("scope_attributes"));
-        columns.put_attributes_of("scope_attributes", "scope_attribute_types", attributes, Some(&scope_of_row));
-        columns.put_taken("scope_name", &self.scopes.name.finish(), &scope_of_row);
-        columns.put_taken("scope_version", &self.scopes.version.finish(), &scope_of_row);
-        columns.put_taken("scope_dropped_attributes_count", &self.scopes.dropped.finish(), &scope_of_row);
-        columns.put_taken("scope_schema_url", &self.scopes.schema_url.finish(), &scope_of_row);
-        DecodedTable { table, batch: columns.into_batch(), requests: self.requests }
+        columns.put_attributes_in(scopes, "scope_attributes", "scope_attribute_types", attributes);
+        columns.put_in(scopes, "scope_name", self.scopes.name.finish());
+        columns.put_in(scopes, "scope_version", self.scopes.version.finish());
+        columns.put_in(scopes, "scope_dropped_attributes_count", self.scopes.dropped.finish());
+        columns.put_in(scopes, "scope_schema_url", self.scopes.schema_url.finish());
+        DecodedTable { table, rows: columns.into_rows(), requests: self.requests }
     }
 }
 
-/// Finished columns by name, on the way to a batch.
+/// Finished columns by name, on the way to rows.
 #[derive(Debug)]
 pub(crate) struct Columns {
     schema: SchemaRef,
-    arrays: HashMap<String, ArrayRef>,
+    /// With the part that each belongs to.
+    arrays: HashMap<String, (Part, ArrayRef)>,
+    of_row: Vec<UInt32Array>,
+}
+
+/// What has one value of a column: each row, or what many rows share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Row,
+    Shared(usize),
 }
 
 impl Columns {
     pub(crate) fn of(table: SignalTable) -> Self {
-        Self { schema: Arc::clone(&schema::of(table).arrow), arrays: HashMap::new() }
+        Self { schema: Arc::clone(&schema::of(table).arrow), arrays: HashMap::new(), of_row: Vec::new() }
     }
 
     pub(crate) fn data_type(&self, name: &str) -> DataType {
         self.schema.field_with_name(name).expect("column of the schema").data_type().clone()
     }
 
+    /// A part for columns with one value a resource, scope or metric; `of_row` says which of them each row has.
+    pub(crate) fn share(&mut self, of_row: Vec<u32>) -> Part {
+        self.of_row.push(of_row.into());
+        Part::Shared(self.of_row.len() - 1)
+    }
+
     pub(crate) fn put(&mut self, name: &str, array: impl Array + 'static) {
-        self.arrays.insert(name.to_owned(), Arc::new(array));
+        self.put_in(Part::Row, name, array);
     }
 
-    pub(crate) fn put_ref(&mut self, name: &str, array: ArrayRef) {
-        self.arrays.insert(name.to_owned(), array);
+    pub(crate) fn put_in(&mut self, part: Part, name: &str, array: impl Array + 'static) {
+        self.put_ref(part, name, Arc::new(array));
     }
 
-    /// Spreads one value a resource, scope or metric over the rows that have it.
-    pub(crate) fn put_taken(&mut self, name: &str, values: &dyn Array, of_row: &UInt32Array) {
-        let taken = take(values, of_row, None).expect("every row has a resource and a scope");
-        self.arrays.insert(name.to_owned(), taken);
+    fn put_ref(&mut self, part: Part, name: &str, array: ArrayRef) {
+        self.arrays.insert(name.to_owned(), (part, array));
     }
 
     pub(crate) fn put_attributes(&mut self, builder: AttributesBuilder) {
         let attributes = builder.finish(&self.data_type("attributes"));
-        self.put_attributes_of("attributes", "attribute_types", attributes, None);
+        self.put_attributes_in(Part::Row, "attributes", "attribute_types", attributes);
     }
 
-    pub(crate) fn put_attributes_of(
-        &mut self,
-        map: &str,
-        types: &str,
-        attributes: AttributeColumns,
-        of_row: Option<&UInt32Array>,
-    ) {
-        let spread = |array: ArrayRef| match of_row {
-            Some(of_row) => take(array.as_ref(), of_row, None).expect("every row has a resource and a scope"),
-            None => array,
-        };
-        self.put_ref(map, spread(attributes.map));
-        self.put_ref(types, spread(attributes.types));
+    pub(crate) fn put_attributes_in(&mut self, part: Part, map: &str, types: &str, attributes: AttributeColumns) {
+        self.put_ref(part, map, attributes.map);
+        self.put_ref(part, types, attributes.types);
         for (column, array) in attributes.promoted {
-            self.put_ref(column, spread(array));
+            self.put_ref(part, column, array);
         }
     }
 
-    fn into_batch(mut self) -> RecordBatch {
-        let columns = self.schema.fields().iter().map(|field| {
-            self.arrays.remove(field.name()).unwrap_or_else(|| unreachable!("no builder made column {}", field.name()))
-        });
-        let columns = columns.collect();
-        RecordBatch::try_new(Arc::clone(&self.schema), columns).expect("builders follow the schema")
+    fn into_rows(mut self) -> Rows {
+        let mut places = Vec::with_capacity(self.schema.fields().len());
+        let mut own = Gathered::default();
+        let mut shared: Vec<Gathered> = self.of_row.iter().map(|_| Gathered::default()).collect();
+        for field in self.schema.fields() {
+            let found = self.arrays.remove(field.name());
+            let (part, array) = found.unwrap_or_else(|| unreachable!("no builder made column {}", field.name()));
+            places.push(match part {
+                Part::Row => Place::Own(own.push(field, array)),
+                Part::Shared(at) => Place::Shared(at, shared[at].push(field, array)),
+            });
+        }
+        let share = |(gathered, of_row): (Gathered, _)| Shared { values: gathered.into_batch(), of_row };
+        let shared = shared.into_iter().zip(self.of_row).map(share).collect();
+        Rows::new(self.schema, places.into(), own.into_batch(), shared)
+    }
+}
+
+#[derive(Default)]
+struct Gathered {
+    fields: Vec<FieldRef>,
+    arrays: Vec<ArrayRef>,
+}
+
+impl Gathered {
+    fn push(&mut self, field: &FieldRef, array: ArrayRef) -> usize {
+        self.fields.push(Arc::clone(field));
+        self.arrays.push(array);
+        self.arrays.len() - 1
+    }
+
+    fn into_batch(self) -> RecordBatch {
+        RecordBatch::try_new(Arc::new(Schema::new(self.fields)), self.arrays).expect("builders follow the schema")
     }
 }
 

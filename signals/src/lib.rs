@@ -15,6 +15,7 @@ mod logs;
 mod metrics;
 pub mod promoted;
 pub mod request;
+pub mod rows;
 pub mod schema;
 pub mod table;
 mod traces;
@@ -22,5 +23,6 @@ mod wire;
 
 pub use attributes::merge_attributes;
 pub use request::{Checked, RequestError, SignalKind};
+pub use rows::Rows;
 pub use table::SignalTable;
 pub use wire::WireError;

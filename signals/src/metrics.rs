@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::array::{
     ArrayBuilder as _, ArrayRef, BooleanBuilder, FixedSizeBinaryBuilder, Float64Builder, Int32Builder, Int64Array,
-    Int64Builder, StringBuilder, UInt32Array,
+    Int64Builder, StringBuilder,
 };
 
 use crate::attributes::AttributesBuilder;
@@ -289,24 +289,24 @@ impl PointsBuilder {
 
     fn finish(mut self) -> DecodedTable {
         let mut columns = Columns::of(self.table);
-        let metric_of_row = UInt32Array::from(std::mem::take(&mut self.metric_of_row));
+        let metric = columns.share(std::mem::take(&mut self.metric_of_row));
         columns.put("timestamp", timestamps(&self.time));
         columns.put("time_unix_nano", Int64Array::from_iter_values(self.time.iter().map(|nanos| *nanos as i64)));
         columns.put("start_time_unix_nano", Int64Array::from(std::mem::take(&mut self.start)));
         columns.put("flags", Int64Array::from(std::mem::take(&mut self.flags)));
         let mut metrics = self.metrics;
-        columns.put_taken("metric_name", &metrics.name.finish(), &metric_of_row);
-        columns.put_taken("description", &metrics.description.finish(), &metric_of_row);
-        columns.put_taken("unit", &metrics.unit.finish(), &metric_of_row);
+        columns.put_in(metric, "metric_name", metrics.name.finish());
+        columns.put_in(metric, "description", metrics.description.finish());
+        columns.put_in(metric, "unit", metrics.unit.finish());
         let metadata = metrics.metadata.finish(&columns.data_type("metadata"));
-        columns.put_attributes_of("metadata", "metadata_types", metadata, Some(&metric_of_row));
+        columns.put_attributes_in(metric, "metadata", "metadata_types", metadata);
         columns.put_attributes(self.attributes);
         if !matches!(self.table, SignalTable::MetricsGauge | SignalTable::MetricsSummary) {
-            columns.put_taken("aggregation_temporality", &metrics.temporality.finish(), &metric_of_row);
+            columns.put_in(metric, "aggregation_temporality", metrics.temporality.finish());
         }
         match self.table {
             SignalTable::MetricsSum => {
-                columns.put_taken("is_monotonic", &metrics.is_monotonic.finish(), &metric_of_row);
+                columns.put_in(metric, "is_monotonic", metrics.is_monotonic.finish());
                 columns.put("value_int", self.value_int.finish());
                 columns.put("value_double", self.value_double.finish());
             }

@@ -1,5 +1,7 @@
 //! Export requests as bytes: checking them, counting their records, splitting large ones.
 
+use std::collections::BTreeSet;
+
 use signaldb_model::{TableCode, UnixNanos};
 use thiserror::Error;
 
@@ -23,6 +25,9 @@ pub enum RequestError {
     /// Resource, scope and metric are repeated in every row: a few megabytes can ask for terabytes.
     #[error("resources and scopes repeated for each record come to {bytes} bytes, the limit is {EXPANDED_BYTES_MAX}")]
     Expansion { bytes: u64 },
+    /// Each day is a file of its own.
+    #[error("records lie on {days} different days, the limit of one request is {DAYS_MAX}; split it by time")]
+    Days { days: usize },
 }
 
 /// What is known of a request after one pass over it.
@@ -70,6 +75,10 @@ impl SignalKind {
         }
     }
 }
+
+const NANOS_A_DAY: u64 = 86_400_000_000_000;
+/// Days of which one request may hold records: a backfill of a year fits.
+pub const DAYS_MAX: usize = 400;
 
 /// Bytes of resources, scopes and metrics, once for each record that has them, that one request may come to.
 pub const EXPANDED_BYTES_MAX: u64 = 256 << 20;
@@ -126,10 +135,42 @@ pub fn check(kind: SignalKind, request: &[u8]) -> Result<Checked, RequestError> 
             }
         }
     }
+    let span = |count: &TableCount| (count.time_max.0 - count.time_min.0) / NANOS_A_DAY;
+    if checked.tables.iter().any(|count| span(count) as usize >= DAYS_MAX) {
+        let days = days(kind, request);
+        if days > DAYS_MAX {
+            return Err(RequestError::Days { days });
+        }
+    }
     if checked.rejected > 0 {
         checked.accepted = Some(keep_records(kind, request));
     }
     Ok(checked)
+}
+
+/// Days on which the request has records.
+fn days(kind: SignalKind, request: &[u8]) -> usize {
+    let mut days = BTreeSet::new();
+    for item in messages(request, 1).flat_map(|resource| messages(resource, 2)).flat_map(|scope| messages(scope, 2)) {
+        match kind {
+            SignalKind::Traces => drop(days.insert(number(item, 7) / NANOS_A_DAY)),
+            SignalKind::Logs => drop(days.insert(log_time(item) / NANOS_A_DAY)),
+            SignalKind::Metrics => {
+                let data = Fields::of(item).filter(|(field, _)| metric_table(*field).is_some());
+                let points = data.flat_map(|(_, data)| messages(data.bytes(), 1));
+                days.extend(points.map(|point| number(point, 3) / NANOS_A_DAY));
+            }
+        }
+    }
+    days.len()
+}
+
+/// When a log record happened, or was seen when it does not say.
+fn log_time(record: &[u8]) -> u64 {
+    match number(record, 1) {
+        0 => number(record, 11),
+        time => time,
+    }
 }
 
 impl Checked {
@@ -140,10 +181,7 @@ impl Checked {
     fn count_record(&mut self, kind: SignalKind, record: &[u8]) {
         match reason_to_reject(kind, record) {
             None if kind == SignalKind::Traces => self.count(SignalTable::Traces, number(record, 7)),
-            None => {
-                let time = number(record, 1);
-                self.count(SignalTable::Logs, if time == 0 { number(record, 11) } else { time });
-            }
+            None => self.count(SignalTable::Logs, log_time(record)),
             Some(reason) => self.reject(reason),
         }
     }

@@ -2,6 +2,8 @@
 
 use signaldb_model::TableCode;
 
+use crate::request::SignalKind;
+
 /// A table of a dataset. The code is persisted in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -48,6 +50,15 @@ impl SignalTable {
 
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|table| table.name() == name)
+    }
+
+    /// The kind of request that fills the table.
+    pub fn kind(self) -> SignalKind {
+        match self {
+            Self::Traces => SignalKind::Traces,
+            Self::Logs => SignalKind::Logs,
+            _ => SignalKind::Metrics,
+        }
     }
 
     /// Columns that rows are sorted by in data files (DESIGN section 8).

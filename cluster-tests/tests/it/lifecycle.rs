@@ -1,6 +1,8 @@
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use serde_json::Value;
 
 use crate::node::{DEADLINE, Node, binary};
@@ -45,6 +47,46 @@ async fn a_store_outage_stops_flushes_not_writes() -> anyhow::Result<()> {
     acknowledged.extend(ids);
     std::fs::remove_file(&store)?;
     std::fs::rename(&away, &store)?;
+    wait_degraded(&node, false).await?;
+    node.flush().await?;
+    assert_eq!(compare(&acknowledged, &node.span_ids().await?), (vec![], vec![]));
+    Ok(())
+}
+
+/// Scenario: somebody else holds the catalog locked, under load, and lets go.
+/// Guarantees: as for the object store; a commit whose outcome was unknown is neither lost nor doubled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalog_outage_stops_flushes_not_writes() -> anyhow::Result<()> {
+    const LOCK: &str = "import sqlite3, sys
+c = sqlite3.connect(sys.argv[1], isolation_level=None)
+c.execute('BEGIN EXCLUSIVE')
+print('locked', flush=True)
+sys.stdin.read()
+c.execute('ROLLBACK')";
+    let dir = tempfile::tempdir()?;
+    let node = Node::start(dir.path(), &["flush.interval=200ms", "flush.max_interval=200ms"]).await?;
+    let url = node.otlp_http("/v1/traces");
+    let (body, mut acknowledged) = batch(5);
+    send_until_acknowledged(&node.http, &url, body).await?;
+    node.flush().await?;
+    let mut locker = Command::new("python3")
+        .args(["-c", LOCK])
+        .arg(dir.path().join("data/catalog.db"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(locker.stdout.take().context("piped")?).read_line(&mut line)?;
+    assert_eq!(line.trim(), "locked");
+    for _ in 0..2 {
+        let (body, ids) = batch(5);
+        send_until_acknowledged(&node.http, &url, body).await?;
+        acknowledged.extend(ids);
+        wait_degraded(&node, true).await?;
+    }
+    assert_eq!(compare(&acknowledged, &node.span_ids().await?), (vec![], vec![]));
+    drop(locker.stdin.take());
+    assert!(locker.wait()?.success());
     wait_degraded(&node, false).await?;
     node.flush().await?;
     assert_eq!(compare(&acknowledged, &node.span_ids().await?), (vec![], vec![]));

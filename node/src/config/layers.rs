@@ -1,15 +1,18 @@
 //! Where configuration comes from: defaults < TOML < environment < `--set`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 use toml::{Table, Value};
 
-use super::Config;
+use super::{Config, Time, seeds};
 
 /// The file that is read when none is named, if it exists.
 const DEFAULT_FILE: &str = "signaldb.toml";
 const PREFIX: &str = "SIGNALDB_";
+/// A power loss of every node may cost this much of what is acknowledged at `quorum`.
+const SYNC_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 /// The ancestor's names for what is spelled `SIGNALDB_<SECTION>__<KEY>` now.
 const ALIASES: &[(&str, &str)] = &[
@@ -21,9 +24,16 @@ const ALIASES: &[(&str, &str)] = &[
     ("SIGNALDB_SCHEMA_CATALOG_TYPE", "schema.catalog_type"),
     ("SIGNALDB_SCHEMA_CATALOG_URI", "schema.catalog_uri"),
     ("SIGNALDB_STORAGE_DEFAULT", "storage.default"),
+    ("SIGNALDB_STORAGE_DSN", "storage.dsn"),
+    ("SIGNALDB_QUEUE_DSN", "queue.dsn"),
+    ("SIGNALDB_QUEUE_MAX_BATCH_SIZE", "queue.max_batch_size"),
+    ("SIGNALDB_QUEUE_MAX_BATCH_WAIT", "queue.max_batch_wait"),
     ("WRITER_WAL_DIR", "wal.dir"),
+    ("ACCEPTOR_WAL_DIR", "wal.acceptor.wal_dir"),
     ("WAL_MAX_SEGMENT_SIZE", "wal.max_segment_size"),
+    ("WAL_MAX_BUFFER_ENTRIES", "wal.max_buffer_entries"),
     ("WAL_FLUSH_INTERVAL", "wal.sync_interval"),
+    ("WAL_FLUSH_INTERVAL_SECS", "wal.flush_interval_secs"),
 ];
 
 /// Settings for tests, not for the file.
@@ -79,11 +89,17 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
         let (key, value) = assignment.split_once('=').ok_or_else(|| ConfigError::Set(assignment.clone()))?;
         insert(&mut table, key.trim(), value)?;
     }
-    let config: Config = serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
+    let mut notes = seeds::translate(&mut table)?;
+    let mut config: Config = serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
         let (key, message) = (error.path().to_string(), error.inner().to_string());
         ConfigError::Value { key, message: message.trim().replace('\n', " ") }
     })?;
     check(&config)?;
+    if config.wal.sync_interval.0 > SYNC_INTERVAL_MAX {
+        config.wal.sync_interval = Time(SYNC_INTERVAL_MAX);
+        notes.push("wal.sync_interval: at most 1s of log may wait for a sync; set to 1s".to_owned());
+    }
+    config.notes = notes;
     Ok(config)
 }
 

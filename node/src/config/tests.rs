@@ -85,3 +85,67 @@ fn the_contracts_example_is_accepted() {
     let shown = toml::to_string(&config).expect("writes");
     assert!(!shown.contains("sk-acme"), "secrets are hidden: {shown}");
 }
+
+/// The TOML blocks of shared/seeds 000 to 002, as they stand there.
+#[test]
+fn every_block_of_the_seed_documents_is_accepted() {
+    let blocks = [
+        "[auth]\nenabled = true\n[[auth.tenants]]\nid = \"acme\"\nname = \"Acme Corporation\"\n\
+         default_dataset = \"production\"\n[[auth.tenants.api_keys]]\nkey = \"sk-acme-prod-key-123\"\n\
+         name = \"Production Key\"\n[[auth.tenants.datasets]]\nid = \"production\"\nis_default = true",
+        "[discovery]\ndsn = \"sqlite://signaldb.db\"\nheartbeat_interval = \"30s\"\npoll_interval = \"60s\"\nttl = \"300s\"",
+        "[database]\ndsn = \"sqlite://.data/signaldb.db\"",
+        "[schema]\ncatalog_type = \"sql\"\ncatalog_uri = \"sqlite::memory:\"\n[schema.default_schemas]\n\
+         traces_enabled = true\nlogs_enabled = true\nmetrics_enabled = true",
+        "[queue]\ndsn = \"memory://\"\nmax_batch_size = 1000\nmax_batch_wait = \"10s\"",
+        "[storage]\ndefault = \"local\"\n[storage.adapters.local]\ntype = \"filesystem\"\nurl = \"file:///data\"\n\
+         prefix = \"traces\"",
+        "[wal]\nmax_segment_size = 1048576\nmax_buffer_entries = 1000\nflush_interval_secs = 10\n[wal.acceptor]\n\
+         wal_dir = \"/data/wal/acceptor\"\n[wal.writer]\nwal_dir = \"/data/wal/writer\"",
+    ];
+    for block in blocks {
+        let file = tempfile::NamedTempFile::new().expect("temporary file");
+        std::fs::write(file.path(), block).expect("writes");
+        let loaded = load(&Sources { file: Some(file.path().to_owned()), ..Sources::default() });
+        let config = loaded.unwrap_or_else(|error| panic!("{block}\n{error}"));
+        if block.starts_with("[wal]") {
+            assert_eq!(config.wal.max_segment_size, ByteSize(1 << 20));
+            assert_eq!(config.wal_dir(), PathBuf::from("/data/wal/writer"));
+            assert_eq!(config.wal.sync_interval, Time::from_secs(1), "clamped");
+            assert_eq!(config.notes.len(), 3, "{:?}", config.notes);
+        }
+        if block.starts_with("[queue]") {
+            assert_eq!(config.flush.interval, Time::from_secs(10));
+        }
+    }
+}
+
+#[test]
+fn the_ancestors_environment_is_understood_and_what_cannot_be_is_refused() {
+    let config = with(
+        &[],
+        &[
+            ("WAL_MAX_SEGMENT_SIZE", "10485760"),
+            ("WAL_MAX_BUFFER_ENTRIES", "1"),
+            ("WAL_FLUSH_INTERVAL_SECS", "1"),
+            ("ACCEPTOR_WAL_DIR", "/data/wal"),
+            ("SIGNALDB_QUEUE_MAX_BATCH_WAIT", "1m"),
+            ("SIGNALDB_STORAGE_DSN", "file:///tables"),
+        ],
+    )
+    .expect("valid");
+    assert_eq!((config.wal.max_segment_size, config.wal.sync_bytes), (ByteSize(10 << 20), ByteSize(1)));
+    assert_eq!((config.wal.sync_interval, config.flush.interval), (Time::from_secs(1), Time::from_secs(60)));
+    assert_eq!(config.storage().0, "file:///tables");
+    for (assignment, expected) in [
+        ("queue.dsn=redis://x", &["queue.dsn", "redis", "memory://"][..]),
+        ("storage.dsn=ftp://x", &["storage.dsn", "ftp", "file://"]),
+        ("queue.size=1", &["queue.size", "max_batch_size"]),
+        ("flush.interval=10", &["flush.interval", "10", "500ms"]),
+    ] {
+        let error = with(&[assignment], &[]).expect_err(assignment);
+        for part in expected {
+            assert!(error.contains(part), "{assignment}: {error}");
+        }
+    }
+}

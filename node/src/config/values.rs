@@ -114,11 +114,28 @@ fn parse_limit(text: &str) -> Option<MemoryLimit> {
     parse_percent(text).map(MemoryLimit::Percent).or_else(|| parse_bytes(text).map(MemoryLimit::Bytes))
 }
 
+/// A size may be a bare number of bytes; what needs a unit refuses it with the same words as any other mistake.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a text with a unit or a number")]
+enum TextOrNumber {
+    Number(i64),
+    Text(String),
+}
+
+impl TextOrNumber {
+    fn into_text(self) -> String {
+        match self {
+            Self::Number(number) => number.to_string(),
+            Self::Text(text) => text,
+        }
+    }
+}
+
 macro_rules! from_text {
     ($type:ty, $parse:expr, $expected:literal) => {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
+                let text = TextOrNumber::deserialize(deserializer)?.into_text();
                 let parse: fn(&str) -> Option<$type> = $parse;
                 parse(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is not {}", $expected)))
             }

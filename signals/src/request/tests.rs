@@ -113,3 +113,12 @@ fn what_would_expand_beyond_bounds_is_refused() {
     assert!(matches!(check(SignalKind::Traces, &body), Err(RequestError::Expansion { .. })));
     assert!(matches!(split(&body, 50_000), Err(RequestError::Expansion { .. })));
 }
+
+#[test]
+fn a_year_of_days_fits_and_more_is_refused_by_name() {
+    let day = |day: u64| Span { start_time_unix_nano: day * NANOS_A_DAY, ..span(1, "s") };
+    let year = request((0..366).map(day).chain([day(20_000)]).collect()).encode_to_vec();
+    assert_eq!(check(SignalKind::Traces, &year).map(|checked| checked.rows()), Ok(367));
+    let more = request((0..500).map(day).collect()).encode_to_vec();
+    assert_eq!(check(SignalKind::Traces, &more), Err(RequestError::Days { days: 500 }));
+}

@@ -36,9 +36,9 @@ fn one_table(kind: SignalKind, body: &[u8]) -> (signaldb_signals::SignalTable, R
     let mut tables = decode(kind, [(7, body)]);
     assert_eq!(tables.len(), 1);
     let table = tables.remove(0);
-    assert_eq!(table.requests, [(7, table.batch.num_rows())]);
-    assert_eq!(checked.rows(), table.batch.num_rows() as u64);
-    (table.table, through_parquet(&table.batch))
+    assert_eq!(table.requests, [(7, table.rows.num_rows())]);
+    assert_eq!(checked.rows(), table.rows.num_rows() as u64);
+    (table.table, through_parquet(&table.rows.to_batch().expect("small")))
 }
 
 proptest! {
@@ -83,7 +83,7 @@ proptest! {
         let _ = decode(kind, [(0, body.as_slice())]);
         if let Ok(checked) = check(kind, &body) {
             let accepted = checked.accepted.clone().unwrap_or(body);
-            let rows: usize = decode(kind, [(0, accepted.as_slice())]).iter().map(|table| table.batch.num_rows()).sum();
+            let rows: usize = decode(kind, [(0, accepted.as_slice())]).iter().map(|table| table.rows.num_rows()).sum();
             prop_assert_eq!(rows as u64, checked.rows());
         }
         let _ = json::to_protobuf(kind, &[]);
@@ -101,7 +101,7 @@ proptest! {
         }
         if let Ok(checked) = check(SignalKind::Traces, &body) {
             let accepted = checked.accepted.clone().unwrap_or(body);
-            let rows: usize = decode(SignalKind::Traces, [(0, accepted.as_slice())]).iter().map(|table| table.batch.num_rows()).sum();
+            let rows: usize = decode(SignalKind::Traces, [(0, accepted.as_slice())]).iter().map(|table| table.rows.num_rows()).sum();
             prop_assert_eq!(rows as u64, checked.rows());
             let Ok(parts) = request::split(&accepted, 300) else { return Ok(()) };
             let split: u64 = parts.iter().map(|part| check(SignalKind::Traces, part).map_or(0, |part| part.rows())).sum();

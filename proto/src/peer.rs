@@ -1,0 +1,259 @@
+//! What nodes say to each other on the peer port: gRPC service `signaldb.peer.v1.Peer`, unary, format 1.
+//!
+//! Log entries, commands and snapshots travel in their persisted encodings, which have versions of their own. Fields are
+//! only ever added. Who speaks is in the metadata of each call.
+
+use prost::Message;
+
+/// gRPC service name.
+pub const SERVICE: &str = "signaldb.peer.v1.Peer";
+/// Format of this protocol; a peer with a newer one is refused by name.
+pub const FORMAT: u32 = 1;
+
+/// Metadata of each call: the format.
+pub const FORMAT_KEY: &str = "x-signaldb-peer-format";
+/// Metadata of each call: name of the cluster (`cluster.name`).
+pub const CLUSTER_KEY: &str = "x-signaldb-cluster";
+/// Metadata of each call: node and disk of the caller.
+pub const FROM_NODE_KEY: &str = "x-signaldb-from-node";
+/// Metadata of each call.
+pub const FROM_DISK_KEY: &str = "x-signaldb-from-disk";
+/// Metadata of each call: the disk that the caller believes the node to have; absent while it does not know.
+pub const TO_DISK_KEY: &str = "x-signaldb-to-disk";
+
+/// Position and term of a log entry.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct LogId {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+}
+
+/// A vote as Raft persists it.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Vote {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
+    #[prost(bool, tag = "3")]
+    pub committed: bool,
+}
+
+/// Answered with [`IdentityResponse`]; the only call that needs no known disk.
+#[derive(Clone, PartialEq, Message)]
+pub struct IdentityRequest {}
+
+/// Who a node is, and whether it belongs to a cluster.
+#[derive(Clone, PartialEq, Message)]
+pub struct IdentityResponse {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    #[prost(string, tag = "2")]
+    pub disk_id: String,
+    /// First voters by disk, when the node's cluster was formed; empty before.
+    #[prost(message, repeated, tag = "3")]
+    pub voters: Vec<Voter>,
+}
+
+/// A member of the meta group.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Voter {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    #[prost(string, tag = "2")]
+    pub address: String,
+    #[prost(string, tag = "3")]
+    pub disk_id: String,
+}
+
+/// A vote or pre-vote request.
+#[derive(Clone, PartialEq, Message)]
+pub struct VoteRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(message, required, tag = "2")]
+    pub vote: Vote,
+    #[prost(message, optional, tag = "3")]
+    pub last_log_id: Option<LogId>,
+    #[prost(bool, tag = "4")]
+    pub leadership_transfer: bool,
+}
+
+/// Answer to a vote or pre-vote request.
+#[derive(Clone, PartialEq, Message)]
+pub struct VoteResponse {
+    #[prost(message, required, tag = "1")]
+    pub vote: Vote,
+    #[prost(bool, tag = "2")]
+    pub granted: bool,
+    #[prost(message, optional, tag = "3")]
+    pub last_log_id: Option<LogId>,
+}
+
+/// Entries to append; without entries a heartbeat.
+#[derive(Clone, PartialEq, Message)]
+pub struct AppendRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(message, required, tag = "2")]
+    pub vote: Vote,
+    #[prost(message, optional, tag = "3")]
+    pub prev_log_id: Option<LogId>,
+    #[prost(message, optional, tag = "4")]
+    pub leader_commit: Option<LogId>,
+    /// Index of the first entry; the others follow.
+    #[prost(uint64, tag = "5")]
+    pub first_index: u64,
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    pub entries: Vec<bytes::Bytes>,
+}
+
+/// Answer to an append.
+#[derive(Clone, PartialEq, Message)]
+pub struct AppendResponse {
+    #[prost(enumeration = "AppendOutcome", tag = "1")]
+    pub outcome: i32,
+    /// Of a partial success: the last entry that matches.
+    #[prost(message, optional, tag = "2")]
+    pub matching: Option<LogId>,
+    /// Of a higher vote.
+    #[prost(message, optional, tag = "3")]
+    pub vote: Option<Vote>,
+}
+
+/// How an append went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum AppendOutcome {
+    Unspecified = 0,
+    Success = 1,
+    PartialSuccess = 2,
+    Conflict = 3,
+    HigherVote = 4,
+}
+
+/// A whole snapshot, as it is persisted.
+#[derive(Clone, PartialEq, Message)]
+pub struct SnapshotRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(message, required, tag = "2")]
+    pub vote: Vote,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub snapshot: bytes::Bytes,
+}
+
+/// Answer to a snapshot.
+#[derive(Clone, PartialEq, Message)]
+pub struct SnapshotResponse {
+    #[prost(message, required, tag = "1")]
+    pub vote: Vote,
+}
+
+/// The leader asks a follower to take over.
+#[derive(Clone, PartialEq, Message)]
+pub struct TransferRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(message, required, tag = "2")]
+    pub from_leader: Vote,
+    #[prost(uint64, tag = "3")]
+    pub to: u64,
+    #[prost(message, optional, tag = "4")]
+    pub last_log_id: Option<LogId>,
+}
+
+/// Answer to a transfer.
+#[derive(Clone, PartialEq, Message)]
+pub struct TransferResponse {
+    /// Set when the vote changed meanwhile.
+    #[prost(message, optional, tag = "1")]
+    pub actual_vote: Option<Vote>,
+    /// Whether the log was not flushed far enough; `actual_log` says how far it is.
+    #[prost(bool, tag = "2")]
+    pub not_flushed: bool,
+    #[prost(message, optional, tag = "3")]
+    pub actual_log: Option<LogId>,
+}
+
+/// A command for the leader, from a node that a client wrote to.
+#[derive(Clone, PartialEq, Message)]
+pub struct ProposeRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub command: bytes::Bytes,
+    #[prost(uint32, tag = "3")]
+    pub timeout_ms: u32,
+}
+
+/// What became of a command.
+#[derive(Clone, PartialEq, Message)]
+pub struct ProposeResponse {
+    #[prost(enumeration = "ProposeOutcome", tag = "1")]
+    pub outcome: i32,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    #[prost(uint64, optional, tag = "3")]
+    pub first_copy: Option<u64>,
+    #[prost(string, tag = "4")]
+    pub reason: String,
+    /// Of a throttled command.
+    #[prost(uint64, tag = "5")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "6")]
+    pub limit: u64,
+    #[prost(uint32, tag = "7")]
+    pub retry_after_ms: u32,
+}
+
+/// A write is rejected, committed or unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum ProposeOutcome {
+    /// What a newer node may say counts as unknown as well.
+    Unknown = 0,
+    Committed = 1,
+    NoLeader = 2,
+    Throttled = 3,
+    TooLarge = 4,
+    Stopping = 5,
+}
+
+/// Asks a leader for the index that a strong read must see.
+#[derive(Clone, PartialEq, Message)]
+pub struct ReadIndexRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+}
+
+/// Every write acknowledged before the request is at or below the index.
+#[derive(Clone, PartialEq, Message)]
+pub struct ReadIndexResponse {
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The wire format of two messages; a change here breaks rolling upgrades.
+    #[test]
+    fn golden_messages_of_format_1() {
+        let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let append = AppendRequest {
+            group: 3,
+            vote: Vote { term: 7, node: 1, committed: true },
+            prev_log_id: Some(LogId { term: 6, index: 8 }),
+            leader_commit: None,
+            first_index: 9,
+            entries: vec![bytes::Bytes::from_static(b"e")],
+        };
+        assert_eq!(hex(append.encode_to_vec()), "080312060807100118011a0408061008280932 0165".replace(' ', ""));
+        let propose = ProposeResponse { outcome: 1, index: 5, first_copy: Some(4), ..ProposeResponse::default() };
+        assert_eq!(hex(propose.encode_to_vec()), "080110051804");
+    }
+}
