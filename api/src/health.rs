@@ -74,7 +74,9 @@ pub(crate) async fn cluster(State(app): State<App>, headers: HeaderMap) -> Respo
     if let Err(error) = authorize_admin(&app, &headers) {
         return error.into_response();
     }
-    let state = if app.groups.not_ready().is_empty() { "ready" } else { "not ready" };
+    let nodes = app.groups.nodes().await;
+    let nodes: Vec<Value> =
+        nodes.into_iter().map(|node| json!({"id": node.id.0, "address": node.address, "state": node.state})).collect();
     let groups: Vec<Value> = app
         .groups
         .statuses()
@@ -92,7 +94,7 @@ pub(crate) async fn cluster(State(app): State<App>, headers: HeaderMap) -> Respo
     let body = json!({
         "cluster": app.cluster,
         "node": app.node.0,
-        "nodes": [{"id": app.node.0, "address": app.address, "state": state}],
+        "nodes": nodes,
         "groups": groups,
     });
     json_response(StatusCode::OK, &body)
@@ -107,9 +109,7 @@ pub(crate) async fn flush(State(app): State<App>, headers: HeaderMap) -> Respons
             Some(_) => admin_identity(&app, &headers)?,
             None => identify(&app, &headers)?,
         };
-        let groups = app.groups.homes(&identity.tenant);
-        app.lake.flush(&groups).await.map_err(ApiError::from)?;
-        Ok::<usize, ApiError>(groups.len())
+        Ok::<usize, ApiError>(app.engine.flush(&identity.tenant).await?)
     };
     match outcome.await {
         Ok(groups) => json_response(StatusCode::OK, &json!({"flushed_groups": groups})),

@@ -13,6 +13,8 @@ pub struct LakeConfig {
     pub max_bytes: usize,
     /// Unflushed bytes of all groups, beyond which writes are throttled.
     pub memtable_bytes_max: usize,
+    /// Every group has this node as its only voter: it leads them all, always.
+    pub lone_voter: bool,
 }
 
 impl Default for LakeConfig {
@@ -22,6 +24,7 @@ impl Default for LakeConfig {
             max_interval: Duration::from_secs(600),
             max_bytes: 64 << 20,
             memtable_bytes_max: 1 << 30,
+            lone_voter: true,
         }
     }
 }

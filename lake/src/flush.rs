@@ -178,12 +178,13 @@ impl Flusher {
     }
 
     async fn commit_cut(&self, hi: u64) -> Result<(), LakeError> {
-        self.memtable.wait_built(hi).await;
+        let moved = LakeError::Stopped("another node leads the group");
+        let Some(epoch) = self.memtable.wait_built(hi).await else { return Err(moved) };
         let begun = self.lake.clock().now();
         let mut encoded = Encoded::new();
         for attempt in 0..ATTEMPTS {
             let mut failed = None;
-            if let Some(planned) = self.try_commit(hi, &mut encoded, &mut failed).await? {
+            if let Some(planned) = self.try_commit(hi, epoch, &mut encoded, &mut failed).await? {
                 let tables = planned.len();
                 for plan in planned {
                     self.announce(hi, plan).await?;
@@ -205,12 +206,13 @@ impl Flusher {
     async fn try_commit(
         &self,
         hi: u64,
+        epoch: u64,
         encoded: &mut Encoded,
         failed: &mut Option<LakeError>,
     ) -> Result<Option<Vec<Planned>>, LakeError> {
         let mut planned = Vec::new();
         for id in self.memtable.loads().into_keys() {
-            match self.plan(&id, hi, encoded).await {
+            match self.plan(&id, hi, epoch, encoded).await {
                 Ok(plan) => planned.extend(plan),
                 // Catalog and store are everybody's: the cut waits for them.
                 Err(error @ (LakeError::Catalog(_) | LakeError::Store(_))) => return Err(error),
@@ -219,6 +221,10 @@ impl Flusher {
                     *failed = Some(error);
                 }
             }
+        }
+        // Under another leadership the memtable may hold only a part of the rows: to mark them flushed would lose the rest.
+        if self.memtable.epoch() != epoch {
+            return Err(LakeError::Stopped("another node leads the group"));
         }
         let mut swaps = Vec::new();
         for (swap, staged) in planned.iter().filter_map(|plan| plan.commit.as_ref()) {
@@ -241,9 +247,15 @@ impl Flusher {
     }
 
     /// Plans the rows of one table up to `hi`; `None` when it has none.
-    async fn plan(&self, id: &TableId, hi: u64, encoded: &mut Encoded) -> Result<Option<Planned>, LakeError> {
+    async fn plan(
+        &self,
+        id: &TableId,
+        hi: u64,
+        epoch: u64,
+        encoded: &mut Encoded,
+    ) -> Result<Option<Planned>, LakeError> {
         let Some(table) = SignalTable::from_code(id.code) else { return Ok(None) };
-        let Some(view) = self.memtable.view(id) else { return Ok(None) };
+        let Some(view) = self.memtable.view(id, epoch) else { return Ok(None) };
         let rows: Vec<MemBatch> = view.batches.iter().filter_map(|batch| batch.upto(hi)).collect();
         if rows.is_empty() {
             return Ok(None);

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::LakeConfig;
 use crate::error::LakeError;
 use crate::flush::{FlushRequest, Flusher};
-use crate::memtable::{GroupMemtable, TableView};
+use crate::memtable::{GroupMemtable, LogReader, TableView};
 use crate::storage::Store;
 use crate::table;
 
@@ -43,6 +43,7 @@ struct Inner {
     cpu: tokio::runtime::Handle,
     memtables: RwLock<BTreeMap<GroupId, Arc<GroupMemtable>>>,
     flushers: Mutex<BTreeMap<GroupId, mpsc::Sender<FlushRequest>>>,
+    groups: Mutex<BTreeMap<GroupId, Arc<Group>>>,
     metadata: Mutex<HashMap<String, Arc<TableMetadata>>>,
     manifests: Mutex<HashMap<String, Arc<Vec<DataFile>>>>,
     /// Last failure of a flush, by group; empty while all is well.
@@ -70,6 +71,7 @@ impl Lake {
             cpu,
             memtables: RwLock::default(),
             flushers: Mutex::default(),
+            groups: Mutex::default(),
             metadata: Mutex::default(),
             manifests: Mutex::default(),
             failures: Mutex::default(),
@@ -106,7 +108,7 @@ impl Lake {
         }
         let mut memtables = self.0.memtables.write().unwrap_or_else(PoisonError::into_inner);
         let memtable = memtables.entry(group).or_insert_with(|| {
-            let memtable = Arc::new(GroupMemtable::new());
+            let memtable = Arc::new(GroupMemtable::new(self.0.config.lone_voter));
             self.start_builder(group, Arc::clone(&memtable));
             memtable
         });
@@ -123,10 +125,12 @@ impl Lake {
                     () = lake.0.stop.cancelled() => return,
                     () = memtable.work.notified() => {}
                 }
-                let built = std::panic::AssertUnwindSafe(|| memtable.build(lake.0.clock.now()));
-                if let Err(panic) = std::panic::catch_unwind(built) {
+                let log = lake.log(group);
+                let log = log.as_ref().map(|log| log as &dyn LogReader);
+                let built = std::panic::AssertUnwindSafe(|| memtable.build(lake.0.clock.now(), log));
+                let built = std::panic::catch_unwind(built);
+                if let Err(reason) = built.unwrap_or_else(|panic| Err(panic_text(panic.as_ref()).to_owned())) {
                     // Rows that were acknowledged cannot be shown: better no node than one that leaves them out.
-                    let reason = panic_text(panic.as_ref());
                     let failure = format!("rows of group {group} cannot be decoded: {reason}");
                     *lake.0.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
                     return;
@@ -141,12 +145,43 @@ impl Lake {
         self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Starts flushing a group that is open.
+    fn log(&self, group: GroupId) -> Option<GroupLog> {
+        let groups = self.0.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.get(&group).cloned().map(GroupLog)
+    }
+
+    /// Starts flushing a group that is open, whenever this node leads it.
     pub fn start_flusher(&self, group: Arc<Group>, cluster_id: String) {
+        self.0.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(group.id(), Arc::clone(&group));
+        if !self.0.config.lone_voter {
+            self.follow_leadership(Arc::clone(&group));
+        }
         let (sender, requests) = mpsc::channel(FLUSH_QUEUE);
         self.0.flushers.lock().unwrap_or_else(PoisonError::into_inner).insert(group.id(), sender);
         let flusher = Flusher::new(self.clone(), group, cluster_id);
         self.0.tasks.spawn(flusher.run(requests, self.0.stop.clone()));
+    }
+
+    fn follow_leadership(&self, group: Arc<Group>) {
+        let (memtable, stop) = (self.memtable(group.id()), self.0.stop.clone());
+        self.0.tasks.spawn(async move {
+            let mut seen = group.leadership();
+            loop {
+                if seen.here {
+                    memtable.activate();
+                } else {
+                    memtable.deactivate();
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = group.leadership_change(seen) => match changed {
+                        Ok(now) => seen = now,
+                        // The group stopped, and with it the node.
+                        Err(_) => return,
+                    },
+                }
+            }
+        });
     }
 
     /// Flushes everything that `groups` applied before the call.
@@ -169,10 +204,16 @@ impl Lake {
     }
 
     /// One atomic view of what `group` holds of a table, with rows built up to `index`; `None` when it never had any.
-    pub async fn view(&self, group: GroupId, id: &TableId, index: u64) -> Option<TableView> {
+    ///
+    /// # Errors
+    /// [`LakeError::Stopped`] when another node leads the group: its rows are built there.
+    pub async fn view(&self, group: GroupId, id: &TableId, index: u64) -> Result<Option<TableView>, LakeError> {
+        let moved = || LakeError::Stopped("another node leads the group");
         let memtable = self.memtable(group);
-        memtable.wait_built(index).await;
-        memtable.view(id)
+        let epoch = memtable.wait_built(index).await.ok_or_else(moved)?;
+        let view = memtable.view(id, epoch);
+        // A table without rows and an epoch that is over look the same until here.
+        if memtable.epoch() == epoch { Ok(view) } else { Err(moved()) }
     }
 
     /// Parsed metadata at `location`, from memory if it was read before: files never change.
@@ -323,6 +364,15 @@ impl Lake {
         if tokio::time::timeout(Duration::from_secs(5), self.0.tasks.wait()).await.is_err() {
             tracing::warn!("flush tasks did not stop in time");
         }
+    }
+}
+
+/// The log of one group as the memtable reads it.
+struct GroupLog(Arc<Group>);
+
+impl LogReader for GroupLog {
+    fn read_appends(&self, from: u64, to: u64, bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String> {
+        self.0.read_appends(from, to, bytes_max).map_err(|error| error.to_string())
     }
 }
 

@@ -10,6 +10,10 @@ use signaldb_signals::request::{EXPANDED_BYTES_MAX, expanded_bytes};
 use signaldb_signals::{Rows, SignalKind, SignalTable};
 use tokio::sync::{Notify, watch};
 
+/// Entries that a new leader reads back at a time, at most.
+const LOAD_ENTRIES: usize = 1024;
+/// Bytes of log that are read at a time.
+const LOAD_BYTES: usize = 4 << 20;
 /// Batches are merged while the result stays below this: many small exports must not become many small batches.
 const MERGED_ROWS_MAX: usize = 2 << 10;
 
@@ -37,17 +41,34 @@ pub struct TableView {
     pub batches: Vec<MemBatch>,
 }
 
-/// The memtable of one group.
+/// The memtable of one group. Only the leader decodes; the others note where the rows are in the log, so that whoever
+/// leads next can read them back.
 #[derive(Debug)]
 pub(crate) struct GroupMemtable {
     state: Mutex<State>,
-    /// Rows up to this index can be read.
-    built: watch::Sender<u64>,
+    built: watch::Sender<Built>,
     pub(crate) work: Notify,
+}
+
+/// What can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Built {
+    /// Changes whenever rows are dropped to be built again, here or elsewhere.
+    epoch: u64,
+    active: bool,
+    /// Rows up to this index.
+    index: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// Rows are decoded here.
+    active: bool,
+    epoch: u64,
+    /// Indexes of entries with unflushed rows, ascending; no repeats that the dedup window recognized.
+    indexes: VecDeque<u64>,
+    /// Of those, what is still to be read from the log.
+    to_load: VecDeque<u64>,
     queue: VecDeque<(u64, Append)>,
     queued_bytes: usize,
     applied: u64,
@@ -57,9 +78,19 @@ struct State {
 #[derive(Debug, Default)]
 struct Table {
     watermark: u64,
+    last_append: u64,
     version: i64,
     location: String,
     batches: Vec<MemBatch>,
+}
+
+/// Work for one step of the builder.
+enum Step {
+    /// Entries to read from the log: indexes, ascending.
+    Load(Vec<u64>),
+    /// Entries as they were applied, and how far that reaches.
+    Decode(VecDeque<(u64, Append)>, u64),
+    Nothing,
 }
 
 /// What a flusher looks at to decide whether to cut.
@@ -69,9 +100,18 @@ pub(crate) struct TableLoad {
     pub(crate) since: UnixNanos,
 }
 
+/// Where a new leader reads the rows that it did not decode.
+pub(crate) trait LogReader {
+    /// The appends from `from` to `to`, cut at about `bytes_max`, and the index to go on at. Blocking.
+    fn read_appends(&self, from: u64, to: u64, bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String>;
+}
+
 impl GroupMemtable {
-    pub(crate) fn new() -> Self {
-        Self { state: Mutex::default(), built: watch::channel(0).0, work: Notify::new() }
+    /// A lone voter is active from the start; otherwise see [`Self::activate`].
+    pub(crate) fn new(active: bool) -> Self {
+        let state = State { active, ..State::default() };
+        let built = Built { active, ..Built::default() };
+        Self { state: Mutex::new(state), built: watch::channel(built).0, work: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -82,24 +122,67 @@ impl GroupMemtable {
     pub(crate) fn restore(&self, applied: u64, tables: &BTreeMap<TableId, TableState>) {
         let table = |state: &TableState| Table {
             watermark: state.watermark,
+            last_append: state.last_append,
             version: state.version,
             location: state.location.clone(),
             batches: Vec::new(),
         };
         let tables = tables.iter().map(|(id, state)| (id.clone(), table(state))).collect();
-        *self.state() = State { applied, tables, ..State::default() };
-        self.built.send_replace(applied);
+        let mut state = self.state();
+        let (active, epoch) = (state.active, state.epoch + 1);
+        *state = State { active, epoch, applied, tables, ..State::default() };
+        self.built.send_replace(Built { epoch, active, index: applied });
+    }
+
+    /// This node leads: rows that are only in the log are read back, then everything is decoded as it comes.
+    pub(crate) fn activate(&self) {
+        let mut state = self.state();
+        if state.active {
+            return;
+        }
+        state.active = true;
+        state.epoch += 1;
+        state.to_load = state.indexes.clone();
+        self.built.send_replace(Built { epoch: state.epoch, active: true, index: 0 });
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// Another node leads: the log has it all.
+    pub(crate) fn deactivate(&self) {
+        let mut state = self.state();
+        if !state.active {
+            return;
+        }
+        state.active = false;
+        state.epoch += 1;
+        state.to_load.clear();
+        state.queue.clear();
+        state.queued_bytes = 0;
+        state.tables.values_mut().for_each(|table| table.batches.clear());
+        self.built.send_replace(Built { epoch: state.epoch, active: false, index: 0 });
     }
 
     pub(crate) fn append(&self, index: u64, append: Append) {
         let mut state = self.state();
-        state.queued_bytes += append.raw_len as usize;
-        state.queue.push_back((index, append));
+        state.indexes.push_back(index);
+        for id in append.table_ids() {
+            state.tables.entry(id).or_insert_with(Table::unknown).last_append = index;
+        }
+        if state.active {
+            state.queued_bytes += append.raw_len as usize;
+            state.queue.push_back((index, append));
+        }
     }
 
     pub(crate) fn applied(&self, index: u64) {
-        self.state().applied = index;
-        self.work.notify_one();
+        let mut state = self.state();
+        state.applied = index;
+        let active = state.active;
+        drop(state);
+        if active {
+            self.work.notify_one();
+        }
     }
 
     pub(crate) fn flushed(&self, id: &TableId, hi: u64, version: i64, location: &str) {
@@ -109,6 +192,7 @@ impl GroupMemtable {
         table.advance(version, location);
         let watermark = table.watermark;
         table.batches = table.batches.drain(..).filter_map(|batch| batch.above(watermark)).collect();
+        state.forget_flushed();
     }
 
     pub(crate) fn advanced(&self, id: &TableId, version: i64, location: &str) {
@@ -116,42 +200,106 @@ impl GroupMemtable {
     }
 
     /// Decodes everything that is queued, in bulk. Call from one task only, on the CPU runtime.
-    pub(crate) fn build(&self, now: UnixNanos) {
-        let (queue, applied) = {
-            let mut state = self.state();
-            (std::mem::take(&mut state.queue), state.applied)
-        };
-        let bytes: usize = queue.iter().map(|(_, append)| append.raw_len as usize).sum();
-        let decoded = decode_all(queue);
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(crate) fn build(&self, now: UnixNanos, log: Option<&dyn LogReader>) -> Result<(), String> {
+        loop {
+            let (epoch, step) = self.next_step();
+            match step {
+                Step::Nothing => return Ok(()),
+                Step::Load(indexes) => {
+                    let log = log.ok_or("rows are to be read from a log that is not open")?;
+                    match load(log, &indexes) {
+                        Ok(queue) => drop(self.push(epoch, decode_all(queue), now)),
+                        // Flushed meanwhile, and purged from the log: only what is left counts.
+                        Err(reason) => self.load_again(epoch, &indexes).then_some(()).ok_or(reason)?,
+                    }
+                }
+                Step::Decode(queue, applied) => {
+                    let bytes: usize = queue.iter().map(|(_, append)| append.raw_len as usize).sum();
+                    if self.push(epoch, decode_all(queue), now) {
+                        let mut state = self.state();
+                        state.queued_bytes = state.queued_bytes.saturating_sub(bytes);
+                        self.built.send_if_modified(|built| {
+                            let newer = built.epoch == epoch && built.index < applied;
+                            if newer {
+                                built.index = applied;
+                            }
+                            newer
+                        });
+                        drop(state);
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Puts entries that are still needed back to be loaded; whether there is any progress in that.
+    fn load_again(&self, epoch: u64, indexes: &[u64]) -> bool {
         let mut state = self.state();
-        state.queued_bytes -= bytes;
+        if state.epoch != epoch {
+            return true;
+        }
+        let needed_from = state.indexes.front().copied().unwrap_or(u64::MAX);
+        let flushed = indexes.partition_point(|index| *index < needed_from);
+        for index in indexes[flushed..].iter().rev() {
+            state.to_load.push_front(*index);
+        }
+        flushed > 0
+    }
+
+    fn next_step(&self) -> (u64, Step) {
+        let mut state = self.state();
+        let step = if !state.active {
+            Step::Nothing
+        } else if state.to_load.is_empty() {
+            Step::Decode(std::mem::take(&mut state.queue), state.applied)
+        } else {
+            let count = state.to_load.len().min(LOAD_ENTRIES);
+            Step::Load(state.to_load.drain(..count).collect())
+        };
+        (state.epoch, step)
+    }
+
+    /// Adds rows unless they were dropped meanwhile; whether they still belong here.
+    fn push(&self, epoch: u64, decoded: Vec<(TableId, DecodedTable)>, now: UnixNanos) -> bool {
+        let mut state = self.state();
+        if state.epoch != epoch {
+            return false;
+        }
         for (id, table) in decoded {
-            let entries = table.requests;
-            let batch = MemBatch::new(table.rows, entries, now);
+            let batch = MemBatch::new(table.rows, table.requests, now);
             let table = state.tables.entry(id).or_insert_with(Table::unknown);
             if let Some(batch) = batch.above(table.watermark) {
                 table.push(batch);
             }
         }
-        drop(state);
-        self.built.send_if_modified(|built| std::mem::replace(built, applied) != applied);
+        true
     }
 
-    /// Waits until rows up to `index` can be read.
-    pub(crate) async fn wait_built(&self, index: u64) {
+    /// Waits until rows up to `index` can be read; returns the epoch in which they can, `None` when another node leads.
+    pub(crate) async fn wait_built(&self, index: u64) -> Option<u64> {
         let mut built = self.built.subscribe();
+        let built = built.wait_for(|built| !built.active || built.index >= index).await;
         // The sender lives as long as self.
-        let _ = built.wait_for(|built| *built >= index).await;
+        built.ok().filter(|built| built.active).map(|built| built.epoch)
     }
 
-    pub(crate) fn view(&self, id: &TableId) -> Option<TableView> {
+    /// The table as of now; `None` when it never had rows, or when the epoch is over.
+    pub(crate) fn view(&self, id: &TableId, epoch: u64) -> Option<TableView> {
         let state = self.state();
-        state.tables.get(id).map(|table| TableView {
+        state.tables.get(id).filter(|_| state.epoch == epoch).map(|table| TableView {
             watermark: table.watermark,
             version: table.version,
             location: table.location.clone(),
             batches: table.batches.clone(),
         })
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state().epoch
     }
 
     /// Tables with unflushed rows.
@@ -171,6 +319,28 @@ impl GroupMemtable {
         let decoded: usize = state.tables.values().flat_map(|table| &table.batches).map(MemBatch::bytes).sum();
         decoded + state.queued_bytes
     }
+}
+
+impl State {
+    /// Forgets entries whose rows are all in Iceberg.
+    fn forget_flushed(&mut self) {
+        let dirty = self.tables.values().filter(|table| table.last_append > table.watermark);
+        let needed_from = dirty.map(|table| table.watermark + 1).min().unwrap_or(u64::MAX);
+        let gone = self.indexes.partition_point(|index| *index < needed_from);
+        self.indexes.drain(..gone);
+    }
+}
+
+/// Reads the entries at `indexes` back from the log; others in between have no rows, or were recognized as repeats.
+fn load(log: &dyn LogReader, indexes: &[u64]) -> Result<VecDeque<(u64, Append)>, String> {
+    let (Some(first), Some(last)) = (indexes.first(), indexes.last()) else { return Ok(VecDeque::new()) };
+    let (mut at, mut queue) = (*first, VecDeque::new());
+    while at <= *last {
+        let (appends, next) = log.read_appends(at, *last, LOAD_BYTES)?;
+        queue.extend(appends.into_iter().filter(|(index, _)| indexes.binary_search(index).is_ok()));
+        at = next.max(at + 1);
+    }
+    Ok(queue)
 }
 
 impl Table {
@@ -335,15 +505,15 @@ mod tests {
 
     #[tokio::test]
     async fn rows_can_be_read_up_to_the_built_index_and_go_when_flushed() {
-        let table = GroupMemtable::new();
+        let table = GroupMemtable::new(true);
         let id = append(1).table_ids().next().expect("one table");
         for index in 1..=40 {
             table.append(index, append(2));
             table.applied(index);
-            table.build(UnixNanos(index));
+            table.build(UnixNanos(index), None).expect("builds");
         }
-        table.wait_built(40).await;
-        let view = table.view(&id).expect("exists");
+        let epoch = table.wait_built(40).await.expect("active");
+        let view = table.view(&id, epoch).expect("exists");
         assert_eq!((rows(&view), view.version), (80, -1));
         assert!(view.batches.len() < 8, "small batches are merged: {}", view.batches.len());
         let kept: usize =
@@ -351,7 +521,7 @@ mod tests {
         assert_eq!(kept, 10);
         assert_eq!(table.loads()[&id].since, UnixNanos(1));
         table.flushed(&id, 33, 1, "v1");
-        let view = table.view(&id).expect("exists");
+        let view = table.view(&id, table.epoch()).expect("exists");
         assert_eq!((rows(&view), view.watermark, view.location.as_str()), (14, 33, "v1"));
         table.flushed(&id, 40, 2, "v2");
         assert!(table.loads().is_empty());
@@ -360,14 +530,55 @@ mod tests {
 
     #[tokio::test]
     async fn rows_at_or_below_the_watermark_are_not_built_again() {
-        let table = GroupMemtable::new();
+        let table = GroupMemtable::new(true);
         let id = append(1).table_ids().next().expect("one table");
         table.flushed(&id, 5, 1, "v1");
         for index in 4..=7 {
             table.append(index, append(1));
         }
         table.applied(7);
-        table.build(UnixNanos(1));
-        assert_eq!(rows(&table.view(&id).expect("exists")), 2);
+        table.build(UnixNanos(1), None).expect("builds");
+        assert_eq!(rows(&table.view(&id, table.epoch()).expect("exists")), 2);
+    }
+
+    /// A log of one kind of append, index for index.
+    struct Log;
+
+    impl LogReader for Log {
+        fn read_appends(&self, from: u64, to: u64, _bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String> {
+            let upto = to.min(from + 2);
+            Ok(((from..=upto).map(|index| (index, append(1))).collect(), upto + 1))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_leader_reads_back_what_is_not_flushed_and_no_repeats() {
+        let table = GroupMemtable::new(false);
+        let id = append(1).table_ids().next().expect("one table");
+        // Entry 7 was a repeat: nobody told us of it.
+        for index in [4, 5, 6, 8, 9] {
+            table.append(index, append(1));
+            table.applied(index);
+        }
+        table.build(UnixNanos(1), None).expect("a follower decodes nothing");
+        assert_eq!((table.bytes(), table.wait_built(1).await), (0, None));
+        table.flushed(&id, 5, 1, "v1");
+        table.activate();
+        table.append(10, append(1));
+        table.applied(10);
+        table.build(UnixNanos(1), Some(&Log)).expect("loads and decodes");
+        let epoch = table.wait_built(10).await.expect("active");
+        assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 4, "6, 8, 9 and 10");
+        table.deactivate();
+        assert_eq!(table.bytes(), 0);
+        assert!(table.view(&id, epoch).is_none(), "what was seen under one leadership is not mixed with another");
+        table.activate();
+        table.build(UnixNanos(1), Some(&Log)).expect("loads");
+        let epoch = table.wait_built(10).await.expect("active again");
+        assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 4);
+        table.flushed(&id, 10, 2, "v2");
+        table.deactivate();
+        table.activate();
+        table.build(UnixNanos(1), None).expect("nothing is left to load");
     }
 }

@@ -7,11 +7,16 @@ use crate::config::Config;
 /// Ports, something to paste and what an acknowledgment means.
 pub(crate) fn text(config: &Config, ack: AckLevel) -> String {
     let listen = &config.listen;
+    let promise = match ack {
+        AckLevel::LocalFsync => "on disk (local-fsync)",
+        AckLevel::Quorum => "held by a majority of the nodes (quorum)",
+        AckLevel::QuorumFsync => "on the disks of a majority of the nodes (quorum-fsync)",
+    };
     let auth =
         if config.auth.enabled { " \\\n    -H 'Authorization: Bearer <key>' -H 'X-Tenant-ID: <tenant>'" } else { "" };
     format!(
         r#"
-  SignalDB {version} is ready. An acknowledged record is on disk ({ack}) and visible to the next query.
+  SignalDB {version} is ready. An acknowledged record is {promise} and visible to the next query.
 
   OTLP gRPC   {otlp_grpc}      OTLP HTTP   {otlp_http}
   HTTP API    {http}      Flight SQL  {flight}

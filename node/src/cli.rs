@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Config, Sources};
-use crate::{run, sql};
+use crate::{cluster, run, sql};
 
 #[derive(Debug, Parser)]
 #[command(name = "signaldb", version, about = "An observability database: OTLP in, Raft log, Iceberg out, SQL at once")]
@@ -26,6 +26,11 @@ enum Command {
     Server(ServerArgs),
     /// Run one query against a node.
     Sql(sql::SqlArgs),
+    /// Try a cluster on this machine, or look after one.
+    Cluster {
+        #[command(subcommand)]
+        command: cluster::ClusterCommand,
+    },
     /// Look at the configuration without starting.
     Config {
         #[command(subcommand)]
@@ -71,6 +76,9 @@ pub fn main() -> ExitCode {
         None => serve(cli.server),
         Some(Command::Server(args)) => serve(args),
         Some(Command::Sql(args)) => runtime("signaldb-sql", 1).and_then(|runtime| runtime.block_on(sql::run(args))),
+        Some(Command::Cluster { command }) => {
+            runtime("signaldb-cluster", 1).and_then(|runtime| runtime.block_on(cluster::run(command)))
+        }
         Some(Command::Config { action: ConfigAction::Check(args) }) => {
             args.load().map(|_| println!("the configuration is valid")).context("configuration")
         }
@@ -126,7 +134,7 @@ fn runtime(name: &str, threads: usize) -> anyhow::Result<tokio::runtime::Runtime
 
 fn start_logging(config: &Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().or_else(|_| EnvFilter::try_new(&config.log.level));
-    let filter = filter.context("log.level")?.add_directive("openraft=warn".parse()?);
+    let filter = filter.context("log.level")?.add_directive("openraft=error".parse()?);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

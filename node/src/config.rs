@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use signaldb_model::NodeId;
 
 pub use layers::{ConfigError, Sources, load};
 pub use values::{ByteSize, DiskReserve, MemoryLimit, Secret, Time};
@@ -67,7 +68,8 @@ pub struct Cluster {
     pub name: String,
     /// First voters, `id=host:port`; empty on a single node.
     pub peers: Vec<String>,
-    pub replication_factor: u32,
+    /// Voters of a group; default 3, and 1 on a single node.
+    pub replication_factor: Option<u32>,
     /// Data groups of a new cluster.
     pub groups: u32,
     /// `quorum` or `quorum-fsync`; one voter always acknowledges at `local-fsync`.
@@ -251,7 +253,7 @@ impl Default for Cluster {
         Self {
             name: "signaldb".to_owned(),
             peers: Vec::new(),
-            replication_factor: 1,
+            replication_factor: None,
             groups: 8,
             ack: "quorum".to_owned(),
             dedup_window: Time::from_secs(600),
@@ -325,6 +327,31 @@ impl Default for Storage {
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: "text".to_owned() }
+    }
+}
+
+impl Cluster {
+    /// First voters by id; empty on a single node.
+    ///
+    /// # Errors
+    /// Says which entry is not `id=host:port`, or comes twice.
+    pub fn addresses(&self) -> Result<BTreeMap<NodeId, String>, String> {
+        let mut out = BTreeMap::new();
+        for peer in &self.peers {
+            let parsed = peer.split_once('=').and_then(|(id, address)| Some((id.trim().parse().ok()?, address.trim())));
+            let Some((id, address)) = parsed.filter(|(id, address)| *id > 0 && address.contains(':')) else {
+                return Err(format!("{peer:?} is not id=host:port, for example \"1=10.0.0.1:50051\""));
+            };
+            if out.insert(NodeId(id), address.to_owned()).is_some() {
+                return Err(format!("node {id} comes twice"));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Several nodes.
+    pub fn is_replicated(&self) -> bool {
+        self.peers.len() > 1
     }
 }
 

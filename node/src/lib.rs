@@ -4,7 +4,9 @@
 
 mod banner;
 pub mod cli;
+mod cluster;
 pub mod config;
 mod data_dir;
+mod peer_port;
 mod run;
 mod sql;

@@ -1,6 +1,6 @@
 //! A node from start to stop.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -11,7 +11,7 @@ use signaldb_lake::{Lake, LakeConfig, Store};
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
 use signaldb_query::{QueryConfig, QueryEngine};
 use signaldb_raft::state_store::RocksStateStore;
-use signaldb_raft::{ApplySink, Groups, GroupsConfig};
+use signaldb_raft::{ApplySink, Groups, GroupsConfig, OpenLog, PeersConfig};
 use signaldb_signals::SignalKind as OtlpKind;
 use signaldb_wal::{RealIo, WalConfig};
 use tokio::net::TcpListener;
@@ -19,9 +19,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::banner;
 use crate::config::{Config, DefaultSchemas, Tenant};
 use crate::data_dir::{DataDir, below_reserve};
+use crate::{banner, peer_port};
 
 /// How long a write may wait for its commit.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,17 +42,22 @@ pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usiz
     let metrics = install_metrics()?;
     let _data_dir = DataDir::open(&config.node.data_dir)?;
     let (listeners, starting) = bind(&config).await?.again().context("serve the ports twice")?;
+    let peer_listener = match config.cluster.is_replicated() {
+        true => Some(bind_one("peer", &config.listen.peer).await?),
+        false => None,
+    };
     let started = CancellationToken::new();
     let mut starting = JoinSet::from_iter([serve_starting(starting, started.clone())]);
     let node = tokio::select! {
-        node = Box::pin(Node::open(&config, cpu, cores, metrics.clone())) => node?,
+        node = Box::pin(Node::open(&config, cpu, cores, metrics.clone(), peer_listener)) => node?,
         Some(failed) = starting.join_next() => bail!("the ports cannot be served: {failed:?}"),
         _ = terminate.recv() => bail!("stopped before the start was complete"),
     };
     // Its connections end by themselves; nobody waits for a slow one.
     started.cancel();
     starting.detach_all();
-    println!("{}", banner::text(&config, AckLevel::LocalFsync));
+    let ack = node.groups.data_groups().next().map_or(AckLevel::LocalFsync, |group| group.ack_level());
+    println!("{}", banner::text(&config, ack));
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     tasks.spawn(watch(node.app.clone(), config.clone(), metrics, stop.clone()));
@@ -70,6 +75,7 @@ pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usiz
         Some(ended) = tasks.join_next() => ended.map_err(anyhow::Error::from).and_then(|outcome| outcome),
     };
     node.app.drain();
+    node.groups.hand_over().await;
     stop.cancel();
     let served = async { while tasks.join_next().await.is_some() {} };
     drop(tokio::time::timeout(STOP_TIMEOUT, served).await);
@@ -83,6 +89,8 @@ struct Node {
     groups: Arc<Groups>,
     lake: Lake,
     app: App,
+    peer_tasks: JoinSet<anyhow::Result<()>>,
+    stop_peers: CancellationToken,
 }
 
 impl Node {
@@ -91,6 +99,7 @@ impl Node {
         cpu: tokio::runtime::Handle,
         cores: usize,
         metrics: PrometheusHandle,
+        peer_listener: Option<TcpListener>,
     ) -> anyhow::Result<Self> {
         let catalog_uri = config.catalog_uri();
         if catalog_uri.contains(":memory:") {
@@ -110,13 +119,25 @@ impl Node {
             max_interval: config.flush.max_interval.0,
             max_bytes: usize::try_from(config.flush.max_bytes.0).unwrap_or(usize::MAX),
             memtable_bytes_max: memory / 8,
+            lone_voter: !config.cluster.is_replicated(),
         };
         let lake = Lake::new(lake_config, catalog, store, Arc::clone(&clock), cpu.clone());
         let state_dir = config.node.data_dir.join("state");
         let state = tokio::task::spawn_blocking(move || RocksStateStore::open(&state_dir)).await?;
         let sink: Arc<dyn ApplySink> = Arc::new(lake.clone());
-        let groups = Groups::open(groups_config(config), Arc::new(RealIo), Arc::new(state?), clock, sink).await;
+        let log =
+            OpenLog::open(&groups_config(config), peers_config(config)?, Arc::new(RealIo), Arc::new(state?)).await;
+        let log = log.context("open the log")?;
+        let (mut peer_tasks, stop_peers, opened) =
+            (JoinSet::new(), CancellationToken::new(), Arc::new(OnceLock::new()));
+        if let Some(listener) = peer_listener {
+            let (peers, groups) = (Arc::clone(log.peers()), Arc::clone(&opened));
+            peer_tasks.spawn(peer_port::serve(listener, peers, lake.clone(), groups, stop_peers.clone()));
+        }
+        let groups = Groups::open(log, groups_config(config), clock, sink).await;
         let groups = Arc::new(groups.context("open the log")?);
+        // Nobody else sets it.
+        let _ = opened.set(Arc::clone(&groups));
         tracing::info!("WAL replay is complete");
         claim_store(&lake, &groups).await?;
         for group in groups.data_groups() {
@@ -129,8 +150,6 @@ impl Node {
             deadline: config.query.deadline.0,
             concurrency: config.query.concurrency,
             partitions: cores,
-            node: NodeId(config.node.id),
-            address: config.listen.peer.clone(),
         };
         std::fs::create_dir_all(&query_config.spill_dir).context("create the spill directory")?;
         let engine = QueryEngine::new(query_config, lake.clone(), Arc::clone(&groups), access.clone(), cpu)?;
@@ -148,13 +167,17 @@ impl Node {
             signals: enabled_signals(&config.schema.default_schemas),
             metrics: Box::new(move || metrics.render()),
         });
-        Ok(Self { groups, lake, app })
+        Ok(Self { groups, lake, app, peer_tasks, stop_peers })
     }
 
     /// Ends flushing, then the log: everything acknowledged is synced when this returns.
-    async fn close(self) {
+    async fn close(mut self) {
         self.lake.close().await;
         self.groups.close().await;
+        self.stop_peers.cancel();
+        // Connections of peers stay open as long as they like.
+        self.peer_tasks.abort_all();
+        while self.peer_tasks.join_next().await.is_some() {}
     }
 }
 
@@ -171,7 +194,6 @@ fn enabled_signals(enabled: &DefaultSchemas) -> Vec<OtlpKind> {
 
 fn groups_config(config: &Config) -> GroupsConfig {
     GroupsConfig {
-        node: NodeId(config.node.id),
         address: config.listen.peer.clone(),
         wal_dir: config.wal_dir(),
         wal: WalConfig {
@@ -185,7 +207,17 @@ fn groups_config(config: &Config) -> GroupsConfig {
         purge_lag: PURGE_LAG,
         purge_lag_bytes_max: PURGE_LAG_BYTES,
         trim_interval: TRIM_INTERVAL,
+        fsync: config.cluster.ack == "quorum-fsync",
     }
+}
+
+fn peers_config(config: &Config) -> anyhow::Result<PeersConfig> {
+    Ok(PeersConfig {
+        cluster: config.cluster.name.clone(),
+        secret: config.cluster.secret.0.clone(),
+        node: NodeId(config.node.id),
+        addresses: config.cluster.addresses().map_err(|error| anyhow!("cluster.peers: {error}"))?,
+    })
 }
 
 fn tenant(tenant: &Tenant) -> anyhow::Result<TenantConfig> {
@@ -220,17 +252,20 @@ async fn claim_store(lake: &Lake, groups: &Groups) -> anyhow::Result<()> {
 }
 
 async fn bind(config: &Config) -> anyhow::Result<Listeners> {
-    async fn one(name: &str, address: &str) -> anyhow::Result<TcpListener> {
-        TcpListener::bind(address).await.with_context(|| {
-            format!("listen.{name} = {address:?} cannot be used; free the port or move it with --set listen.{name}=HOST:PORT")
-        })
-    }
     let listen = &config.listen;
     Ok(Listeners {
-        otlp_grpc: one("otlp_grpc", &listen.otlp_grpc).await?,
-        otlp_http: one("otlp_http", &listen.otlp_http).await?,
-        http: one("http", &listen.http).await?,
-        flight: one("flight", &listen.flight).await?,
+        otlp_grpc: bind_one("otlp_grpc", &listen.otlp_grpc).await?,
+        otlp_http: bind_one("otlp_http", &listen.otlp_http).await?,
+        http: bind_one("http", &listen.http).await?,
+        flight: bind_one("flight", &listen.flight).await?,
+    })
+}
+
+async fn bind_one(name: &str, address: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "listen.{name} = {address:?} cannot be used; free the port or move it with --set listen.{name}=HOST:PORT"
+        )
     })
 }
 

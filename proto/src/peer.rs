@@ -236,6 +236,71 @@ pub struct ReadIndexResponse {
     pub index: u64,
 }
 
+/// Flight action of the peer port: pins what a group's leader holds of a table. Body [`ViewRequest`], one result
+/// [`ViewResponse`].
+pub const VIEW_ACTION: &str = "view";
+/// Flight action of the peer port: flushes what a group applied before the call. Body [`FlushRequest`], no result.
+pub const FLUSH_ACTION: &str = "flush";
+
+/// Asks a leader for a view of one table.
+#[derive(Clone, PartialEq, Message)]
+pub struct ViewRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(string, tag = "2")]
+    pub tenant: String,
+    #[prost(string, tag = "3")]
+    pub dataset: String,
+    #[prost(uint32, tag = "4")]
+    pub table: u32,
+    /// Everything acknowledged before the call must be in it.
+    #[prost(bool, tag = "5")]
+    pub strong: bool,
+    /// And everything up to this index.
+    #[prost(uint64, tag = "6")]
+    pub min_index: u64,
+    /// How long its rows will be asked for.
+    #[prost(uint32, tag = "7")]
+    pub keep_ms: u32,
+}
+
+/// A pinned view.
+#[derive(Clone, PartialEq, Message)]
+pub struct ViewResponse {
+    /// False when the group never had rows of the table; then nothing else is set.
+    #[prost(bool, tag = "1")]
+    pub found: bool,
+    #[prost(uint64, tag = "2")]
+    pub watermark: u64,
+    #[prost(int64, tag = "3")]
+    pub version: i64,
+    #[prost(string, tag = "4")]
+    pub location: String,
+    /// Names the view in [`RowsTicket`].
+    #[prost(bytes = "bytes", tag = "5")]
+    pub view: bytes::Bytes,
+}
+
+/// Flight ticket of the peer port: the rows of a view.
+#[derive(Clone, PartialEq, Message)]
+pub struct RowsTicket {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub view: bytes::Bytes,
+    /// Only rows of entries above this index.
+    #[prost(uint64, tag = "2")]
+    pub above: u64,
+    /// Columns of the table, by position.
+    #[prost(uint32, repeated, tag = "3")]
+    pub columns: Vec<u32>,
+}
+
+/// Asks a leader to flush.
+#[derive(Clone, PartialEq, Message)]
+pub struct FlushRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

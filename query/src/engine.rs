@@ -18,10 +18,10 @@ use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt;
 use signaldb_catalog::{Access, Identity};
-use signaldb_lake::{Lake, LakeError, TableView};
+use signaldb_lake::{Lake, LakeError, MemBatch};
 use signaldb_model::{DatasetId, NodeId, Position, TableId, TenantId};
 use signaldb_raft::{Group, Groups, ReadError};
-use signaldb_signals::{Rows, SignalTable, schema};
+use signaldb_signals::{SignalTable, schema};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -29,8 +29,18 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::error::{QueryError, QueryErrorKind};
 use crate::logical_view::{ATTRIBUTES, HEX_ID};
 use crate::names::{CATALOG, OneCatalog, TenantCatalog};
+use crate::remote::{self, RemoteRows, ViewQuestion};
 use crate::rewrite::CollapseView;
 use crate::table::StoredTable;
+
+/// How long a query looks for the leaders of its groups.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one leader may take to build its rows.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before a leader is asked again.
+const LEADER_POLL: Duration = Duration::from_millis(50);
+/// How long a flush that somebody waits for may take.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Batches that wait for a slow client; then the query waits.
 const OUTPUT_QUEUE: usize = 2;
@@ -48,8 +58,6 @@ pub struct QueryConfig {
     pub concurrency: usize,
     /// Threads that one query may use.
     pub partitions: usize,
-    pub node: NodeId,
-    pub address: String,
 }
 
 /// What a query must see.
@@ -163,6 +171,35 @@ impl QueryEngine {
         let schema = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
         Ok(RunningQuery { schema, batches, _task: task })
     }
+
+    /// Flushes everything that the tenant's groups, wherever they are led, applied before the call.
+    ///
+    /// # Errors
+    /// [`QueryErrorKind::Unavailable`] when a leader, the catalog or the store does not answer in time.
+    pub async fn flush(&self, tenant: &TenantId) -> Result<usize, QueryError> {
+        let groups = self.0.groups.homes_now(tenant, LEADER_TIMEOUT).await.map_err(read_error)?;
+        let until = Instant::now() + FLUSH_TIMEOUT;
+        for group in &groups {
+            loop {
+                let seen = group.leadership();
+                let flushed = match seen.leader {
+                    _ if seen.here => self.0.lake.flush(std::slice::from_ref(group)).await.map_err(lake_error),
+                    Some(leader) => remote::flush(self.0.groups.peers(), leader, group.id())
+                        .await
+                        .map_err(|status| QueryError::from_status(&status)),
+                    None => Err(unavailable(format!("group {} has no leader", group.id()))),
+                };
+                match flushed {
+                    Ok(()) => break,
+                    // Only a leadership that moved is worth another attempt.
+                    Err(error) if group.leadership() == seen && seen.leader.is_some() => return Err(error),
+                    Err(error) if Instant::now() >= until => return Err(error),
+                    Err(_) => tokio::time::sleep(LEADER_POLL).await,
+                }
+            }
+        }
+        Ok(groups.len())
+    }
 }
 
 impl Inner {
@@ -211,8 +248,7 @@ impl Inner {
             consistency: query.consistency,
             min_position: query.min_position,
             open: !self.access.enabled(),
-            node: self.config.node,
-            address: self.config.address.clone(),
+            deadline: self.config.deadline,
         });
         let catalog = Arc::new(TenantCatalog { snapshotter, datasets, open: !self.access.enabled() });
         let mut state = SessionStateBuilder::new_from_existing(self.template.clone())
@@ -268,51 +304,108 @@ pub(crate) struct Snapshotter {
     min_position: Option<Position>,
     /// Authentication is off.
     pub(crate) open: bool,
-    pub(crate) node: NodeId,
-    pub(crate) address: String,
+    /// How long the query may go on.
+    deadline: Duration,
 }
 
 impl Snapshotter {
     /// Views first, metadata second: then a flush that is in Iceberg and not yet applied is neither lost nor doubled.
     pub(crate) async fn table(&self, dataset: &DatasetId, table: SignalTable) -> Result<StoredTable, QueryError> {
         let id = TableId { tenant: self.tenant.clone(), dataset: dataset.clone(), code: table.code() };
+        let homes = match self.consistency {
+            Consistency::Strong => self.groups.homes_now(&self.tenant, LEADER_TIMEOUT).await.map_err(read_error)?,
+            Consistency::Eventual => self.groups.homes(&self.tenant),
+        };
         let mut views = Vec::new();
-        for group in self.groups.homes(&self.tenant) {
-            let index = self.read_index(&group).await?;
-            let view = self.lake.view(group.id(), &id, index).await;
+        for group in homes {
+            let view = self.view(&group, &id).await?;
             views.extend(view.map(|view| (group, view)));
         }
+        let mut stored = StoredTable::empty(schema::of(table));
         let Some(location) = self.newest_location(&id, table, &views).await? else {
-            let rows = views.iter().flat_map(|(_, view)| rows_above(view, view.watermark)).collect();
-            return Ok(StoredTable { schema: schema::of(table), files: Vec::new(), rows });
+            for (_, view) in views {
+                let above = view.watermark;
+                view.rows_above(above, &mut stored);
+            }
+            return Ok(stored);
         };
         let metadata = self.lake.metadata_at(&location).await.map_err(lake_error)?;
         let cluster_id = &self.groups.founding().cluster_id;
-        let mut rows = Vec::new();
-        for (group, view) in &views {
+        for (group, view) in views {
             // The cut is the watermark of the metadata that is scanned, not the one that the view knew.
             let cut = self.lake.flushed_index(&metadata, cluster_id, group.id(), &id).map_err(lake_error)?;
             if cut < view.watermark {
                 let message = format!("table {} went back behind its watermark {}", table.name(), view.watermark);
                 return Err(QueryError::new(QueryErrorKind::Unavailable, message));
             }
-            rows.extend(rows_above(view, cut));
+            view.rows_above(cut, &mut stored);
         }
-        let files = self.lake.data_files(&metadata).await.map_err(lake_error)?;
-        Ok(StoredTable { schema: schema::of(table), files, rows })
+        stored.files = self.lake.data_files(&metadata).await.map_err(lake_error)?;
+        Ok(stored)
     }
 
-    async fn read_index(&self, group: &Arc<Group>) -> Result<u64, QueryError> {
-        let strong = match self.consistency {
-            Consistency::Strong => group.read_index().await.map_err(read_error)?,
-            Consistency::Eventual => 0,
-        };
-        let asked = self.min_position.filter(|position| position.group == group.id()).map_or(0, |asked| asked.index);
-        if asked > strong && asked > group.read_index().await.map_err(read_error)? {
-            let message = format!("position {}:{asked} does not exist yet", group.id());
-            return Err(QueryError::new(QueryErrorKind::Invalid, message));
+    /// What the group's leader, wherever it is, holds of a table; asked again while leadership moves.
+    async fn view(&self, group: &Arc<Group>, id: &TableId) -> Result<Option<GroupView>, QueryError> {
+        let min_index =
+            self.min_position.filter(|position| position.group == group.id()).map_or(0, |asked| asked.index);
+        let strong = self.consistency == Consistency::Strong;
+        let until = Instant::now() + LEADER_TIMEOUT;
+        loop {
+            let seen = group.leadership();
+            let outcome = match seen.leader {
+                _ if seen.here => self.view_here(group, id, strong, min_index).await,
+                Some(leader) => {
+                    let question =
+                        ViewQuestion { group: group.id(), table: id, strong, min_index, keep: self.deadline };
+                    let asked = self.view_at(leader, &question);
+                    match tokio::time::timeout(ASK_TIMEOUT, asked).await {
+                        Ok(outcome) => outcome,
+                        Err(_) => Err(unavailable(format!("node {leader} does not answer"))),
+                    }
+                }
+                None => Err(unavailable(format!("group {} has no leader", group.id()))),
+            };
+            let error = match outcome {
+                Err(error) if error.kind == QueryErrorKind::Unavailable => error,
+                outcome => return outcome,
+            };
+            if Instant::now() >= until {
+                return Err(error);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LEADER_POLL) => {}
+                _ = group.leadership_change(seen) => {}
+            }
         }
-        Ok(strong.max(asked))
+    }
+
+    async fn view_here(
+        &self,
+        group: &Group,
+        id: &TableId,
+        strong: bool,
+        min_index: u64,
+    ) -> Result<Option<GroupView>, QueryError> {
+        let index = view_index(group, strong, min_index).await?;
+        let view = self.lake.view(group.id(), id, index).await.map_err(lake_error)?;
+        Ok(view.map(|view| GroupView {
+            watermark: view.watermark,
+            version: view.version,
+            location: view.location,
+            rows: GroupRows::Here(view.batches),
+        }))
+    }
+
+    async fn view_at(&self, leader: NodeId, question: &ViewQuestion<'_>) -> Result<Option<GroupView>, QueryError> {
+        let peers = self.groups.peers();
+        let view = remote::view(peers, leader, question).await.map_err(|status| QueryError::from_status(&status))?;
+        let rows = RemoteRows { peers: Arc::clone(peers), leader, view: view.view, above: 0 };
+        Ok(view.found.then_some(GroupView {
+            watermark: view.watermark,
+            version: view.version,
+            location: view.location,
+            rows: GroupRows::There(rows),
+        }))
     }
 
     /// The newest metadata that any view names; the catalog is asked only while no view names one.
@@ -320,7 +413,7 @@ impl Snapshotter {
         &self,
         id: &TableId,
         table: SignalTable,
-        views: &[(Arc<Group>, TableView)],
+        views: &[(Arc<Group>, GroupView)],
     ) -> Result<Option<String>, QueryError> {
         let newest = views.iter().map(|(_, view)| view).max_by_key(|view| view.version);
         if let Some(view) = newest.filter(|view| view.version >= 0) {
@@ -331,8 +424,47 @@ impl Snapshotter {
     }
 }
 
-fn rows_above(view: &TableView, index: u64) -> impl Iterator<Item = Rows> + '_ {
-    view.batches.iter().filter_map(move |batch| Some(batch.above(index)?.rows))
+/// What one group holds of a table.
+struct GroupView {
+    /// Rows up to here were in Iceberg.
+    watermark: u64,
+    /// Newest metadata known, -1 while there is none.
+    version: i64,
+    location: String,
+    rows: GroupRows,
+}
+
+enum GroupRows {
+    Here(Vec<MemBatch>),
+    There(RemoteRows),
+}
+
+impl GroupView {
+    fn rows_above(self, index: u64, table: &mut StoredTable) {
+        match self.rows {
+            GroupRows::Here(batches) => {
+                table.rows.extend(batches.iter().filter_map(|batch| Some(batch.above(index)?.rows)));
+            }
+            GroupRows::There(rows) => table.remote.push(RemoteRows { above: index, ..rows }),
+        }
+    }
+}
+
+/// The index up to which the leader, which this node is, must have built its rows for a query.
+pub(crate) async fn view_index(group: &Group, strong: bool, min_index: u64) -> Result<u64, QueryError> {
+    let proven = match strong || min_index > 0 {
+        true => group.read_index_here().await.map_err(read_error)?,
+        false => group.status().applied_index,
+    };
+    if min_index > proven {
+        let message = format!("position {}:{min_index} does not exist yet", group.id());
+        return Err(QueryError::new(QueryErrorKind::Invalid, message));
+    }
+    Ok(proven)
+}
+
+fn unavailable(message: String) -> QueryError {
+    QueryError::new(QueryErrorKind::Unavailable, message)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]

@@ -5,6 +5,7 @@ use std::fmt;
 use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::parser::ParserError;
+use tonic::{Code, Status};
 
 /// What kind of failure a client sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,26 @@ impl QueryError {
     pub(crate) fn new(kind: QueryErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), position: None }
     }
+
+    /// What a peer is told.
+    pub(crate) fn to_status(&self) -> Status {
+        match self.kind {
+            QueryErrorKind::Invalid => Status::invalid_argument(&self.message),
+            QueryErrorKind::Deadline => Status::deadline_exceeded(&self.message),
+            QueryErrorKind::Resources => Status::resource_exhausted(&self.message),
+            QueryErrorKind::Unavailable => Status::unavailable(&self.message),
+            QueryErrorKind::Internal => Status::internal(&self.message),
+        }
+    }
+
+    /// What a peer said.
+    pub(crate) fn from_status(status: &Status) -> Self {
+        let kind = match status.code() {
+            Code::InvalidArgument => QueryErrorKind::Invalid,
+            _ => QueryErrorKind::Unavailable,
+        };
+        Self::new(kind, status.message())
+    }
 }
 
 impl From<QueryError> for DataFusionError {
@@ -59,6 +80,11 @@ impl From<DataFusionError> for QueryError {
             && let Some(own) = inner.downcast_ref::<QueryError>()
         {
             return own.clone();
+        }
+        if let DataFusionError::External(inner) = error.find_root()
+            && let Some(status) = inner.downcast_ref::<Status>()
+        {
+            return Self::from_status(status);
         }
         Self { kind: kind(&error), message: message(&error), position }
     }

@@ -12,10 +12,13 @@ mod functions;
 mod logical_view;
 mod memory;
 mod names;
+mod peer_flight;
 mod prune;
+mod remote;
 mod rewrite;
 mod system;
 mod table;
 
 pub use engine::{Consistency, Query, QueryConfig, QueryEngine, RunningQuery};
 pub use error::{QueryError, QueryErrorKind};
+pub use peer_flight::PeerFlight;

@@ -21,7 +21,7 @@ pub(crate) async fn table(
     snapshotter: &Snapshotter,
 ) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
     let columns = match name {
-        "nodes" => nodes(snapshotter),
+        "nodes" => nodes(snapshotter).await,
         "groups" => groups(snapshotter),
         "tables" => tables(&pointers(snapshotter).await?),
         "flushes" => flushes(snapshotter, &pointers(snapshotter).await?).await?,
@@ -31,12 +31,12 @@ pub(crate) async fn table(
     Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
 }
 
-fn nodes(snapshotter: &Snapshotter) -> Columns {
-    let state = if snapshotter.groups.not_ready().is_empty() { "ready" } else { "not ready" };
+async fn nodes(snapshotter: &Snapshotter) -> Columns {
+    let nodes = snapshotter.groups.nodes().await;
     vec![
-        ("id", Arc::new(UInt64Array::from(vec![snapshotter.node.0]))),
-        ("address", Arc::new(StringArray::from(vec![snapshotter.address.clone()]))),
-        ("state", Arc::new(StringArray::from(vec![state]))),
+        ("id", Arc::new(UInt64Array::from_iter_values(nodes.iter().map(|node| node.id.0)))),
+        ("address", Arc::new(StringArray::from_iter_values(nodes.iter().map(|node| node.address.as_str())))),
+        ("state", Arc::new(StringArray::from_iter_values(nodes.iter().map(|node| node.state)))),
     ]
 }
 

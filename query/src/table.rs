@@ -25,6 +25,7 @@ use object_store::path::Path;
 use signaldb_signals::Rows;
 use signaldb_signals::schema::TableSchema;
 
+use crate::remote::{self, RemoteRows};
 use crate::{memory, prune};
 
 /// One consistent state of a table. Made for one query.
@@ -35,6 +36,8 @@ pub(crate) struct StoredTable {
     pub(crate) files: Vec<Arc<Vec<DataFile>>>,
     /// Rows that this version does not have.
     pub(crate) rows: Vec<Rows>,
+    /// The same, held by other nodes.
+    pub(crate) remote: Vec<RemoteRows>,
 }
 
 #[async_trait]
@@ -62,16 +65,28 @@ impl TableProvider for StoredTable {
         let filter = physical_filter(state, &self.schema.arrow, filters)?;
         let files = self.files.iter().flat_map(|files| files.iter()).collect();
         let files = prune::files(self.schema, files, filter)?;
-        let memory = memory::scan(state, &self.schema.arrow, &self.rows, projection, filters)?;
-        if files.is_empty() {
-            return Ok(memory);
+        let mut plans = Vec::new();
+        if !files.is_empty() {
+            plans.push(self.scan_files(state, &files, projection, filters.is_empty(), limit)?);
         }
-        let stored = self.scan_files(state, &files, projection, filters.is_empty(), limit)?;
-        if self.rows.is_empty() { Ok(stored) } else { UnionExec::try_new(vec![stored, memory]) }
+        for rows in &self.remote {
+            plans.push(remote::scan(rows, &self.schema.arrow, projection)?);
+        }
+        if !self.rows.is_empty() || plans.is_empty() {
+            plans.push(memory::scan(state, &self.schema.arrow, &self.rows, projection, filters)?);
+        }
+        match plans.len() {
+            1 => Ok(plans.remove(0)),
+            _ => UnionExec::try_new(plans),
+        }
     }
 }
 
 impl StoredTable {
+    pub(crate) fn empty(schema: &'static TableSchema) -> Self {
+        Self { schema, files: Vec::new(), rows: Vec::new(), remote: Vec::new() }
+    }
+
     fn scan_files(
         &self,
         state: &dyn Session,

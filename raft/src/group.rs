@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use signaldb_model::limits::ENTRY_BYTES_MAX;
 use signaldb_model::{AckLevel, Clock, GroupId, NodeId, Position, UnixNanos};
+use signaldb_proto::peer;
 use signaldb_wal::{Durability, Wal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -18,15 +20,26 @@ use crate::admission::Admission;
 use crate::command::{Append, Command};
 use crate::error::{OpenError, ReadError, RejectReason, WriteError};
 use crate::log_store::LogStore;
-use crate::network::NoPeers;
+use crate::network::Network;
+use crate::peers::{Lane, Peers};
+use crate::server::proposed;
 use crate::sink::ApplySink;
 use crate::state::GroupState;
 use crate::state_machine::{Shared, StateMachine};
 use crate::state_store::StateStore;
-use crate::types::{EncodedCommand, Peer, Raft};
+use crate::types::{Applied, EncodedCommand, Peer, Raft};
 
 /// How long opening waits for a lone voter to lead and to replay its log.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long a voter leaves it to the one whose turn it is to start a new group.
+const INITIALIZE_DELAY: Duration = Duration::from_secs(3);
+
+/// Pause before a write or a read asks again who leads.
+const LEADER_POLL: Duration = Duration::from_millis(50);
+
+/// How long a read may look for a leader.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a snapshot, a few MB at most, may take to become durable.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -65,6 +78,7 @@ pub(crate) struct GroupDeps {
     pub(crate) store: Arc<dyn StateStore>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) node_admission: Arc<Admission>,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
@@ -74,10 +88,23 @@ pub struct Group {
     id: GroupId,
     node: NodeId,
     raft: Raft,
+    log: LogStore,
     shared: Arc<Shared>,
+    level: AckLevel,
     admission: Admission,
+    peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
     tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// Who leads a group, as this node sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Leadership {
+    pub term: u64,
+    pub leader: Option<NodeId>,
+    /// This node leads.
+    pub here: bool,
 }
 
 impl std::fmt::Debug for Group {
@@ -94,41 +121,94 @@ pub(crate) struct GroupConfig {
     pub(crate) purge_lag: Duration,
     pub(crate) purge_lag_bytes_max: u64,
     pub(crate) trim_interval: Duration,
+    /// Acknowledge at `quorum-fsync` instead of `quorum`.
+    pub(crate) fsync: bool,
 }
 
 impl Group {
-    /// Opens the group with this node as its only voter and waits until its log is replayed.
+    /// Opens the group. A lone voter leads, and has replayed its log, when this returns; one of several goes on alone.
+    ///
+    /// `voters` are those that a new group begins with; what the log says of them comes first.
     pub(crate) async fn open(
         id: GroupId,
-        node: NodeId,
-        peer: Peer,
+        voters: &BTreeMap<u64, Peer>,
         config: &GroupConfig,
         deps: &GroupDeps,
         sink: Arc<dyn ApplySink>,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<Arc<Self>, OpenError> {
         let failed = |reason: String| OpenError::Group { group: id.0, reason };
+        let node = deps.peers.node();
         let (machine, shared, completed_cut) = StateMachine::open(id, Arc::clone(&deps.store), sink)
             .map_err(|error| failed(format!("its snapshot is damaged: {error}")))?;
         if deps.wal.group_state(id.0).purged.is_some() && !shared.has_snapshot() {
             return Err(failed("its log was purged up to a snapshot that the state store does not hold".to_owned()));
         }
-        // One voter: acknowledge after the fdatasync (`local-fsync`).
-        let log = LogStore::new(Arc::clone(&deps.wal), id, Durability::Synced);
-        let raft = Raft::new(node.0, Arc::new(raft_config(id, config).map_err(failed)?), NoPeers, log, machine)
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        let group = Self {
+        let alone = deps.peers.addresses().len() <= 1;
+        let level = match (alone, config.fsync || id == GroupId::META) {
+            (true, _) => AckLevel::LocalFsync,
+            (false, true) => AckLevel::QuorumFsync,
+            (false, false) => AckLevel::Quorum,
+        };
+        let durability = if level == AckLevel::Quorum { Durability::Written } else { Durability::Synced };
+        let log = LogStore::new(Arc::clone(&deps.wal), id, durability);
+        let network = Network { group: id, peers: Arc::clone(&deps.peers) };
+        let raft_config = Arc::new(raft_config(id, config).map_err(failed)?);
+        let raft = Raft::new(node.0, raft_config, network, log.clone(), machine).await;
+        let group = Arc::new(Self {
             id,
             node,
-            raft,
+            raft: raft.map_err(|error| failed(error.to_string()))?,
+            log,
             shared,
+            level,
             admission: Admission::of_group(Arc::clone(&deps.node_admission)),
+            peers: Arc::clone(&deps.peers),
             clock: Arc::clone(&deps.clock),
             tasks: deps.tasks.clone(),
-        };
-        group.become_leader(peer).await.map_err(failed)?;
+            stop: deps.stop.clone(),
+        });
+        deps.peers.register(&group);
+        if alone {
+            let peer = voters.get(&node.0).cloned().unwrap_or_default();
+            group.become_leader(peer).await.map_err(failed)?;
+        } else if !group.is_initialized().await.map_err(failed)? {
+            group.start_initializing(voters.clone());
+        }
         group.start_snapshots(config, deps, completed_cut);
         Ok(group)
+    }
+
+    /// Whether the group's log holds anything.
+    pub(crate) async fn is_initialized(&self) -> Result<bool, String> {
+        self.raft.is_initialized().await.map_err(|error| error.to_string())
+    }
+
+    /// The members by the newest membership that this node knows.
+    pub(crate) fn members(&self) -> BTreeMap<u64, Peer> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        metrics.membership_config.membership().nodes().map(|(id, node)| (*id, node.clone())).collect()
+    }
+
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
+    /// Starts a new group: all voters may, with the same members; they take turns, so that leaders spread and votes do
+    /// not split.
+    fn start_initializing(self: &Arc<Self>, voters: BTreeMap<u64, Peer>) {
+        let turn = voters.keys().nth(self.id.0 as usize % voters.len().max(1)) == Some(&self.node.0);
+        let (group, delay) = (Arc::clone(self), if turn { Duration::ZERO } else { INITIALIZE_DELAY });
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = group.stop.cancelled() => return,
+                () = tokio::time::sleep(delay) => {}
+            }
+            match group.raft.initialize(voters).await {
+                // Somebody was faster.
+                Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+                Err(error) => tracing::error!(group = group.id.0, %error, "group cannot be started"),
+            }
+        });
     }
 
     /// A lone voter elects itself without waiting for an election timeout.
@@ -167,9 +247,57 @@ impl Group {
         self.id
     }
 
-    /// The level at which this group acknowledges. One voter: fdatasynced before the acknowledgment.
+    /// The level at which this group acknowledges.
     pub fn ack_level(&self) -> AckLevel {
-        AckLevel::LocalFsync
+        self.level
+    }
+
+    /// Who leads, as far as this node knows. A leader that is gone is named until another is elected.
+    pub fn leadership(&self) -> Leadership {
+        leadership(&self.raft.metrics().borrow_watched())
+    }
+
+    /// Waits until the leadership is not what was `seen`.
+    ///
+    /// # Errors
+    /// When the group stopped.
+    ///
+    /// Cancel safety: safe.
+    pub async fn leadership_change(&self, seen: Leadership) -> Result<Leadership, ReadError> {
+        let changed = self.raft.wait(None).metrics(|metrics| leadership(metrics) != seen, "another leadership").await;
+        let metrics =
+            changed.map_err(|error| ReadError::Unavailable { group: self.id.0, reason: error.to_string() })?;
+        Ok(leadership(&metrics))
+    }
+
+    /// Waits until the entry at `index` is applied here.
+    ///
+    /// # Errors
+    /// After `timeout`, or when the group stopped.
+    pub async fn wait_applied(&self, index: u64, timeout: Duration) -> Result<(), ReadError> {
+        let applied = |metrics: &openraft::RaftMetrics<crate::types::TypeConfig>| {
+            metrics.last_applied.is_some_and(|applied| applied.index >= index)
+        };
+        let waited = self.raft.wait(Some(timeout)).metrics(applied, "the index is applied").await;
+        waited.map(drop).map_err(|error| ReadError::Unavailable { group: self.id.0, reason: error.to_string() })
+    }
+
+    /// Reads appends from the log, `from` to `to` inclusive, until about `bytes_max`; returns where to go on. Blocking.
+    ///
+    /// # Errors
+    /// When the log does not hold an entry, or holds one that is no command.
+    pub fn read_appends(&self, from: u64, to: u64, bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), ReadError> {
+        let failed = |reason: String| ReadError::Unavailable { group: self.id.0, reason };
+        let entries = self.log.read_all(from, to, bytes_max).map_err(|error| failed(error.to_string()))?;
+        let next = entries.last().map_or(to, |entry| entry.log_id.index) + 1;
+        let mut appends = Vec::new();
+        for entry in entries {
+            let openraft::EntryPayload::Normal(encoded) = entry.payload else { continue };
+            if let Command::Append(append) = Command::decode(&encoded.0).map_err(|error| failed(error.to_string()))? {
+                appends.push((entry.log_id.index, append));
+            }
+        }
+        Ok((appends, next))
     }
 
     /// Appends and waits until the entry is committed and applied.
@@ -194,12 +322,71 @@ impl Group {
         Ok(self.propose(command, timeout).await?.index)
     }
 
-    async fn propose(&self, command: &Command, timeout: Duration) -> Result<crate::types::Applied, WriteError> {
+    /// Proposes here or at the leader, wherever that is, and asks again while nothing was written. After an unknown
+    /// outcome only what may happen twice without harm is sent again.
+    async fn propose(&self, command: &Command, timeout: Duration) -> Result<Applied, WriteError> {
         let encoded = command.encode();
         if encoded.len() > ENTRY_BYTES_MAX {
             let reason = RejectReason::TooLarge { bytes: encoded.len(), limit: ENTRY_BYTES_MAX };
             return Err(WriteError::Rejected(reason));
         }
+        let repeatable = !matches!(command, Command::Append(append) if append.dedup.is_none());
+        let until = tokio::time::Instant::now() + timeout;
+        let mut unknown = None;
+        loop {
+            let seen = self.leadership();
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            let outcome = tokio::select! {
+                outcome = self.propose_at(seen, encoded.clone(), left) => outcome,
+                // A leader that was replaced may never answer.
+                Ok(_) = self.leadership_change(seen), if !seen.here && seen.leader.is_some() => {
+                    Err(WriteError::Unknown(format!("group {} changed its leader", self.id)))
+                }
+            };
+            let error = match outcome {
+                Ok(applied) => return Ok(applied),
+                Err(error) => error,
+            };
+            match &error {
+                WriteError::Rejected(RejectReason::NoLeader { .. }) => {}
+                // The leader stops; there will be another.
+                WriteError::Rejected(RejectReason::Stopping) if !self.tasks.is_closed() => {}
+                WriteError::Unknown(_) if repeatable => unknown = Some(error),
+                // Whatever is refused now, an earlier attempt may have been written.
+                WriteError::Rejected(_) => return Err(unknown.unwrap_or(error)),
+                WriteError::Unknown(_) => return Err(error),
+            }
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            if left.is_zero() {
+                let nothing = WriteError::Rejected(RejectReason::NoLeader { group: self.id.0 });
+                return Err(unknown.unwrap_or(nothing));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LEADER_POLL.min(left)) => {}
+                _ = self.leadership_change(seen) => {}
+            }
+        }
+    }
+
+    async fn propose_at(&self, seen: Leadership, encoded: Bytes, left: Duration) -> Result<Applied, WriteError> {
+        let group = self.id.0;
+        match seen.leader {
+            _ if seen.here => self.propose_here(encoded, left).await,
+            Some(leader) if leader != self.node => {
+                let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+                let request = peer::ProposeRequest { group, command: encoded, timeout_ms };
+                let response = self.peers.call(leader, Lane::Bulk, "Propose", &request, left).await;
+                match response {
+                    Ok(response) => proposed(group, &response),
+                    Err(status) => Err(WriteError::Unknown(format!("node {leader}: {}", status.message()))),
+                }
+            }
+            _ => Err(WriteError::Rejected(RejectReason::NoLeader { group })),
+        }
+    }
+
+    /// Proposes as the leader.
+    pub(crate) async fn propose_here(&self, encoded: Bytes, timeout: Duration) -> Result<Applied, WriteError> {
         if self.tasks.is_closed() {
             return Err(WriteError::Rejected(RejectReason::Stopping));
         }
@@ -226,8 +413,42 @@ impl Group {
     /// The index that a strong read must see: every write acknowledged before the call is at or below it.
     ///
     /// # Errors
-    /// [`ReadError::NoLeader`] when this node cannot prove that it leads.
+    /// [`ReadError::NoLeader`] when no node can prove that it leads.
     pub async fn read_index(&self) -> Result<u64, ReadError> {
+        let until = tokio::time::Instant::now() + READ_TIMEOUT;
+        loop {
+            let seen = self.leadership();
+            let error = match seen.leader {
+                _ if seen.here => match self.read_index_here().await {
+                    Ok(index) => return Ok(index),
+                    Err(error) => error,
+                },
+                Some(leader) if leader != self.node => {
+                    let request = peer::ReadIndexRequest { group: self.id.0 };
+                    let timeout = Duration::from_secs(2);
+                    let answer = self.peers.call(leader, Lane::Control, "ReadIndex", &request, timeout).await;
+                    match answer {
+                        Ok(peer::ReadIndexResponse { index }) => return Ok(index),
+                        Err(status) => ReadError::Unavailable { group: self.id.0, reason: status.message().to_owned() },
+                    }
+                }
+                _ => ReadError::NoLeader { group: self.id.0 },
+            };
+            if tokio::time::Instant::now() >= until {
+                return Err(error);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LEADER_POLL) => {}
+                _ = self.leadership_change(seen) => {}
+            }
+        }
+    }
+
+    /// The same, as the leader.
+    ///
+    /// # Errors
+    /// [`ReadError::NoLeader`] when this node cannot prove that it leads.
+    pub async fn read_index_here(&self) -> Result<u64, ReadError> {
         let group = self.id.0;
         let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
         match linearizer {
@@ -235,6 +456,24 @@ impl Group {
             Err(RaftError::APIError(_)) => Err(ReadError::NoLeader { group }),
             Err(error) => Err(ReadError::Unavailable { group, reason: error.to_string() }),
         }
+    }
+
+    /// Asks another voter to lead, the one that is furthest; waits until somebody else does, or `timeout`.
+    pub(crate) async fn hand_over(&self, timeout: Duration) -> Result<(), String> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        if !metrics.state.is_leader() {
+            return Ok(());
+        }
+        let others = metrics.replication.iter().flatten().filter(|(node, _)| **node != self.node.0);
+        let Some((target, _)) = others.max_by_key(|(_, matched)| matched.map(|id| id.index)) else { return Ok(()) };
+        self.transfer(*target, timeout).await
+    }
+
+    pub(crate) async fn transfer(&self, target: u64, timeout: Duration) -> Result<(), String> {
+        self.raft.trigger().transfer_leader(target).await.map_err(|error| error.to_string())?;
+        let moved = |metrics: &openraft::RaftMetrics<crate::types::TypeConfig>| !metrics.state.is_leader();
+        let waited = self.raft.wait(Some(timeout)).metrics(moved, "another leader").await;
+        waited.map(drop).map_err(|error| error.to_string())
     }
 
     /// Looks at the replicated state as of the last applied entry.
@@ -351,7 +590,8 @@ impl Trimmer {
     /// A group without rows is never flushed, yet its few old entries would keep the oldest segment of the disk alive.
     async fn cut_if_idle_and_pinning(&mut self) -> Result<(), String> {
         let idle = self.shared.with_state(|state| state.dirty().next().is_none());
-        if idle && self.wal.pins_oldest_segment(self.id.0) && self.kept.is_empty() {
+        let leads = self.raft.metrics().borrow_watched().state.is_leader();
+        if leads && idle && self.wal.pins_oldest_segment(self.id.0) && self.kept.is_empty() {
             let cut = Command::FlushCut { at: self.clock.now() };
             let written = self.raft.client_write(EncodedCommand(cut.encode())).await;
             written.map_err(|error| error.to_string())?;
@@ -371,6 +611,14 @@ impl Trimmer {
     }
 }
 
+fn leadership(metrics: &openraft::RaftMetrics<crate::types::TypeConfig>) -> Leadership {
+    Leadership {
+        term: metrics.current_term,
+        leader: metrics.current_leader.map(NodeId),
+        here: metrics.state.is_leader(),
+    }
+}
+
 fn raft_config(id: GroupId, config: &GroupConfig) -> Result<openraft::Config, String> {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     openraft::Config {
@@ -384,6 +632,9 @@ fn raft_config(id: GroupId, config: &GroupConfig) -> Result<openraft::Config, St
         snapshot_policy: openraft::SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
+        install_snapshot_timeout: millis(SNAPSHOT_TIMEOUT),
+        // A leader that hears nobody falls silent now and then, so that the others can elect.
+        quorum_loss_probe_interval: Some(2 * millis(config.election_timeout.1)),
         // A restored leader could commit what it lost (DESIGN section 3, R4).
         enable_leader_restore: Some(false),
         allow_log_reversion: Some(true),

@@ -42,11 +42,22 @@ impl LogStore {
         Ok(Some(LogId::new_term_index(codec::entry_term(bytes)?, last)))
     }
 
+    /// Entries from `from` on, below `to`; none when the first is not held (any more): a replication task may ask for
+    /// what a truncation or a purge has just taken away, and an error would stop the group for good.
     fn read(&self, from: u64, to: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        if from >= to || self.wal.group_state(self.group.0).range.is_none_or(|(_, last)| last < from) {
+        if from >= to {
             return Ok(Vec::new());
         }
-        let entries = self.wal.read(self.group.0, from..=to - 1, bytes_max).map_err(to_io)?;
+        match self.wal.read(self.group.0, from..=to - 1, bytes_max) {
+            Err(WalError::Missing { .. }) => Ok(Vec::new()),
+            Err(error) => Err(to_io(error)),
+            Ok(entries) => entries.iter().map(|(index, bytes)| codec::decode_entry(*index, bytes)).collect(),
+        }
+    }
+
+    /// Entries from `from` to `to` inclusive, cut at about `bytes_max`.
+    pub(crate) fn read_all(&self, from: u64, to: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let entries = self.wal.read(self.group.0, from..=to, bytes_max).map_err(to_io)?;
         entries.iter().map(|(index, bytes)| codec::decode_entry(*index, bytes)).collect()
     }
 }
@@ -104,7 +115,12 @@ impl RaftLogReader<TypeConfig> for LogStore {
             let chunk = log.read(at, to, READ_BYTES_MAX);
             async move {
                 match chunk {
-                    Ok(entries) if entries.is_empty() => None,
+                    Ok(_) if at >= to => None,
+                    // Apply asks only for what is committed; to end early would skip entries for good.
+                    Ok(entries) if entries.is_empty() => {
+                        let missing = io::Error::new(io::ErrorKind::NotFound, format!("entry {at} is not in the log"));
+                        Some((vec![Err(missing)], to))
+                    }
                     Ok(entries) => {
                         let next = at + entries.len() as u64;
                         Some((entries.into_iter().map(Ok).collect::<Vec<_>>(), next))

@@ -1,4 +1,7 @@
 //! All groups of one process: the meta group, the data groups, and which tenant lives where.
+//!
+//! A cluster forms once: when all first voters answer and none has an identity (DESIGN section 4). The meta group comes
+//! first; what it agrees on at the founding names the data groups.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,17 +18,22 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::admission::Admission;
 use crate::command::{Append, Command};
-use crate::error::{OpenError, WriteError};
+use crate::error::{OpenError, ReadError, WriteError};
 use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus};
+use crate::peers::{Peers, PeersConfig};
 use crate::sink::ApplySink;
 use crate::state::GroupState;
 use crate::state_store::StateStore;
 use crate::types::Peer;
 
+mod formation;
+
+/// How long a stopping node waits for others to take its leaderships.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Settings of the groups of a node.
 #[derive(Debug, Clone)]
 pub struct GroupsConfig {
-    pub node: NodeId,
     /// Where peers reach this node, `host:port`.
     pub address: String,
     pub wal_dir: PathBuf,
@@ -40,6 +48,8 @@ pub struct GroupsConfig {
     pub purge_lag_bytes_max: u64,
     /// How often a group looks whether it keeps the oldest log segment alive without need.
     pub trim_interval: Duration,
+    /// Data groups of several voters acknowledge at `quorum-fsync` instead of `quorum`.
+    pub fsync: bool,
 }
 
 /// What the cluster agreed on when it was founded.
@@ -50,6 +60,9 @@ pub struct Founding {
     /// Written into every store and catalog (DESIGN section 4).
     pub store_id: String,
     pub data_groups: u32,
+    /// First voters of every group; empty for a single node.
+    #[serde(default)]
+    voters: BTreeMap<u64, Peer>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -71,13 +84,52 @@ struct Meta {
     placements: BTreeMap<TenantId, Vec<u32>>,
 }
 
+/// A node as this one sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeStatus {
+    pub id: NodeId,
+    pub address: String,
+    /// `ready`, `not ready` (this node alone knows that of itself) or `unreachable`.
+    pub state: &'static str,
+}
+
+/// The log of this node, open, before any group is: peers may already ask who this is.
+#[derive(Debug)]
+pub struct OpenLog {
+    wal: Arc<Wal>,
+    store: Arc<dyn StateStore>,
+    peers: Arc<Peers>,
+}
+
+impl OpenLog {
+    /// # Errors
+    /// A damaged log, or one that does not belong to the state store, stops the start and is named.
+    pub async fn open(
+        config: &GroupsConfig,
+        peers: PeersConfig,
+        io: Arc<dyn LogIo>,
+        store: Arc<dyn StateStore>,
+    ) -> Result<Self, OpenError> {
+        let wal = open_wal(config, io).await?;
+        check_disk(store.as_ref(), wal.disk_id())?;
+        let peers = Arc::new(Peers::new(peers, wal.disk_id().to_owned()));
+        Ok(Self { wal, store, peers })
+    }
+
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+}
+
 /// The open groups.
 pub struct Groups {
     wal: Arc<Wal>,
+    peers: Arc<Peers>,
     meta_group: Arc<Group>,
     meta: Arc<RwLock<Meta>>,
     data: BTreeMap<GroupId, Arc<Group>>,
     founding: Founding,
+    address: String,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -89,25 +141,25 @@ impl fmt::Debug for Groups {
 }
 
 impl Groups {
-    /// Opens the log, founds the cluster if this is its first start, and replays every group into `sink`.
+    /// Founds or joins the cluster if this is the first start, and replays every group into `sink`. With peers, their
+    /// calls must be served meanwhile ([`crate::PeerService`]), and this waits until the cluster is founded.
     ///
     /// # Errors
-    /// A damaged log, snapshot or state store stops the start and is named.
+    /// A damaged snapshot, a configuration that does not fit what the disk holds, or a cluster that knows this node by
+    /// another disk stops the start and is named.
     pub async fn open(
+        log: OpenLog,
         config: GroupsConfig,
-        io: Arc<dyn LogIo>,
-        store: Arc<dyn StateStore>,
         clock: Arc<dyn Clock>,
         sink: Arc<dyn ApplySink>,
     ) -> Result<Self, OpenError> {
-        let wal = open_wal(&config, io).await?;
-        check_disk(store.as_ref(), wal.disk_id())?;
-        let peer = Peer { address: config.address.clone(), disk_id: wal.disk_id().to_owned() };
+        let OpenLog { wal, store, peers } = log;
         let deps = GroupDeps {
             wal: Arc::clone(&wal),
             store,
             clock,
             node_admission: Arc::new(Admission::of_node()),
+            peers: Arc::clone(&peers),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -117,21 +169,47 @@ impl Groups {
             purge_lag: config.purge_lag,
             purge_lag_bytes_max: config.purge_lag_bytes_max,
             trim_interval: config.trim_interval,
+            fsync: config.fsync,
         };
         let meta = Arc::new(RwLock::new(Meta::default()));
         let meta_sink = Arc::new(MetaSink(Arc::clone(&meta)));
-        let meta_group = Group::open(GroupId::META, config.node, peer.clone(), &group_config, &deps, meta_sink).await?;
-        let founding = found(&meta_group, &meta, config.data_groups).await?;
+        let me = Peer { address: config.address.clone(), disk_id: peers.disk_id().to_owned() };
+        let alone = peers.addresses().len() <= 1;
+        let begun = wal.group_state(GroupId::META.0);
+        let fresh = begun.range.is_none() && begun.purged.is_none();
+        let mut voters = match (alone, fresh) {
+            (true, _) => BTreeMap::from([(peers.node().0, me)]),
+            (false, true) => formation::form(&peers).await?,
+            (false, false) => BTreeMap::new(),
+        };
+        peers.set_voters(formation::listed(&voters));
+        let meta_group = Group::open(GroupId::META, &voters, &group_config, &deps, meta_sink).await?;
+        if !fresh {
+            let members = meta_group.members();
+            formation::check_members(&peers, &members)?;
+            peers.set_voters(formation::listed(&members));
+            voters = members;
+        }
+        let founding = found(&meta_group, &meta, &config, &voters).await?;
         let mut data = BTreeMap::new();
         for id in (1..=founding.data_groups).map(GroupId) {
-            let group = Group::open(id, config.node, peer.clone(), &group_config, &deps, Arc::clone(&sink)).await?;
-            data.insert(id, Arc::new(group));
+            let group = Group::open(id, founding.voters_or(&voters), &group_config, &deps, Arc::clone(&sink)).await?;
+            data.insert(id, group);
         }
-        Ok(Self { wal, meta_group: Arc::new(meta_group), meta, data, founding, tasks: deps.tasks, stop: deps.stop })
+        let (tasks, stop, address) = (deps.tasks, deps.stop, config.address);
+        Ok(Self { wal, peers, meta_group, meta, data, founding, address, tasks, stop })
+    }
+
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
     }
 
     pub fn founding(&self) -> &Founding {
         &self.founding
+    }
+
+    pub fn group(&self, id: GroupId) -> Option<Arc<Group>> {
+        self.data.get(&id).cloned()
     }
 
     pub fn data_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
@@ -145,6 +223,21 @@ impl Groups {
         ids.iter().filter_map(|id| self.data.get(&GroupId(*id))).cloned().collect()
     }
 
+    /// The same, as of now: a tenant that another node has placed just before is known.
+    ///
+    /// # Errors
+    /// When the meta group has no leader.
+    pub async fn homes_now(&self, tenant: &TenantId, timeout: Duration) -> Result<Vec<Arc<Group>>, ReadError> {
+        let known = self.homes(tenant);
+        // Placements are not moved: one that is known is current.
+        if !known.is_empty() {
+            return Ok(known);
+        }
+        let index = self.meta_group.read_index().await?;
+        self.meta_group.wait_applied(index, timeout).await?;
+        Ok(self.homes(tenant))
+    }
+
     /// The group that takes a request of `tenant`; places the tenant at its first write.
     ///
     /// # Errors
@@ -155,12 +248,44 @@ impl Groups {
         }
         let group = rendezvous(tenant, self.founding.data_groups);
         let place = MetaCommand::Place { tenant: tenant.clone(), groups: vec![group.0], epoch: 1 };
-        self.meta_group.propose_index(&meta_command(&place), timeout).await?;
+        let index = self.meta_group.propose_index(&meta_command(&place), timeout).await?;
+        let unknown = |error: ReadError| WriteError::Unknown(error.to_string());
+        self.meta_group.wait_applied(index, timeout).await.map_err(unknown)?;
         self.homes(tenant).into_iter().next().ok_or_else(|| WriteError::Unknown("the tenant was not placed".to_owned()))
+    }
+
+    /// Gives up every leadership, one group after the other; groups that nobody takes are left after a while.
+    pub async fn hand_over(&self) {
+        if self.peers.addresses().len() <= 1 {
+            return;
+        }
+        let groups = std::iter::once(&self.meta_group).chain(self.data.values());
+        let moves = groups.map(|group| async move {
+            if let Err(error) = group.hand_over(HAND_OVER_TIMEOUT).await {
+                tracing::warn!(group = %group.id(), %error, "leadership was not handed over");
+            }
+        });
+        futures::future::join_all(moves).await;
     }
 
     pub fn statuses(&self) -> Vec<GroupStatus> {
         std::iter::once(&self.meta_group).chain(self.data.values()).map(|group| group.status()).collect()
+    }
+
+    /// The nodes and whether they can be reached from here.
+    pub async fn nodes(&self) -> Vec<NodeStatus> {
+        let here = || if self.not_ready().is_empty() { "ready" } else { "not ready" };
+        if self.peers.addresses().len() <= 1 {
+            return vec![NodeStatus { id: self.peers.node(), address: self.address.clone(), state: here() }];
+        }
+        let ask = |id: NodeId, address: String| async move {
+            if id == self.peers.node() {
+                return NodeStatus { id, address, state: here() };
+            }
+            let state = if formation::answers(&self.peers, id).await { "ready" } else { "unreachable" };
+            NodeStatus { id, address, state }
+        };
+        futures::future::join_all(self.peers.addresses().iter().map(|(id, address)| ask(*id, address.clone()))).await
     }
 
     /// Why this node cannot acknowledge writes; empty when it can.
@@ -168,7 +293,7 @@ impl Groups {
         if let Some(poison) = self.wal.poisoned() {
             return vec![format!("log: {poison}")];
         }
-        let leaderless = |group: &&Arc<Group>| !group.is_leader() || group.failure().is_some();
+        let leaderless = |group: &&Arc<Group>| group.leadership().leader.is_none() || group.failure().is_some();
         let groups = std::iter::once(&self.meta_group).chain(self.data.values()).filter(leaderless);
         groups.map(|group| format!("group {} has no leader", group.id())).collect()
     }
@@ -224,18 +349,40 @@ fn check_disk(store: &dyn StateStore, disk_id: &str) -> Result<(), OpenError> {
     }
 }
 
-/// Reads what the cluster was founded with, or founds it.
-async fn found(group: &Group, meta: &RwLock<Meta>, data_groups: u32) -> Result<Founding, OpenError> {
-    let founded = || meta.read().unwrap_or_else(PoisonError::into_inner).founding.clone();
-    if let Some(founding) = founded() {
-        return Ok(founding);
-    }
+/// Waits for what the cluster was founded with; its first leader founds it.
+async fn found(
+    group: &Group,
+    meta: &RwLock<Meta>,
+    config: &GroupsConfig,
+    voters: &BTreeMap<u64, Peer>,
+) -> Result<Founding, OpenError> {
     let id = || uuid::Uuid::new_v4().to_string();
-    let founding = Founding { cluster_id: id(), store_id: id(), data_groups };
+    let several = if voters.len() > 1 { voters.clone() } else { BTreeMap::new() };
+    let founding = Founding { cluster_id: id(), store_id: id(), data_groups: config.data_groups, voters: several };
     let command = meta_command(&MetaCommand::Found(founding));
-    let failed = |reason: String| OpenError::Group { group: 0, reason };
-    group.propose_index(&command, Duration::from_secs(60)).await.map_err(|error| failed(error.to_string()))?;
-    founded().ok_or_else(|| failed("the cluster was not founded".to_owned()))
+    loop {
+        if let Some(founding) = meta.read().unwrap_or_else(PoisonError::into_inner).founding.clone() {
+            return Ok(founding);
+        }
+        if let Some(reason) = group.failure() {
+            return Err(OpenError::Group { group: 0, reason });
+        }
+        // Only who knows the voters founds: a node that starts again waits for the leader's log.
+        if group.is_leader() && !voters.is_empty() {
+            if let Err(error) = group.propose_index(&command, Duration::from_secs(10)).await {
+                tracing::warn!(%error, "the cluster is not founded yet");
+            }
+            continue;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+impl Founding {
+    /// What data groups begin with.
+    fn voters_or<'a>(&'a self, alone: &'a BTreeMap<u64, Peer>) -> &'a BTreeMap<u64, Peer> {
+        if self.voters.is_empty() { alone } else { &self.voters }
+    }
 }
 
 fn meta_command(command: &MetaCommand) -> Command {
@@ -248,22 +395,30 @@ fn rendezvous(tenant: &TenantId, data_groups: u32) -> GroupId {
     GroupId((1..=data_groups.max(1)).max_by_key(|group| weight(*group)).unwrap_or(1))
 }
 
+impl Meta {
+    fn apply(&mut self, json: &str) {
+        match serde_json::from_str(json) {
+            // The first founding and the first placement win, whoever else proposed.
+            Ok(MetaCommand::Found(founding)) => drop(self.founding.get_or_insert(founding)),
+            Ok(MetaCommand::Place { tenant, groups, .. }) => drop(self.placements.entry(tenant).or_insert(groups)),
+            Err(error) => tracing::error!(%error, json, "meta command of a newer version is ignored"),
+        }
+    }
+}
+
 /// Follows the meta group.
 struct MetaSink(Arc<RwLock<Meta>>);
 
 impl ApplySink for MetaSink {
-    fn restored(&self, _group: GroupId, _applied: u64, _state: &GroupState) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Meta::default();
+    /// In one step: nobody may see a tenant without its groups in between.
+    fn restored(&self, _group: GroupId, _applied: u64, state: &GroupState) {
+        let mut meta = Meta::default();
+        state.meta.iter().for_each(|json| meta.apply(json));
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = meta;
     }
 
     fn meta(&self, json: &str) {
-        let mut meta = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        match serde_json::from_str(json) {
-            // The first founding and the first placement win, whoever else proposed.
-            Ok(MetaCommand::Found(founding)) => drop(meta.founding.get_or_insert(founding)),
-            Ok(MetaCommand::Place { tenant, groups, .. }) => drop(meta.placements.entry(tenant).or_insert(groups)),
-            Err(error) => tracing::error!(%error, json, "meta command of a newer version is ignored"),
-        }
+        self.0.write().unwrap_or_else(PoisonError::into_inner).apply(json);
     }
 
     fn appended(&self, _group: GroupId, _index: u64, _append: Append) {}

@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     current: Mutex<Current>,
     /// A completed cut that is not durable yet.
     ready: Mutex<Current>,
+    /// Held while a snapshot is written: an older one must not land after a newer one.
+    persisting: tokio::sync::Mutex<()>,
 }
 
 impl Shared {
@@ -64,6 +66,7 @@ impl Shared {
 
     /// Makes the newest completed cut durable. After a failure it is still there for the next attempt.
     pub(crate) async fn persist_ready(&self, store: &Arc<dyn StateStore>, group: GroupId) -> io::Result<()> {
+        let _one_at_a_time = self.persisting.lock().await;
         let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some((meta, bytes)) = ready else { return Ok(()) };
         // The durable snapshot never goes back.
@@ -214,7 +217,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotBytes) -> Result<(), io::Error> {
+        let shared = Arc::clone(&self.shared);
+        let _one_at_a_time = shared.persisting.lock().await;
         persist(&self.store, self.group, meta, &snapshot.0).await?;
+        *shared.ready.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.restore(meta.clone(), snapshot.0)
     }
 

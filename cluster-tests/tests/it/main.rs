@@ -7,6 +7,7 @@
 mod access;
 mod bad_input;
 mod clients;
+mod cluster;
 mod crash;
 mod crate_graph;
 mod freshness;
@@ -14,3 +15,4 @@ mod lifecycle;
 mod node;
 mod otlp;
 mod spans;
+mod three_nodes;

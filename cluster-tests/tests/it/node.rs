@@ -26,7 +26,7 @@ pub(crate) struct Node {
     child: Child,
     pub(crate) dir: PathBuf,
     settings: Vec<String>,
-    ports: [u16; 4],
+    pub(crate) ports: [u16; 5],
     pub(crate) http: reqwest::Client,
 }
 
@@ -47,13 +47,35 @@ impl Node {
         bail!("the node did not become ready; its output is in {}", dir.join("node.log").display())
     }
 
+    /// A process that is not waited for: see [`Node::wait_ready`].
+    pub(crate) fn launch(dir: &Path, settings: Vec<String>, ports: [u16; 5]) -> anyhow::Result<Self> {
+        let child = spawn(dir, &settings, ports)?;
+        Ok(Self { child, dir: dir.to_owned(), settings, ports, http: reqwest::Client::new() })
+    }
+
+    /// Starts the process again, without waiting.
+    pub(crate) fn relaunch(&mut self) -> anyhow::Result<()> {
+        self.child = spawn(&self.dir, &self.settings, self.ports)?;
+        Ok(())
+    }
+
+    /// Waits until the process ends by itself; returns what it said.
+    pub(crate) async fn wait_ended(&mut self) -> anyhow::Result<String> {
+        let until = Instant::now() + DEADLINE;
+        while self.child.try_wait()?.is_none() {
+            anyhow::ensure!(Instant::now() < until, "the node did not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(std::fs::read_to_string(self.dir.join("node.log"))?)
+    }
+
     /// Starts the process again on the same directory, after it ended.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
         self.child = spawn(&self.dir, &self.settings, self.ports)?;
         self.wait_ready().await
     }
 
-    async fn wait_ready(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn wait_ready(&mut self) -> anyhow::Result<()> {
         let until = Instant::now() + DEADLINE;
         let url = self.url("/ready");
         loop {
@@ -172,11 +194,17 @@ pub(crate) async fn flight_number(client: &mut FlightSqlServiceClient<Channel>, 
     Ok(column.as_primitive::<Int64Type>().value(0))
 }
 
-fn free_ports() -> anyhow::Result<[u16; 4]> {
-    let sockets = (0..4).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
-    let mut ports = [0; 4];
-    for (port, socket) in ports.iter_mut().zip(&sockets) {
-        *port = socket.local_addr()?.port();
+/// Ports that nobody listens on, below those that the system gives to outgoing connections: a node that was killed
+/// finds them free when it comes back.
+pub(crate) fn free_ports() -> anyhow::Result<[u16; 5]> {
+    let mut sockets = Vec::new();
+    let mut ports = [0; 5];
+    while sockets.len() < ports.len() {
+        let port = 10_000 + u16::try_from(uuid::Uuid::new_v4().as_u128() % 22_000)?;
+        if let Ok(socket) = TcpListener::bind(("127.0.0.1", port)) {
+            ports[sockets.len()] = port;
+            sockets.push(socket);
+        }
     }
     Ok(ports)
 }
@@ -192,12 +220,12 @@ pub(crate) fn binary() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-fn spawn(dir: &Path, settings: &[String], ports: [u16; 4]) -> anyhow::Result<Child> {
+fn spawn(dir: &Path, settings: &[String], ports: [u16; 5]) -> anyhow::Result<Child> {
     std::fs::create_dir_all(dir)?;
     let log = std::fs::File::options().create(true).append(true).open(dir.join("node.log"))?;
     let mut command = Command::new(binary()?);
     command.current_dir(dir).arg("server").arg("--data-dir").arg(dir.join("data"));
-    for (name, port) in ["otlp_grpc", "otlp_http", "http", "flight"].iter().zip(ports) {
+    for (name, port) in ["otlp_grpc", "otlp_http", "http", "flight", "peer"].iter().zip(ports) {
         command.arg("--set").arg(format!("listen.{name}=127.0.0.1:{port}"));
     }
     // CI machines may be nearly full; what is tested here is not the reserve.

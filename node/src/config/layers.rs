@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use signaldb_model::NodeId;
 use thiserror::Error;
 use toml::{Table, Value};
 
@@ -159,10 +160,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if !(1..=64).contains(&config.cluster.groups) {
         return wrong("cluster.groups", format!("{} is not in 1..=64", config.cluster.groups));
     }
-    if config.cluster.peers.len() > 1 {
-        let message = "clusters of several nodes are not built yet; expected no peers, or one".to_owned();
-        return wrong("cluster.peers", message);
-    }
+    check_cluster(config)?;
     if shortest >= longest || config.cluster.heartbeat_interval >= shortest {
         let message = "expected heartbeat_interval < shortest < longest".to_owned();
         return wrong("cluster.election_timeout", message);
@@ -187,6 +185,50 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     check_open_listeners(config)
 }
 
+fn check_cluster(config: &Config) -> Result<(), ConfigError> {
+    let wrong = |key: &str, message: String| Err(ConfigError::Value { key: key.to_owned(), message });
+    if !matches!(config.cluster.ack.as_str(), "quorum" | "quorum-fsync") {
+        return wrong("cluster.ack", format!("{:?} is not quorum or quorum-fsync", config.cluster.ack));
+    }
+    let addresses = match config.cluster.addresses() {
+        Ok(addresses) => addresses,
+        Err(message) => return wrong("cluster.peers", message),
+    };
+    if addresses.len() <= 1 {
+        return Ok(());
+    }
+    if !matches!(addresses.len(), 3 | 5) {
+        let message = format!("{} nodes; expected 3 or 5 first voters (or none on a single node)", addresses.len());
+        return wrong("cluster.peers", message);
+    }
+    let factor = config.cluster.replication_factor.unwrap_or(addresses.len() as u32);
+    if factor as usize != addresses.len() {
+        let message = format!("{factor} voters on {} nodes is not built yet; expected {0}", addresses.len());
+        return wrong("cluster.replication_factor", message);
+    }
+    if !addresses.contains_key(&NodeId(config.node.id)) {
+        let message = format!("{} is not one of cluster.peers {:?}", config.node.id, config.cluster.peers);
+        return wrong("node.id", message);
+    }
+    if config.cluster.secret.0.is_empty() && !is_loopback(&config.listen.peer) {
+        let message = format!(
+            "is empty while listen.peer = {:?} is reachable from outside; expected a secret that all nodes share",
+            config.listen.peer
+        );
+        return wrong("cluster.secret", message);
+    }
+    if config.catalog_uri().contains(":memory:") {
+        let message = "a catalog in memory cannot be shared; expected a file that all nodes see, or PostgreSQL";
+        return wrong("schema.catalog_uri", message.to_owned());
+    }
+    Ok(())
+}
+
+fn is_loopback(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    matches!(host, "localhost" | "[::1]") || host.starts_with("127.")
+}
+
 /// An open node serves loopback only, unless somebody says otherwise.
 fn check_open_listeners(config: &Config) -> Result<(), ConfigError> {
     if config.auth.enabled || config.auth.allow_anonymous {
@@ -199,8 +241,7 @@ fn check_open_listeners(config: &Config) -> Result<(), ConfigError> {
         ("http", &listen.http),
         ("flight", &listen.flight),
     ] {
-        let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
-        if !matches!(host, "localhost" | "[::1]") && !host.starts_with("127.") {
+        if !is_loopback(address) {
             return Err(ConfigError::Value {
                 key: format!("listen.{name}"),
                 message: format!(

@@ -1,7 +1,7 @@
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use signaldb_model::{DatasetId, ManualClock, TableCode, UnixNanos};
+use signaldb_model::{DatasetId, ManualClock, NodeId, TableCode, UnixNanos};
 use signaldb_wal::sim::{Loss, SimIo};
 
 use super::*;
@@ -47,9 +47,12 @@ impl Machine {
     }
 
     async fn start(&self) -> (Groups, Arc<Recorder>) {
+        self.try_start().await.expect("opens")
+    }
+
+    async fn try_start(&self) -> Result<(Groups, Arc<Recorder>), OpenError> {
         let sink = Arc::new(Recorder::default());
         let config = GroupsConfig {
-            node: NodeId(1),
             address: "127.0.0.1:1".into(),
             wal_dir: "/wal".into(),
             wal: WalConfig { segment_bytes_max: 4096, ..WalConfig::default() },
@@ -59,12 +62,15 @@ impl Machine {
             purge_lag: Duration::ZERO,
             purge_lag_bytes_max: 1 << 30,
             trim_interval: Duration::from_millis(20),
+            fsync: false,
         };
+        let peers =
+            PeersConfig { cluster: "test".into(), secret: String::new(), node: NodeId(1), addresses: BTreeMap::new() };
         let store: Arc<dyn StateStore> = Arc::<MemoryStateStore>::clone(&self.store);
         let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(&self.clock);
         let listener: Arc<dyn ApplySink> = Arc::<Recorder>::clone(&sink);
-        let groups = Groups::open(config, Arc::new(self.io.clone()), store, clock, listener).await;
-        (groups.expect("opens"), sink)
+        let log = OpenLog::open(&config, peers, Arc::new(self.io.clone()), store).await?;
+        Ok((Groups::open(log, config, clock, listener).await?, sink))
     }
 }
 
@@ -166,19 +172,5 @@ async fn a_purged_log_without_its_snapshot_is_refused() {
     purged.await.expect("purges");
     groups.close().await;
     let wiped = Machine { store: Arc::default(), ..machine };
-    let sink: Arc<dyn ApplySink> = Arc::new(Recorder::default());
-    let config = GroupsConfig {
-        node: NodeId(1),
-        address: String::new(),
-        wal_dir: "/wal".into(),
-        wal: WalConfig::default(),
-        data_groups: 2,
-        heartbeat_interval: Duration::from_millis(500),
-        election_timeout: (Duration::from_secs(1), Duration::from_millis(1500)),
-        purge_lag: Duration::ZERO,
-        purge_lag_bytes_max: 0,
-        trim_interval: Duration::from_millis(20),
-    };
-    let opened = Groups::open(config, Arc::new(wiped.io), wiped.store, wiped.clock, sink).await;
-    assert!(opened.expect_err("refuses").to_string().contains("state store"));
+    assert!(wiped.try_start().await.expect_err("refuses").to_string().contains("state store"));
 }

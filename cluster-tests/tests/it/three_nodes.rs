@@ -1,0 +1,218 @@
+use std::time::{Duration, Instant};
+
+use crate::cluster::{Cluster, Load, send_anywhere};
+use crate::node::{Node, flight_number, free_ports, scale};
+use crate::spans::{batch, compare};
+
+const COUNT: &str = "SELECT count(*) FROM traces";
+const FAST_FLUSH: [&str; 2] = ["flush.interval=200ms", "flush.max_interval=200ms"];
+
+/// Every node has the same spans, each once.
+async fn assert_everywhere(cluster: &Cluster, acknowledged: &[String]) -> anyhow::Result<()> {
+    for (at, node) in cluster.nodes.iter().enumerate() {
+        let found = node.span_ids().await?;
+        let (missing, doubled) = compare(acknowledged, &found);
+        assert!(missing.is_empty() && doubled.is_empty(), "node {}: missing {missing:?}, doubled {doubled:?}", at + 1);
+        assert_eq!(found.len(), acknowledged.len(), "nothing is there that was not acknowledged in the end");
+    }
+    Ok(())
+}
+
+/// Scenario: flushes every 200 ms while a client exports through one node after the other and, after each
+/// acknowledgment, counts through another, alternately over HTTP and Flight.
+/// Guarantees: every count equals the acknowledged total exactly, whoever is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_counts_what_any_node_acknowledged() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let cluster = Cluster::start(dir.path(), &FAST_FLUSH).await?;
+    let mut flights = Vec::new();
+    for node in &cluster.nodes {
+        flights.push(node.flight_client().await?);
+    }
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.otlp_http("/v1/traces")).collect();
+    let mut acknowledged = 0;
+    for export in 0..60 * scale() {
+        let random = uuid::Uuid::new_v4().as_u128();
+        let (writer, reader) = ((random % 3) as usize, ((random + 1 + random / 3 % 2) % 3) as usize);
+        let (body, ids) = batch(1 + export % 3);
+        send_anywhere(&cluster.http, &urls[writer..=writer], 0, body).await?;
+        acknowledged += ids.len() as i64;
+        let counted = match export % 2 {
+            0 => cluster.nodes[reader].number(COUNT).await?,
+            _ => flight_number(&mut flights[reader], COUNT).await?,
+        };
+        assert_eq!(counted, acknowledged, "export {export} through node {}, asked node {}", writer + 1, reader + 1);
+    }
+    let flushed = cluster.nodes[0].number("SELECT count(*) FROM system.flushes WHERE added_records > 0").await?;
+    assert!(flushed >= 2, "flushes went on meanwhile: {flushed}");
+    for node in &cluster.nodes {
+        node.flush().await?;
+        assert_eq!(node.number(COUNT).await?, acknowledged);
+    }
+    let in_iceberg = "SELECT sum(added_records) FROM system.flushes WHERE \"table\" = 'traces'";
+    assert_eq!(cluster.nodes[2].number(in_iceberg).await?, acknowledged);
+    Ok(())
+}
+
+/// Scenario: four clients export without pause through all nodes while one node after the other is killed with SIGKILL
+/// at a random moment and started again; at last all three at once.
+/// Guarantees: acknowledgments resume with two nodes; every acknowledged span is on every node exactly once; the killed
+/// node catches up.
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_of_any_node_and_of_all_loses_and_doubles_nothing() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(dir.path(), &FAST_FLUSH).await?;
+    let load = Load::start(&cluster, 4);
+    load.wait_more(50).await?;
+    let mut gaps = Vec::new();
+    for round in 0..3 * scale() {
+        let pause = 50 + uuid::Uuid::new_v4().as_u128() % 700;
+        tokio::time::sleep(Duration::from_millis(u64::try_from(pause)?)).await;
+        // Every third is the leader's, for certain; the others take turns.
+        let victim = if round % 3 == 0 { cluster.leader().await? } else { round % 3 };
+        cluster.nodes[victim].kill()?;
+        gaps.push(load.wait_more(20).await?);
+        cluster.nodes[victim].relaunch()?;
+        cluster.nodes[victim].wait_ready().await?;
+    }
+    println!("acknowledgments resumed after {gaps:?}");
+    let acknowledged = load.stop().await?;
+    assert_everywhere(&cluster, &acknowledged).await?;
+    cluster.nodes.iter_mut().try_for_each(Node::kill)?;
+    cluster.nodes.iter_mut().try_for_each(Node::relaunch)?;
+    cluster.wait_ready().await?;
+    assert_everywhere(&cluster, &acknowledged).await?;
+    cluster.nodes[1].flush().await?;
+    assert_everywhere(&cluster, &acknowledged).await
+}
+
+/// Scenario: a request is acknowledged by one node; the same bytes are sent again through another, and through a third
+/// after the leader was killed.
+/// Guarantees: one row each, the first position, and the header that says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_through_another_node_is_stored_once() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(dir.path(), &[]).await?;
+    let (body, ids) = batch(3);
+    let mut positions = Vec::new();
+    for at in 0..3 {
+        let leader = cluster.leader().await?;
+        if at == 2 {
+            cluster.nodes[leader].kill()?;
+        }
+        let through = (0..3).find(|node| *node != leader).unwrap_or(0);
+        let url = cluster.nodes[through].otlp_http("/v1/traces");
+        let request = cluster.http.post(url).header("content-type", "application/x-protobuf").body(body.clone());
+        let response = request.timeout(Duration::from_secs(30)).send().await?.error_for_status()?;
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        positions.push(header("x-signaldb-position"));
+        assert_eq!(header("x-signaldb-deduplicated").is_some(), at > 0);
+        assert_eq!(header("x-signaldb-ack").as_deref(), Some("quorum"));
+        if at == 2 {
+            cluster.nodes[leader].relaunch()?;
+            cluster.nodes[leader].wait_ready().await?;
+        }
+    }
+    assert!(positions[0].is_some() && positions.iter().all(|position| *position == positions[0]), "{positions:?}");
+    assert_everywhere(&cluster, &ids).await
+}
+
+/// Scenario: under load each node is stopped with SIGTERM and started again, one after the other.
+/// Guarantees: it gives its leaderships away and exits with code 0 within ten seconds; no request fails beyond
+/// retryable ones; nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_fails_no_request() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(dir.path(), &FAST_FLUSH).await?;
+    let load = Load::start(&cluster, 3);
+    load.wait_more(30).await?;
+    for at in 0..3 {
+        let (code, took) = cluster.nodes[at].terminate()?;
+        assert_eq!(code, Some(0));
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        load.wait_more(20).await?;
+        cluster.nodes[at].relaunch()?;
+        cluster.nodes[at].wait_ready().await?;
+    }
+    let acknowledged = load.stop().await?;
+    assert_everywhere(&cluster, &acknowledged).await
+}
+
+/// Scenario: two of three nodes are killed; a client writes and asks.
+/// Guarantees: both are refused within the deadline with a retry hint, never guessed; with one node back they succeed.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_writes_and_strong_reads_are_refused() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(dir.path(), &[]).await?;
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.otlp_http("/v1/traces")).collect();
+    let (body, mut acknowledged) = batch(3);
+    send_anywhere(&cluster.http, &urls, 0, body).await?;
+    cluster.nodes[0].kill()?;
+    cluster.nodes[2].kill()?;
+    let (body, ids) = batch(2);
+    let begun = Instant::now();
+    let request = cluster.http.post(&urls[1]).header("content-type", "application/x-protobuf").body(body.clone());
+    let refused = request.timeout(Duration::from_secs(30)).send().await?;
+    assert_eq!(refused.status().as_u16(), 503);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let query = cluster.nodes[1].sql_json(COUNT).await.expect_err("nobody can prove what is committed");
+    assert!(query.to_string().contains("503"), "{query}");
+    cluster.nodes[0].relaunch()?;
+    cluster.nodes[0].wait_ready().await?;
+    send_anywhere(&cluster.http, &urls, 1, body).await?;
+    acknowledged.extend(ids);
+    cluster.nodes[2].relaunch()?;
+    cluster.wait_ready().await?;
+    assert_everywhere(&cluster, &acknowledged).await
+}
+
+/// Scenario: a node comes back with an empty disk, with another store, and under another cluster's name.
+/// Guarantees: it never becomes ready and says why; the others go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_does_not_belong_is_refused_by_name() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(dir.path(), &[]).await?;
+    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.otlp_http("/v1/traces")).collect();
+    let (body, acknowledged) = batch(3);
+    send_anywhere(&cluster.http, &urls, 0, body).await?;
+
+    cluster.nodes[2].kill()?;
+    let store = cluster.nodes[2].dir.parent().map(|root| root.join("shared/storage/signaldb-store.json"));
+    let store = store.unwrap_or_default();
+    let honest = std::fs::read(&store)?;
+    std::fs::write(&store, r#"{"store_id": "somebody-else"}"#)?;
+    cluster.nodes[2].relaunch()?;
+    let said = cluster.nodes[2].wait_ended().await?;
+    assert!(said.contains("somebody-else"), "{said}");
+    std::fs::write(&store, honest)?;
+
+    let data = cluster.nodes[2].dir.join("data");
+    std::fs::rename(&data, cluster.nodes[2].dir.join("away"))?;
+    cluster.nodes[2].relaunch()?;
+    let said = cluster.nodes[2].wait_ended().await?;
+    assert!(said.contains("wiped") && said.contains("add-node"), "{said}");
+    std::fs::remove_dir_all(&data)?;
+    std::fs::rename(cluster.nodes[2].dir.join("away"), &data)?;
+    cluster.nodes[2].relaunch()?;
+    cluster.wait_ready().await?;
+
+    // A stranger with another name finds the peers and gets no answer from them.
+    let root = cluster.nodes[2].dir.parent().map(std::path::Path::to_owned).unwrap_or_default();
+    let mut ports = [cluster.nodes[0].ports, cluster.nodes[1].ports, cluster.nodes[2].ports];
+    ports[2] = free_ports()?;
+    let settings = Cluster::settings(&root, &ports, 2, &["cluster.name=other"]);
+    let stranger = Node::launch(&dir.path().join("stranger"), settings, ports[2])?;
+    let until = Instant::now() + crate::node::DEADLINE;
+    loop {
+        let said = std::fs::read_to_string(stranger.dir.join("node.log"))?;
+        if said.contains("\"other\"") && said.contains("\"test\"") {
+            break;
+        }
+        assert!(Instant::now() < until, "{said}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let ready = stranger.http.get(stranger.url("/ready")).send().await?;
+    assert_eq!(ready.status().as_u16(), 503);
+    assert_everywhere(&cluster, &acknowledged).await
+}

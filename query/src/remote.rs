@@ -1,0 +1,152 @@
+//! Views that another node holds, as this node's queries see them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::datatypes::SchemaRef;
+use arrow_flight::FlightClient;
+use arrow_flight::{Action, Ticket};
+use bytes::Bytes;
+use datafusion::common::{Result, Statistics};
+use datafusion::datasource::source::{DataSource, DataSourceExec};
+use datafusion::error::DataFusionError;
+use datafusion::execution::TaskContext;
+use datafusion::physical_expr::projection::ProjectionExprs;
+use datafusion::physical_expr::{EquivalenceProperties, Partitioning};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::{DisplayFormatType, ExecutionPlan, SendableRecordBatchStream};
+use futures::TryStreamExt;
+use prost::Message;
+use signaldb_model::{GroupId, NodeId, TableId};
+use signaldb_proto::peer::{FLUSH_ACTION, FlushRequest, RowsTicket, VIEW_ACTION, ViewRequest, ViewResponse};
+use signaldb_raft::{Lane, Peers};
+use tonic::Status;
+
+/// The rows of a view that a group's leader pinned, above an index.
+#[derive(Debug, Clone)]
+pub(crate) struct RemoteRows {
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) leader: NodeId,
+    pub(crate) view: Bytes,
+    pub(crate) above: u64,
+}
+
+/// What a query asks a leader for.
+pub(crate) struct ViewQuestion<'a> {
+    pub(crate) group: GroupId,
+    pub(crate) table: &'a TableId,
+    pub(crate) strong: bool,
+    pub(crate) min_index: u64,
+    pub(crate) keep: Duration,
+}
+
+fn client(peers: &Peers, node: NodeId) -> Result<FlightClient, Status> {
+    let mut client = FlightClient::new(peers.channel(node, Lane::Bulk)?);
+    *client.metadata_mut() = peers.metadata(node);
+    Ok(client)
+}
+
+fn status(error: arrow_flight::error::FlightError) -> Status {
+    match error {
+        arrow_flight::error::FlightError::Tonic(status) => *status,
+        other => Status::unavailable(other.to_string()),
+    }
+}
+
+async fn act(peers: &Peers, node: NodeId, action: &str, body: Vec<u8>) -> Result<Bytes, Status> {
+    let action = Action { r#type: action.to_owned(), body: body.into() };
+    let mut results = client(peers, node)?.do_action(action).await.map_err(status)?;
+    results.try_next().await.map_err(status)?.ok_or_else(|| Status::internal("an action without a result"))
+}
+
+/// Asks the leader for a view.
+pub(crate) async fn view(peers: &Peers, leader: NodeId, question: &ViewQuestion<'_>) -> Result<ViewResponse, Status> {
+    let request = ViewRequest {
+        group: question.group.0,
+        tenant: question.table.tenant.to_string(),
+        dataset: question.table.dataset.to_string(),
+        table: question.table.code.0.into(),
+        strong: question.strong,
+        min_index: question.min_index,
+        keep_ms: u32::try_from(question.keep.as_millis()).unwrap_or(u32::MAX),
+    };
+    let body = act(peers, leader, VIEW_ACTION, request.encode_to_vec()).await?;
+    ViewResponse::decode(body).map_err(|error| Status::internal(error.to_string()))
+}
+
+/// Asks the leader to flush what it applied before.
+pub(crate) async fn flush(peers: &Peers, leader: NodeId, group: GroupId) -> Result<(), Status> {
+    act(peers, leader, FLUSH_ACTION, FlushRequest { group: group.0 }.encode_to_vec()).await.map(drop)
+}
+
+/// A plan that yields the rows with the columns of `projection`.
+pub(crate) fn scan(
+    rows: &RemoteRows,
+    schema: &SchemaRef,
+    projection: Option<&Vec<usize>>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let columns = projection.cloned().unwrap_or_else(|| (0..schema.fields().len()).collect());
+    let schema = Arc::new(schema.project(&columns)?);
+    Ok(DataSourceExec::from_data_source(RemoteSource { rows: rows.clone(), schema, columns: columns.into() }))
+}
+
+#[derive(Debug, Clone)]
+struct RemoteSource {
+    rows: RemoteRows,
+    /// With only `columns`.
+    schema: SchemaRef,
+    columns: Arc<[usize]>,
+}
+
+impl RemoteSource {
+    async fn rows(self) -> Result<SendableRecordBatchStream> {
+        let failed = |error: Status| DataFusionError::External(Box::new(error));
+        let ticket = RowsTicket {
+            view: self.rows.view.clone(),
+            above: self.rows.above,
+            columns: self.columns.iter().map(|column| *column as u32).collect(),
+        };
+        let mut client = client(&self.rows.peers, self.rows.leader).map_err(failed)?;
+        let batches = client.do_get(Ticket { ticket: ticket.encode_to_vec().into() }).await;
+        let batches = batches.map_err(|error| failed(status(error)))?;
+        let batches = batches.map_err(move |error| failed(status(error)));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema, batches)))
+    }
+}
+
+impl DataSource for RemoteSource {
+    fn open(&self, _partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let rows = futures::stream::once(self.clone().rows()).try_flatten();
+        Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows)))
+    }
+
+    fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "memtable of node {} above {}", self.rows.leader, self.rows.above)
+    }
+
+    fn output_partitioning(&self) -> Partitioning {
+        Partitioning::UnknownPartitioning(1)
+    }
+
+    fn eq_properties(&self) -> EquivalenceProperties {
+        EquivalenceProperties::new(Arc::clone(&self.schema))
+    }
+
+    fn partition_statistics(&self, _partition: Option<usize>) -> Result<Arc<Statistics>> {
+        Ok(Arc::new(Statistics::new_unknown(&self.schema)))
+    }
+
+    /// The stream is lazy: a limit above it simply stops asking.
+    fn with_fetch(&self, _limit: Option<usize>) -> Option<Arc<dyn DataSource>> {
+        None
+    }
+
+    fn fetch(&self) -> Option<usize> {
+        None
+    }
+
+    fn try_swapping_with_projection(&self, _projection: &ProjectionExprs) -> Result<Option<Arc<dyn DataSource>>> {
+        Ok(None)
+    }
+}

@@ -1,0 +1,202 @@
+//! The peer port: what other nodes may ask of the groups of this one.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::Snapshot;
+use prost::Message;
+use signaldb_proto::RawCodec;
+use signaldb_proto::peer::{self, ProposeOutcome, SERVICE};
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service, http};
+use tonic::server::{Grpc, NamedService, UnaryService};
+use tonic::{Request, Response, Status};
+
+use crate::error::{RejectReason, WriteError};
+use crate::group::Group;
+use crate::peers::{MESSAGE_BYTES_MAX, Peers};
+use crate::state_machine::SnapshotBytes;
+use crate::{codec, wire};
+
+/// The gRPC service of the peer port.
+#[derive(Debug, Clone)]
+pub struct PeerService(Arc<Peers>);
+
+impl PeerService {
+    pub fn new(peers: Arc<Peers>) -> Self {
+        Self(peers)
+    }
+}
+
+impl NamedService for PeerService {
+    const NAME: &'static str = SERVICE;
+}
+
+impl Service<http::Request<Body>> for PeerService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        // A node that lost its disk must learn why it is refused.
+        let admitted = match method.as_str() {
+            "Identity" => self.0.check_cluster(request.headers()),
+            _ => self.0.check(request.headers()),
+        };
+        if let Err(status) = admitted {
+            return Box::pin(std::future::ready(Ok(status.into_http())));
+        }
+        let call = Call { peers: Arc::clone(&self.0), method };
+        Box::pin(async move {
+            let mut grpc = Grpc::new(RawCodec)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX);
+            Ok(grpc.unary(call, request).await)
+        })
+    }
+}
+
+struct Call {
+    peers: Arc<Peers>,
+    method: String,
+}
+
+impl UnaryService<Bytes> for Call {
+    type Response = Bytes;
+    type Future = BoxFuture<Response<Bytes>, Status>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let (peers, method) = (Arc::clone(&self.peers), self.method.clone());
+        Box::pin(async move { Ok(Response::new(answer(&peers, &method, request.into_inner()).await?)) })
+    }
+}
+
+async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Status> {
+    Ok(match method {
+        "Identity" => encode(&identity(peers)),
+        "Append" => {
+            let request: peer::AppendRequest = decode(body)?;
+            let decoded =
+                wire::append_request_in(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            let response = group(peers, request.group)?.raft().append_entries(decoded).await.map_err(stopped)?;
+            encode(&wire::append_response_out(&response))
+        }
+        "Vote" => {
+            let request: peer::VoteRequest = decode(body)?;
+            let raft = group(peers, request.group)?;
+            let response = raft.raft().vote(wire::vote_request_in(&request)).await.map_err(stopped)?;
+            encode(&wire::vote_response_out(&response))
+        }
+        "PreVote" => {
+            let request: peer::VoteRequest = decode(body)?;
+            let raft = group(peers, request.group)?;
+            let response = raft.raft().pre_vote(wire::vote_request_in(&request)).await.map_err(stopped)?;
+            encode(&wire::vote_response_out(&response))
+        }
+        "Snapshot" => {
+            let request: peer::SnapshotRequest = decode(body)?;
+            let raft = group(peers, request.group)?;
+            let (meta, state) = codec::decode_snapshot(&request.snapshot)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            let snapshot = Snapshot { meta, snapshot: SnapshotBytes(state) };
+            let vote = wire::vote_in(&request.vote);
+            let response = raft.raft().install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+            encode(&peer::SnapshotResponse { vote: wire::vote_out(&response.vote) })
+        }
+        "TransferLeader" => {
+            let request: peer::TransferRequest = decode(body)?;
+            let raft = group(peers, request.group)?;
+            let response = raft.raft().handle_transfer_leader(wire::transfer_request_in(&request)).await;
+            encode(&wire::transfer_response_out(&response.map_err(stopped)?))
+        }
+        "Propose" => {
+            let request: peer::ProposeRequest = decode(body)?;
+            let timeout = Duration::from_millis(request.timeout_ms.into());
+            let written = group(peers, request.group)?.propose_here(request.command, timeout).await;
+            encode(&propose_response(written))
+        }
+        "ReadIndex" => {
+            let request: peer::ReadIndexRequest = decode(body)?;
+            let index = group(peers, request.group)?.read_index_here().await;
+            let index = index.map_err(|error| Status::unavailable(error.to_string()))?;
+            encode(&peer::ReadIndexResponse { index })
+        }
+        other => return Err(Status::unimplemented(format!("peers do not know {other}; it is of a newer version"))),
+    })
+}
+
+fn decode<M: Message + Default>(body: Bytes) -> Result<M, Status> {
+    M::decode(body).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn encode(message: &impl Message) -> Bytes {
+    message.encode_to_vec().into()
+}
+
+fn group(peers: &Peers, id: u32) -> Result<Arc<Group>, Status> {
+    peers.group(id).ok_or_else(|| Status::unavailable(format!("group {id} is not open yet on node {}", peers.node())))
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("the group stopped: {error}"))
+}
+
+fn identity(peers: &Peers) -> peer::IdentityResponse {
+    let (node, disk_id) = (peers.node().0, peers.disk_id().to_owned());
+    peer::IdentityResponse { node, disk_id, voters: peers.voters() }
+}
+
+fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer::ProposeResponse {
+    let mut response = peer::ProposeResponse::default();
+    let outcome = match written {
+        Ok(applied) => {
+            (response.index, response.first_copy) = (applied.index, applied.first_copy);
+            ProposeOutcome::Committed
+        }
+        Err(WriteError::Unknown(reason)) => {
+            response.reason = reason;
+            ProposeOutcome::Unknown
+        }
+        Err(WriteError::Rejected(reason)) => match reason {
+            RejectReason::NoLeader { .. } => ProposeOutcome::NoLeader,
+            RejectReason::Stopping => ProposeOutcome::Stopping,
+            RejectReason::TooLarge { bytes, limit } => {
+                (response.bytes, response.limit) = (bytes as u64, limit as u64);
+                ProposeOutcome::TooLarge
+            }
+            RejectReason::Throttled { bytes, limit, retry_after } => {
+                (response.bytes, response.limit) = (bytes as u64, limit as u64);
+                response.retry_after_ms = u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX);
+                ProposeOutcome::Throttled
+            }
+        },
+    };
+    response.outcome = outcome.into();
+    response
+}
+
+/// What a leader said about a forwarded command.
+pub(crate) fn proposed(group: u32, response: &peer::ProposeResponse) -> Result<crate::types::Applied, WriteError> {
+    let (bytes, limit) = (response.bytes as usize, response.limit as usize);
+    Err(WriteError::Rejected(match response.outcome() {
+        ProposeOutcome::Committed => {
+            return Ok(crate::types::Applied { index: response.index, first_copy: response.first_copy });
+        }
+        ProposeOutcome::Unknown => return Err(WriteError::Unknown(response.reason.clone())),
+        ProposeOutcome::NoLeader => RejectReason::NoLeader { group },
+        ProposeOutcome::Stopping => RejectReason::Stopping,
+        ProposeOutcome::TooLarge => RejectReason::TooLarge { bytes, limit },
+        ProposeOutcome::Throttled => {
+            let retry_after = Duration::from_millis(response.retry_after_ms.into());
+            RejectReason::Throttled { bytes, limit, retry_after }
+        }
+    }))
+}
