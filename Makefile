@@ -4,10 +4,11 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ENV := . scripts/env.sh;
 
-.PHONY: help deps run test lint bench install clean
+.PHONY: help deps test-deps run cluster test lint bench install clean
 
 help:
 	@echo "make run      build the release binary and run one node on loopback (data in .data/)"
+	@echo "make cluster  three nodes as three processes on this machine, until Ctrl-C (data in .data/cluster/)"
 	@echo "make test     run every test that CI runs"
 	@echo "make lint     format check and clippy"
 	@echo "make bench    measure a release node; appends to bench/RESULTS.md"
@@ -16,13 +17,22 @@ help:
 deps:
 	@scripts/install-deps.sh
 
+test-deps:
+	@scripts/install-deps.sh tests
+
 run: deps
 	@$(ENV) target=$${CARGO_TARGET_DIR:-target}; \
 	[ -x "$$target/release/signaldb" ] || echo "The first build takes 35 to 45 minutes on two cores (RocksDB and DataFusion); later ones take a minute."; \
 	cargo build --locked --release -p signaldb-node; \
 	exec "$$target/release/signaldb"
 
-test: deps
+cluster: deps
+	@$(ENV) target=$${CARGO_TARGET_DIR:-target}; \
+	[ -x "$$target/release/signaldb" ] || echo "The first build takes 25 to 45 minutes on two cores (RocksDB and DataFusion); later ones take a minute."; \
+	cargo build --locked --release -p signaldb-node; \
+	exec "$$target/release/signaldb" cluster dev --nodes 3
+
+test: test-deps
 	@# All targets in one go: another selection of packages would mean other features and a second build of everything.
 	@$(ENV) cargo build --locked --workspace --all-targets; \
 	export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \

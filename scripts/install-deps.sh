@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what building needs on Debian or Ubuntu, and only what is missing. Needs root (or sudo) for packages.
+# Installs what building needs on Debian or Ubuntu, and only what is missing; with the argument `tests` also what the
+# tests need. Needs root (or sudo) for packages.
 set -euo pipefail
 
 RUST_VERSION=1.95.0
@@ -27,6 +28,8 @@ if ! ldconfig -p | grep -qE 'libclang(-[0-9.]+)?\.so'; then
   fi
   packages+=("libclang1-$version" "libclang-common-$version-dev")
 fi
+# A private PostgreSQL for each test that wants one.
+if [ "${1:-}" = tests ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then packages+=(postgresql); fi
 if [ ${#packages[@]} -gt 0 ]; then
   echo "installing: ${packages[*]}"
   sudo=$([ "$(id -u)" = 0 ] || echo sudo)

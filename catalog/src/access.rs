@@ -8,11 +8,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use sha2::{Digest, Sha256};
 use signaldb_model::{DatasetId, TenantId};
-use sqlx::Row;
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
-use crate::database::{CatalogError, Database};
+use crate::database::{CatalogError, Database, Row, statement};
 
 const SCHEMA: &[&str] = &[
     "CREATE TABLE IF NOT EXISTS tenants (id VARCHAR(63) PRIMARY KEY, default_dataset VARCHAR(63) NOT NULL)",
@@ -70,7 +69,7 @@ struct Tenants {
 impl Access {
     /// Opens the tables, writes the configured tenants into them and loads everything.
     pub async fn open(database: Database, enabled: bool, configured: &[TenantConfig]) -> Result<Self, CatalogError> {
-        database.execute_all(SCHEMA).await?;
+        database.create_tables(SCHEMA).await?;
         let access = Self { enabled, database, tenants: Arc::default() };
         for tenant in configured {
             access.store(tenant).await?;
@@ -81,51 +80,36 @@ impl Access {
 
     async fn store(&self, tenant: &TenantConfig) -> Result<(), CatalogError> {
         let action = "store a tenant";
-        let pool = &self.database.0;
-        sqlx::query("INSERT INTO tenants VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET default_dataset = excluded.default_dataset")
-            .bind(tenant.id.as_str())
-            .bind(tenant.default_dataset.as_str())
-            .execute(pool)
-            .await
-            .map_err(CatalogError::sql(action))?;
+        let id = tenant.id.as_str();
+        let upsert = "INSERT INTO tenants VALUES (?, ?)
+            ON CONFLICT (id) DO UPDATE SET default_dataset = excluded.default_dataset";
+        let default = tenant.default_dataset.as_str();
+        self.database.execute(action, &statement(upsert, [id.into(), default.into()])).await?;
         for dataset in tenant.datasets.iter().chain([&tenant.default_dataset]) {
             self.store_dataset(&tenant.id, dataset).await?;
         }
-        // Keys that left the configuration lose their access.
-        let clear = sqlx::query("DELETE FROM api_keys WHERE tenant = ?").bind(tenant.id.as_str()).execute(pool);
-        clear.await.map_err(CatalogError::sql(action))?;
-        for (key, name) in &tenant.keys {
-            sqlx::query("INSERT INTO api_keys VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-                .bind(&digest(key)[..])
-                .bind(tenant.id.as_str())
-                .bind(name)
-                .execute(pool)
-                .await
-                .map_err(CatalogError::sql(action))?;
+        // Keys that left the configuration lose their access; in one step, for other nodes read the same tables.
+        let digests: Vec<([u8; 32], &str)> = tenant.keys.iter().map(|(key, name)| (digest(key), name.as_str())).collect();
+        let mut statements = vec![statement("DELETE FROM api_keys WHERE tenant = ?", [id.into()])];
+        let insert = "INSERT INTO api_keys VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
+        for (digest, name) in &digests {
+            statements.push(statement(insert, [digest[..].into(), id.into(), (*name).into()]));
         }
-        Ok(())
+        self.database.transact(action, &statements, |_| true).await.map(drop)
     }
 
     async fn store_dataset(&self, tenant: &TenantId, dataset: &DatasetId) -> Result<(), CatalogError> {
-        sqlx::query("INSERT INTO datasets VALUES (?, ?) ON CONFLICT DO NOTHING")
-            .bind(tenant.as_str())
-            .bind(dataset.as_str())
-            .execute(&self.database.0)
-            .await
-            .map(drop)
-            .map_err(CatalogError::sql("store a dataset"))
+        let insert = "INSERT INTO datasets VALUES (?, ?) ON CONFLICT DO NOTHING";
+        let arguments = [tenant.as_str().into(), dataset.as_str().into()];
+        self.database.execute("store a dataset", &statement(insert, arguments)).await
     }
 
     async fn load(&self) -> Result<(), CatalogError> {
         let action = "load the tenants";
-        let pool = &self.database.0;
-        let fetch = async {
-            let tenants = sqlx::query("SELECT id, default_dataset FROM tenants").fetch_all(pool).await?;
-            let datasets = sqlx::query("SELECT tenant, id FROM datasets").fetch_all(pool).await?;
-            let keys = sqlx::query("SELECT sha256, tenant FROM api_keys").fetch_all(pool).await?;
-            Ok::<_, sqlx::Error>((tenants, datasets, keys))
-        };
-        let (rows, datasets, keys) = fetch.await.map_err(CatalogError::sql(action))?;
+        let all = async |select: &'static str| self.database.fetch(action, &statement(select, [])).await;
+        let rows = all("SELECT id, default_dataset FROM tenants").await?;
+        let datasets = all("SELECT tenant, id FROM datasets").await?;
+        let keys = all("SELECT sha256, tenant FROM api_keys").await?;
         let mut tenants = Tenants::default();
         for row in &rows {
             if let (Some(tenant), Some(dataset)) = (tenant_of(row, 0), dataset_of(row, 1)) {
@@ -140,7 +124,7 @@ impl Access {
             }
         }
         for row in &keys {
-            let digest = row.try_get::<Vec<u8>, _>(0).ok().and_then(|bytes| bytes.try_into().ok());
+            let digest = row.bytes(0).ok().and_then(|bytes| bytes.try_into().ok());
             if let (Some(digest), Some(tenant)) = (digest, tenant_of(row, 1)) {
                 tenants.keys.push((digest, tenant));
             }
@@ -191,11 +175,9 @@ impl Access {
         if self.datasets(&identity.tenant).contains(&identity.dataset) {
             return Ok(());
         }
-        sqlx::query("INSERT INTO tenants VALUES (?, 'default') ON CONFLICT DO NOTHING")
-            .bind(identity.tenant.as_str())
-            .execute(&self.database.0)
-            .await
-            .map_err(CatalogError::sql("store a tenant"))?;
+        let insert = "INSERT INTO tenants VALUES (?, 'default') ON CONFLICT DO NOTHING";
+        let tenant = statement(insert, [identity.tenant.as_str().into()]);
+        self.database.execute("store a tenant", &tenant).await?;
         self.store_dataset(&identity.tenant, &identity.dataset).await?;
         self.load().await
     }
@@ -207,12 +189,12 @@ impl Access {
     }
 }
 
-fn tenant_of(row: &sqlx::sqlite::SqliteRow, at: usize) -> Option<TenantId> {
-    TenantId::new(row.try_get::<&str, _>(at).ok()?).ok()
+fn tenant_of(row: &Row, at: usize) -> Option<TenantId> {
+    TenantId::new(&row.text(at).ok()?).ok()
 }
 
-fn dataset_of(row: &sqlx::sqlite::SqliteRow, at: usize) -> Option<DatasetId> {
-    DatasetId::new(row.try_get::<&str, _>(at).ok()?).ok()
+fn dataset_of(row: &Row, at: usize) -> Option<DatasetId> {
+    DatasetId::new(&row.text(at).ok()?).ok()
 }
 
 fn digest(key: &str) -> [u8; 32] {
@@ -275,8 +257,8 @@ mod tests {
     #[tokio::test]
     async fn keys_are_not_stored_in_clear() {
         let access = access(true).await;
-        let row = sqlx::query("SELECT sha256 FROM api_keys").fetch_one(&access.database.0).await.expect("a key");
-        let stored: Vec<u8> = row.try_get(0).expect("bytes");
+        let rows = access.database.fetch("look", &statement("SELECT sha256 FROM api_keys", [])).await.expect("keys");
+        let stored = rows[0].bytes(0).expect("bytes");
         assert_eq!(stored.len(), 32);
         assert_ne!(&stored[..], b"sk-acme");
     }

@@ -1,17 +1,24 @@
-//! A SQLite file, opened so that a committed transaction survives power loss.
+//! SQLite or PostgreSQL, opened so that a committed transaction survives power loss; the same few statements on both.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::SqlitePool;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::{PgPool, Postgres, Row as _, Sqlite, SqlitePool};
 use thiserror::Error;
+
+const CONNECTIONS_MAX: u32 = 10;
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// PostgreSQL's "create if missing" is not safe against itself; nodes that start together take turns.
+const SCHEMA_LOCK: i64 = 0x5167_6e61_6c44_4201;
 
 /// The catalog could not be asked, or its answer to a commit was lost.
 #[derive(Debug, Error)]
 pub enum CatalogError {
-    #[error("catalog address {0:?} is not sqlite://PATH or sqlite::memory:")]
+    #[error("catalog address {0:?} is not sqlite://PATH, sqlite::memory: or postgres://USER:PASSWORD@HOST/DATABASE")]
     Address(String),
     #[error("create {path}")]
     Directory {
@@ -19,6 +26,9 @@ pub enum CatalogError {
         #[source]
         source: std::io::Error,
     },
+    /// What is committed there may be lost.
+    #[error("the PostgreSQL server has {setting} = {found}; a catalog needs on")]
+    NotDurable { setting: &'static str, found: String },
     /// Nothing was changed.
     #[error("{action}")]
     Sql {
@@ -39,14 +49,75 @@ impl CatalogError {
 
 /// A pool of connections to one database.
 #[derive(Debug, Clone)]
-pub struct Database(pub(crate) SqlitePool);
+pub struct Database(Pool);
+
+#[derive(Debug, Clone)]
+enum Pool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+/// A statement with `?` for each of its arguments, whatever the database calls them.
+#[derive(Debug, Clone)]
+pub(crate) struct Statement<'a> {
+    sql: &'static str,
+    arguments: Vec<Argument<'a>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Argument<'a> {
+    Text(&'a str),
+    Bytes(&'a [u8]),
+}
+
+impl<'a> From<&'a str> for Argument<'a> {
+    fn from(text: &'a str) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl<'a> From<&'a [u8]> for Argument<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+pub(crate) fn statement<'a>(sql: &'static str, arguments: impl IntoIterator<Item = Argument<'a>>) -> Statement<'a> {
+    Statement { sql, arguments: arguments.into_iter().collect() }
+}
+
+/// A row of either database.
+pub(crate) enum Row {
+    Sqlite(SqliteRow),
+    Postgres(PgRow),
+}
+
+impl Row {
+    pub(crate) fn text(&self, at: usize) -> Result<String, sqlx::Error> {
+        match self {
+            Self::Sqlite(row) => row.try_get(at),
+            Self::Postgres(row) => row.try_get(at),
+        }
+    }
+
+    pub(crate) fn bytes(&self, at: usize) -> Result<Vec<u8>, sqlx::Error> {
+        match self {
+            Self::Sqlite(row) => row.try_get(at),
+            Self::Postgres(row) => row.try_get(at),
+        }
+    }
+}
 
 impl Database {
-    /// Opens `sqlite://PATH` (created when missing), or `sqlite::memory:` for tests.
+    /// Opens `sqlite://PATH` (created when missing), `sqlite::memory:` for tests, or `postgres://...`.
     ///
     /// # Errors
-    /// [`CatalogError::Address`] for other schemes; else what the file system or SQLite says.
+    /// [`CatalogError::Address`] for other schemes; [`CatalogError::NotDurable`] for a PostgreSQL that may lose commits;
+    /// else what the file system or the database says.
     pub async fn open(address: &str) -> Result<Self, CatalogError> {
+        if address.starts_with("postgres://") || address.starts_with("postgresql://") {
+            return open_postgres(address).await;
+        }
         let memory = matches!(address, "sqlite::memory:" | "sqlite://:memory:");
         if !address.starts_with("sqlite:") {
             return Err(CatalogError::Address(address.to_owned()));
@@ -60,27 +131,169 @@ impl Database {
             .journal_mode(SqliteJournalMode::Wal)
             // In WAL mode only FULL syncs the log at each commit.
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(Duration::from_secs(5));
+            .busy_timeout(TIMEOUT);
         let mut pool =
-            SqlitePoolOptions::new().min_connections(1).max_connections(10).acquire_timeout(Duration::from_secs(5));
+            SqlitePoolOptions::new().min_connections(1).max_connections(CONNECTIONS_MAX).acquire_timeout(TIMEOUT);
         if memory {
             // Every connection of a memory database would be a database of its own.
             pool = pool.max_connections(1).idle_timeout(None).max_lifetime(None);
         }
         let pool = pool.connect_with(options).await.map_err(CatalogError::sql("open the catalog"))?;
-        Ok(Self(pool))
+        Ok(Self(Pool::Sqlite(pool)))
     }
 
-    pub(crate) async fn execute_all(&self, statements: &[&'static str]) -> Result<(), CatalogError> {
-        for statement in statements {
-            sqlx::query(statement).execute(&self.0).await.map_err(CatalogError::sql("create the catalog's tables"))?;
+    /// Creates tables that are missing. `BLOB` stands for the type of bytes of either database.
+    pub(crate) async fn create_tables(&self, statements: &[&'static str]) -> Result<(), CatalogError> {
+        let action = "create the catalog's tables";
+        match &self.0 {
+            Pool::Sqlite(pool) => {
+                for sql in statements {
+                    sqlx::query(sql).execute(pool).await.map_err(CatalogError::sql(action))?;
+                }
+            }
+            Pool::Postgres(pool) => {
+                let mut transaction = pool.begin().await.map_err(CatalogError::sql(action))?;
+                let lock = sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(SCHEMA_LOCK);
+                lock.execute(&mut *transaction).await.map_err(CatalogError::sql(action))?;
+                for sql in statements {
+                    let sql = sql.replace("BLOB", "BYTEA");
+                    sqlx::query(&sql).execute(&mut *transaction).await.map_err(CatalogError::sql(action))?;
+                }
+                transaction.commit().await.map_err(CatalogError::sql(action))?;
+            }
         }
         Ok(())
     }
 
-    pub async fn close(&self) {
-        self.0.close().await;
+    /// Runs one statement by itself.
+    pub(crate) async fn execute(&self, action: &'static str, statement: &Statement<'_>) -> Result<(), CatalogError> {
+        let executed = match &self.0 {
+            Pool::Sqlite(pool) => sqlite(statement).execute(pool).await.map(drop),
+            Pool::Postgres(pool) => {
+                let sql = numbered(statement.sql);
+                postgres(&sql, statement).execute(pool).await.map(drop)
+            }
+        };
+        executed.map_err(CatalogError::sql(action))
     }
+
+    /// All rows of a query.
+    pub(crate) async fn fetch(
+        &self,
+        action: &'static str,
+        statement: &Statement<'_>,
+    ) -> Result<Vec<Row>, CatalogError> {
+        let rows = match &self.0 {
+            Pool::Sqlite(pool) => {
+                sqlite(statement).fetch_all(pool).await.map(|rows| rows.into_iter().map(Row::Sqlite).collect())
+            }
+            Pool::Postgres(pool) => {
+                let sql = numbered(statement.sql);
+                let rows = postgres(&sql, statement).fetch_all(pool).await;
+                rows.map(|rows| rows.into_iter().map(Row::Postgres).collect())
+            }
+        };
+        rows.map_err(CatalogError::sql(action))
+    }
+
+    /// Runs all statements in one transaction and commits if each of them changed what `enough` asks of its number of
+    /// rows; otherwise changes nothing. Returns whether it committed.
+    ///
+    /// # Errors
+    /// [`CatalogError::Unknown`]: the COMMIT was not answered. Any other error: nothing changed.
+    pub(crate) async fn transact(
+        &self,
+        action: &'static str,
+        statements: &[Statement<'_>],
+        enough: fn(u64) -> bool,
+    ) -> Result<bool, CatalogError> {
+        match &self.0 {
+            Pool::Sqlite(pool) => {
+                // IMMEDIATE: a deferred transaction that reads first cannot always be upgraded and would fail halfway.
+                let begun = pool.begin_with("BEGIN IMMEDIATE").await;
+                let mut transaction = begun.map_err(CatalogError::sql(action))?;
+                for statement in statements {
+                    let done = sqlite(statement).execute(&mut *transaction).await.map_err(CatalogError::sql(action))?;
+                    if !enough(done.rows_affected()) {
+                        transaction.rollback().await.map_err(CatalogError::sql(action))?;
+                        return Ok(false);
+                    }
+                }
+                transaction.commit().await.map_err(CatalogError::Unknown)?;
+            }
+            Pool::Postgres(pool) => {
+                let mut transaction = pool.begin().await.map_err(CatalogError::sql(action))?;
+                for statement in statements {
+                    let sql = numbered(statement.sql);
+                    let done = postgres(&sql, statement).execute(&mut *transaction).await;
+                    if !enough(done.map_err(CatalogError::sql(action))?.rows_affected()) {
+                        transaction.rollback().await.map_err(CatalogError::sql(action))?;
+                        return Ok(false);
+                    }
+                }
+                transaction.commit().await.map_err(CatalogError::Unknown)?;
+            }
+        }
+        Ok(true)
+    }
+
+    pub async fn close(&self) {
+        match &self.0 {
+            Pool::Sqlite(pool) => pool.close().await,
+            Pool::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+async fn open_postgres(address: &str) -> Result<Database, CatalogError> {
+    let action = "open the catalog";
+    let options = PgConnectOptions::from_str(address).map_err(|_| CatalogError::Address(hidden(address)))?;
+    // A role may have switched it off for itself.
+    let options = options.application_name("signaldb").options([("synchronous_commit", "on")]);
+    let pool = PgPoolOptions::new().min_connections(1).max_connections(CONNECTIONS_MAX).acquire_timeout(TIMEOUT);
+    let pool = pool.connect_with(options).await.map_err(CatalogError::sql(action))?;
+    for setting in ["synchronous_commit", "fsync"] {
+        let show = sqlx::query("SELECT current_setting($1)").bind(setting).fetch_one(&pool).await;
+        let found: String = show.and_then(|row| row.try_get(0)).map_err(CatalogError::sql(action))?;
+        if found == "off" || found == "local" {
+            return Err(CatalogError::NotDurable { setting, found });
+        }
+    }
+    Ok(Database(Pool::Postgres(pool)))
+}
+
+/// The address without what may be a password.
+fn hidden(address: &str) -> String {
+    match (address.split_once("://"), address.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+        _ => address.to_owned(),
+    }
+}
+
+fn sqlite<'q>(statement: &Statement<'q>) -> Query<'q, Sqlite, SqliteArguments<'q>> {
+    statement.arguments.iter().fold(sqlx::query(statement.sql), |query, argument| match argument {
+        Argument::Text(text) => query.bind(*text),
+        Argument::Bytes(bytes) => query.bind(*bytes),
+    })
+}
+
+fn postgres<'q>(sql: &'q str, statement: &Statement<'q>) -> Query<'q, Postgres, PgArguments> {
+    statement.arguments.iter().fold(sqlx::query(sql), |query, argument| match argument {
+        Argument::Text(text) => query.bind(*text),
+        Argument::Bytes(bytes) => query.bind(*bytes),
+    })
+}
+
+/// `?` as `$1`, `$2`, ...; our statements hold no other question marks.
+fn numbered(sql: &str) -> String {
+    let mut out = String::with_capacity(sql.len() + 16);
+    let mut parts = sql.split('?');
+    out.push_str(parts.next().unwrap_or_default());
+    for (number, part) in parts.enumerate() {
+        out.push_str(&format!("${}", number + 1));
+        out.push_str(part);
+    }
+    out
 }
 
 fn create_parent(address: &str) -> Result<(), CatalogError> {

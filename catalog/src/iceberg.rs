@@ -5,9 +5,7 @@
 //! | `iceberg_tables` | catalog, namespace, table | current and previous metadata location | for every table |
 //! | `iceberg_namespace_properties` | catalog, namespace, property | value | `exists=true` for every namespace |
 
-use sqlx::Row;
-
-use crate::database::{CatalogError, Database};
+use crate::database::{CatalogError, Database, statement};
 
 /// Name of the catalog in the database (CONTRACT, "SQL and tables").
 const CATALOG: &str = "signaldb";
@@ -57,7 +55,7 @@ pub enum SwapOutcome {
 impl IcebergCatalog {
     /// Creates the catalog's tables when they are missing.
     pub async fn open(database: Database) -> Result<Self, CatalogError> {
-        database.execute_all(SCHEMA).await?;
+        database.create_tables(SCHEMA).await?;
         Ok(Self(database))
     }
 
@@ -65,32 +63,22 @@ impl IcebergCatalog {
     pub async fn store_id(&self, store_id: &str) -> Result<String, CatalogError> {
         let action = "read the store id";
         let adopt = "INSERT INTO signaldb_store (one, store_id) VALUES (1, ?) ON CONFLICT DO NOTHING";
-        sqlx::query(adopt).bind(store_id).execute(&self.0.0).await.map_err(CatalogError::sql(action))?;
-        let found = sqlx::query("SELECT store_id FROM signaldb_store").fetch_one(&self.0.0).await;
-        found.map_err(CatalogError::sql(action))?.try_get(0).map_err(CatalogError::sql(action))
+        self.0.execute(action, &statement(adopt, [store_id.into()])).await?;
+        let rows = self.0.fetch(action, &statement("SELECT store_id FROM signaldb_store", [])).await?;
+        let found = rows.first().ok_or(sqlx::Error::RowNotFound).and_then(|row| row.text(0));
+        found.map_err(CatalogError::sql(action))
     }
 
     /// Registers a table at `location` unless it exists; returns where it is.
     pub async fn create(&self, namespace: &str, table: &str, location: &str) -> Result<String, CatalogError> {
         let action = "create a table";
-        let mut transaction = self.0.0.begin_with("BEGIN IMMEDIATE").await.map_err(CatalogError::sql(action))?;
         let exists = "INSERT INTO iceberg_namespace_properties VALUES (?, ?, 'exists', 'true') ON CONFLICT DO NOTHING";
-        sqlx::query(exists)
-            .bind(CATALOG)
-            .bind(namespace)
-            .execute(&mut *transaction)
-            .await
-            .map_err(CatalogError::sql(action))?;
         let insert = "INSERT INTO iceberg_tables VALUES (?, ?, ?, ?, NULL, 'TABLE') ON CONFLICT DO NOTHING";
-        sqlx::query(insert)
-            .bind(CATALOG)
-            .bind(namespace)
-            .bind(table)
-            .bind(location)
-            .execute(&mut *transaction)
-            .await
-            .map_err(CatalogError::sql(action))?;
-        transaction.commit().await.map_err(CatalogError::Unknown)?;
+        let statements = [
+            statement(exists, [CATALOG.into(), namespace.into()]),
+            statement(insert, [CATALOG.into(), namespace.into(), table.into(), location.into()]),
+        ];
+        self.0.transact(action, &statements, |_| true).await?;
         let found = self.load(namespace, table).await?;
         found.ok_or_else(|| CatalogError::Sql { action, source: sqlx::Error::RowNotFound })
     }
@@ -100,22 +88,22 @@ impl IcebergCatalog {
         let action = "load a table";
         let select = "SELECT metadata_location FROM iceberg_tables
             WHERE catalog_name = ? AND table_namespace = ? AND table_name = ?";
-        let row = sqlx::query(select).bind(CATALOG).bind(namespace).bind(table).fetch_optional(&self.0.0).await;
-        row.map_err(CatalogError::sql(action))?.map(|row| row.try_get(0)).transpose().map_err(CatalogError::sql(action))
+        let rows = self.0.fetch(action, &statement(select, [CATALOG.into(), namespace.into(), table.into()])).await?;
+        rows.first().map(|row| row.text(0)).transpose().map_err(CatalogError::sql(action))
     }
 
     /// All tables whose namespace is `tenant.*`.
     pub async fn tables_of(&self, tenant: &str) -> Result<Vec<TablePointer>, CatalogError> {
         let action = "list tables";
         let select = "SELECT table_namespace, table_name, metadata_location FROM iceberg_tables
-            WHERE catalog_name = ? AND substr(table_namespace, 1, ?) = ? ORDER BY 1, 2";
+            WHERE catalog_name = ? AND substr(table_namespace, 1, length(?)) = ? ORDER BY 1, 2";
         let prefix = format!("{tenant}.");
-        let rows = sqlx::query(select).bind(CATALOG).bind(prefix.len() as i64).bind(&prefix).fetch_all(&self.0.0).await;
-        let pointer = |row: sqlx::sqlite::SqliteRow| {
-            Ok(TablePointer { namespace: row.try_get(0)?, table: row.try_get(1)?, location: row.try_get(2)? })
+        let arguments = [CATALOG.into(), prefix.as_str().into(), prefix.as_str().into()];
+        let rows = self.0.fetch(action, &statement(select, arguments)).await?;
+        let pointer = |row: &crate::database::Row| {
+            Ok(TablePointer { namespace: row.text(0)?, table: row.text(1)?, location: row.text(2)? })
         };
-        let rows = rows.map_err(CatalogError::sql(action))?;
-        rows.into_iter().map(pointer).collect::<Result<_, sqlx::Error>>().map_err(CatalogError::sql(action))
+        rows.iter().map(pointer).collect::<Result<_, sqlx::Error>>().map_err(CatalogError::sql(action))
     }
 
     /// Moves every table from its base to its new location in one transaction, or none.
@@ -124,38 +112,24 @@ impl IcebergCatalog {
     /// [`CatalogError::Unknown`]: the COMMIT was not answered; load the tables to see what happened.
     /// Any other error: nothing moved.
     pub async fn swap(&self, swaps: &[Swap]) -> Result<SwapOutcome, CatalogError> {
-        let action = "swap metadata locations";
-        // IMMEDIATE: a deferred transaction that reads first cannot always be upgraded and would fail halfway.
-        let mut transaction = self.0.0.begin_with("BEGIN IMMEDIATE").await.map_err(CatalogError::sql(action))?;
-        for swap in swaps {
-            let update = "UPDATE iceberg_tables SET metadata_location = ?, previous_metadata_location = ?
-                WHERE catalog_name = ? AND table_namespace = ? AND table_name = ? AND metadata_location = ?";
-            let updated = sqlx::query(update)
-                .bind(&swap.new)
-                .bind(&swap.base)
-                .bind(CATALOG)
-                .bind(&swap.namespace)
-                .bind(&swap.table)
-                .bind(&swap.base)
-                .execute(&mut *transaction)
-                .await
-                .map_err(CatalogError::sql(action))?;
-            if updated.rows_affected() != 1 {
-                transaction.rollback().await.map_err(CatalogError::sql(action))?;
-                return Ok(SwapOutcome::Conflict);
-            }
-        }
-        transaction.commit().await.map_err(CatalogError::Unknown)?;
-        Ok(SwapOutcome::Moved)
+        let update = "UPDATE iceberg_tables SET metadata_location = ?, previous_metadata_location = ?
+            WHERE catalog_name = ? AND table_namespace = ? AND table_name = ? AND metadata_location = ?";
+        // Always in the same order: two transactions never wait for each other's rows.
+        let mut swaps: Vec<&Swap> = swaps.iter().collect();
+        swaps.sort_by(|a, b| (&a.namespace, &a.table).cmp(&(&b.namespace, &b.table)));
+        let updates = swaps.into_iter().map(|Swap { namespace, table, base, new }| {
+            let arguments: [&str; 6] = [new, base, CATALOG, namespace, table, base];
+            statement(update, arguments.map(Into::into))
+        });
+        let updates: Vec<_> = updates.collect();
+        let moved = self.0.transact("swap metadata locations", &updates, |rows| rows == 1).await?;
+        Ok(if moved { SwapOutcome::Moved } else { SwapOutcome::Conflict })
     }
 
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), CatalogError> {
-        sqlx::query("SELECT 1 FROM iceberg_tables LIMIT 1")
-            .fetch_optional(&self.0.0)
-            .await
-            .map(drop)
-            .map_err(CatalogError::sql("ask the catalog"))
+        let select = statement("SELECT store_id FROM signaldb_store", []);
+        self.0.fetch("ask the catalog", &select).await.map(drop)
     }
 }
 
@@ -163,9 +137,28 @@ impl IcebergCatalog {
 mod tests {
     use super::*;
 
-    async fn catalog(dir: &tempfile::TempDir) -> IcebergCatalog {
-        let address = format!("sqlite://{}/new/catalog.db", dir.path().display());
-        IcebergCatalog::open(Database::open(&address).await.expect("opens")).await.expect("creates tables")
+    async fn open(address: &str) -> IcebergCatalog {
+        IcebergCatalog::open(Database::open(address).await.expect("opens")).await.expect("creates tables")
+    }
+
+    #[tokio::test]
+    async fn sqlite_conforms() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let address = |name: &str| format!("sqlite://{}/new/{name}.db", dir.path().display());
+        swaps_move_all_tables_or_none(open(&address("a")).await).await;
+        concurrent_swaps_of_one_base_have_one_winner(open(&address("b")).await).await;
+        a_catalog_keeps_its_first_store(open(&address("c")).await).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn postgres_conforms() {
+        let server = crate::test_postgres::Server::start().expect("a private PostgreSQL starts");
+        // Three nodes start together.
+        let address = server.address();
+        let opened = tokio::join!(open(&address), open(&address), open(&address));
+        swaps_move_all_tables_or_none(opened.0).await;
+        concurrent_swaps_of_one_base_have_one_winner(opened.1).await;
+        a_catalog_keeps_its_first_store(opened.2).await;
     }
 
     fn swap(table: &str, base: &str, new: &str) -> Swap {
@@ -173,10 +166,7 @@ mod tests {
         Swap { namespace: text("t.d"), table: text(table), base: text(base), new: text(new) }
     }
 
-    #[tokio::test]
-    async fn swaps_move_all_tables_or_none() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let catalog = catalog(&dir).await;
+    async fn swaps_move_all_tables_or_none(catalog: IcebergCatalog) {
         for table in ["a", "b"] {
             assert_eq!(catalog.create("t.d", table, "v0").await.expect("creates"), "v0");
             assert_eq!(catalog.create("t.d", table, "other").await.expect("exists"), "v0");
@@ -191,20 +181,17 @@ mod tests {
         assert_eq!(catalog.tables_of("t_").await.expect("lists").len(), 0);
     }
 
-    #[tokio::test]
-    async fn concurrent_swaps_of_one_base_have_one_winner() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let catalog = catalog(&dir).await;
-        catalog.create("t.d", "a", "0").await.expect("creates");
+    async fn concurrent_swaps_of_one_base_have_one_winner(catalog: IcebergCatalog) {
+        catalog.create("t.e", "a", "0").await.expect("creates");
         let mut tasks = tokio::task::JoinSet::new();
         for writer in 0..8 {
             let catalog = catalog.clone();
             tasks.spawn(async move {
                 let mut won = 0;
                 for step in 0..25 {
-                    let base = catalog.load("t.d", "a").await.expect("loads").expect("exists");
+                    let base = catalog.load("t.e", "a").await.expect("loads").expect("exists");
                     let new = format!("{writer}-{step}");
-                    let outcome = catalog.swap(&[swap("a", &base, &new)]).await.expect("answers");
+                    let outcome = catalog.swap(&[Swap { namespace: "t.e".to_owned(), ..swap("a", &base, &new) }]).await.expect("answers");
                     won += u32::from(outcome == SwapOutcome::Moved);
                 }
                 won
@@ -214,10 +201,7 @@ mod tests {
         assert!(wins >= 25, "each round has a winner: {wins}");
     }
 
-    #[tokio::test]
-    async fn a_catalog_keeps_its_first_store() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let catalog = catalog(&dir).await;
+    async fn a_catalog_keeps_its_first_store(catalog: IcebergCatalog) {
         assert_eq!(catalog.store_id("one").await.expect("adopts"), "one");
         assert_eq!(catalog.store_id("two").await.expect("reads"), "one");
     }

@@ -6,6 +6,8 @@
 mod access;
 mod database;
 mod iceberg;
+#[cfg(any(test, feature = "testing"))]
+pub mod test_postgres;
 
 pub use access::{Access, AccessError, Datasets, Identity, TenantConfig};
 pub use database::{CatalogError, Database};

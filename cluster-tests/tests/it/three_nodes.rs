@@ -1,5 +1,7 @@
 use std::time::{Duration, Instant};
 
+use signaldb_catalog::test_postgres::Server;
+
 use crate::cluster::{Cluster, Load, send_anywhere};
 use crate::node::{Node, flight_number, free_ports, scale};
 use crate::spans::{batch, compare};
@@ -164,6 +166,36 @@ async fn without_a_majority_writes_and_strong_reads_are_refused() -> anyhow::Res
     acknowledged.extend(ids);
     cluster.nodes[2].relaunch()?;
     cluster.wait_ready().await?;
+    assert_everywhere(&cluster, &acknowledged).await
+}
+
+/// Scenario: three nodes share a catalog in PostgreSQL; the server stops under load and comes back.
+/// Guarantees: acknowledgments go on without it; every row is in Iceberg once when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_share_a_catalog_in_postgresql() -> anyhow::Result<()> {
+    let mut server = tokio::task::spawn_blocking(Server::start).await??;
+    let dir = tempfile::tempdir()?;
+    let settings =
+        [format!("schema.catalog_uri={}", server.address()), format!("database.dsn={}", server.address())];
+    let settings = [FAST_FLUSH[0], FAST_FLUSH[1], &settings[0], &settings[1]];
+    let cluster = Cluster::start(dir.path(), &settings).await?;
+    let load = Load::start(&cluster, 3);
+    load.wait_more(30).await?;
+    cluster.nodes[0].flush().await?;
+    server.stop()?;
+    load.wait_more(50).await?;
+    server.start_again()?;
+    load.wait_more(20).await?;
+    let acknowledged = load.stop().await?;
+    assert_everywhere(&cluster, &acknowledged).await?;
+    // Flushers pause between attempts while the catalog is down.
+    let until = Instant::now() + crate::node::DEADLINE;
+    while let Err(error) = cluster.nodes[1].flush().await {
+        assert!(Instant::now() < until, "{error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let in_iceberg = "SELECT sum(added_records) FROM system.flushes WHERE \"table\" = 'traces'";
+    assert_eq!(cluster.nodes[2].number(in_iceberg).await?, acknowledged.len() as i64);
     assert_everywhere(&cluster, &acknowledged).await
 }
 
