@@ -43,7 +43,8 @@ lint: deps
 
 bench: deps
 	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench; \
-	target=$${CARGO_TARGET_DIR:-target}; "$$target/release/signaldb-bench" --node "$$target/release/signaldb" --results bench/RESULTS.md
+	target=$${CARGO_TARGET_DIR:-target}; bench() { "$$target/release/signaldb-bench" --node "$$target/release/signaldb" --results bench/RESULTS.md "$$@"; }; \
+	bench; bench --nodes 3
 
 PREFIX ?= /usr/local
 install: deps

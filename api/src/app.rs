@@ -89,7 +89,7 @@ impl App {
         self.0.disk_full.store(full, Ordering::Release);
     }
 
-    pub(crate) fn disk_full(&self) -> bool {
+    pub fn disk_full(&self) -> bool {
         self.0.disk_full.load(Ordering::Acquire)
     }
 

@@ -141,6 +141,10 @@ impl From<WriteError> for ApiError {
             WriteError::Rejected(RejectReason::Throttled { retry_after, .. }) => {
                 Self { retry_after: Some(retry_after), ..Self::new(Kind::Throttled, message) }
             }
+            WriteError::Rejected(RejectReason::Busy(_)) => Self::new(Kind::Throttled, message),
+            WriteError::Rejected(RejectReason::Undecodable(_)) => {
+                Self::new(Kind::Unavailable, message).with_hint("nodes of different versions: finish the upgrade")
+            }
             WriteError::Rejected(RejectReason::NoLeader { .. } | RejectReason::Stopping) => {
                 Self::new(Kind::Unavailable, message)
             }

@@ -86,7 +86,7 @@ pub(crate) async fn cluster(State(app): State<App>, headers: HeaderMap) -> Respo
                 "group": status.group, "leader": status.leader, "term": status.term,
                 "last_log_index": status.last_log_index, "commit_index": status.commit_index,
                 "applied_index": status.applied_index, "synced_index": status.synced_index,
-                "flushed_index": status.flushed_index, "state": status.state,
+                "flushed_index": status.flushed_index, "purged_index": status.purged_index, "state": status.state,
                 "voters": status.voters, "learners": status.learners,
             })
         })

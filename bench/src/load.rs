@@ -308,7 +308,7 @@ pub(crate) struct Run {
 /// Sends `requests`, each once, over `connections`; paced to `rate` records/s when it is given. Throttled requests are
 /// sent again and count from their first attempt.
 pub(crate) async fn run(
-    url: &str,
+    urls: &[String],
     template: &Template,
     requests: u64,
     connections: usize,
@@ -318,8 +318,9 @@ pub(crate) async fn run(
     let next = Arc::new(AtomicU64::new(0));
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
-    for _ in 0..connections {
-        let (url, template, next) = (url.to_owned(), Arc::clone(&template), Arc::clone(&next));
+    for connection in 0..connections {
+        let url = urls[connection % urls.len()].clone();
+        let (template, next) = (Arc::clone(&template), Arc::clone(&next));
         tasks.spawn(async move {
             let http = reqwest::Client::new();
             let mut times = Vec::new();
@@ -350,10 +351,31 @@ pub(crate) async fn run(
     })
 }
 
+/// Seconds without an acknowledgment around a leader's `kill -9`, over `rounds` kills: one client through a node that
+/// stays, a small request every 5 ms at most.
+pub(crate) async fn failover_gaps(node: &mut Node, binary: &std::path::Path, rounds: u32) -> anyhow::Result<Vec<f64>> {
+    let template = Template::new(Signal::Spans);
+    let http = reqwest::Client::new();
+    let mut gaps = Vec::new();
+    for round in 0..rounds {
+        let leader = node.leader().await?;
+        let urls = node.otlp(Signal::Spans.path());
+        let url = &urls[(leader + 1) % urls.len()];
+        send(&http, url, template.fresh(u64::from(round))).await?;
+        node.kill(leader)?;
+        let begun = Instant::now();
+        send(&http, url, template.fresh(u64::from(round) + 1_000_000)).await?;
+        gaps.push(begun.elapsed().as_secs_f64());
+        node.restart(binary, leader).await?;
+    }
+    gaps.sort_by(f64::total_cmp);
+    Ok(gaps)
+}
+
 async fn send(http: &reqwest::Client, url: &str, body: Bytes) -> anyhow::Result<()> {
     for _ in 0..600 {
         let sent = http.post(url).header("content-type", "application/x-protobuf").body(body.clone()).send().await?;
-        if sent.status().as_u16() != 429 {
+        if !matches!(sent.status().as_u16(), 429 | 503) {
             sent.error_for_status()?;
             return Ok(());
         }
@@ -365,7 +387,7 @@ async fn send(http: &reqwest::Client, url: &str, body: Bytes) -> anyhow::Result<
 /// Milliseconds from an acknowledgment until a strong count that includes it returned.
 pub(crate) async fn ack_to_visible(
     node: &Node,
-    url: &str,
+    urls: &[String],
     template: &Template,
     table: &str,
     rounds: u64,
@@ -375,7 +397,7 @@ pub(crate) async fn ack_to_visible(
     let before = node.sql(&count).await?.0[0][0].as_u64().unwrap_or(0);
     let mut times = Vec::new();
     for round in 1..=rounds {
-        send(&http, url, template.fresh(u64::MAX - round)).await?;
+        send(&http, &urls[round as usize % urls.len()], template.fresh(u64::MAX - round)).await?;
         let (rows, took) = node.sql(&count).await?;
         let counted = rows[0][0].as_u64().unwrap_or(0);
         anyhow::ensure!(counted == before + round * RECORDS_A_REQUEST, "the count missed an acknowledged request");

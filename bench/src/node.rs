@@ -1,20 +1,27 @@
-//! The node under measurement.
+//! The nodes under measurement.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-/// A process of its own on free loopback ports, its data in a temporary directory.
+/// One node or a cluster: processes on free loopback ports, their data in a temporary directory.
 pub(crate) struct Node {
-    child: Child,
+    processes: Vec<Process>,
     dir: tempfile::TempDir,
-    ports: [u16; 4],
     http: reqwest::Client,
 }
+
+struct Process {
+    child: Child,
+    ports: Ports,
+}
+
+/// OTLP gRPC, OTLP HTTP, HTTP, Flight and peers.
+type Ports = [u16; 5];
 
 /// Bytes that the node wrote so far.
 #[derive(Debug, Clone, Copy)]
@@ -30,108 +37,183 @@ impl Written {
 }
 
 impl Node {
-    pub(crate) async fn start(binary: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn start(binary: &Path, nodes: usize) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
-        let sockets = (0..4).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
-        let mut ports = [0; 4];
-        for (port, socket) in ports.iter_mut().zip(&sockets) {
-            *port = socket.local_addr()?.port();
-        }
-        drop(sockets);
-        let log = std::fs::File::create(dir.path().join("node.log"))?;
-        let mut command = Command::new(std::path::absolute(binary)?);
-        command.current_dir(dir.path()).args(["server", "--data-dir", "data", "--set", "wal.disk_reserve=64MiB"]);
-        for (name, port) in ["otlp_grpc", "otlp_http", "http", "flight"].iter().zip(ports) {
-            command.arg("--set").arg(format!("listen.{name}=127.0.0.1:{port}"));
-        }
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().with_context(|| format!("start {}", binary.display()))?;
-        let mut node = Self { child, dir, ports, http: reqwest::Client::new() };
+        let ports = (0..nodes).map(|_| free_ports()).collect::<anyhow::Result<Vec<_>>>()?;
+        let processes = (0..nodes).map(|at| launch(binary, dir.path(), &ports, at)).collect::<anyhow::Result<_>>()?;
+        let mut node = Self { processes, dir, http: reqwest::Client::new() };
         node.wait_ready().await?;
         Ok(node)
     }
 
     async fn wait_ready(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(60) {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("the node ended with {status}");
+        for at in 0..self.processes.len() {
+            let url = self.url(at, "/ready");
+            while !self.http.get(&url).send().await.is_ok_and(|response| response.status().is_success()) {
+                if let Some(status) = self.processes[at].child.try_wait()? {
+                    bail!("node {} ended with {status}", at + 1);
+                }
+                anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "node {} was not ready in time", at + 1);
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            if self.http.get(self.url("/ready")).send().await.is_ok_and(|response| response.status().is_success()) {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        bail!("the node was not ready in time")
+        Ok(())
     }
 
-    pub(crate) fn otlp(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.ports[1])
+    /// Where to send a signal, one address a node.
+    pub(crate) fn otlp(&self, path: &str) -> Vec<String> {
+        self.processes.iter().map(|process| format!("http://127.0.0.1:{}{path}", process.ports[1])).collect()
     }
 
-    fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.ports[2])
+    fn url(&self, at: usize, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.processes[at].ports[2])
     }
 
     /// Rows of a query, and how long it took.
     pub(crate) async fn sql(&self, query: &str) -> anyhow::Result<(Value, Duration)> {
         let begun = Instant::now();
-        let sent = self.http.post(self.url("/api/v1/sql")).json(&json!({"query": query})).send().await?;
+        let sent = self
+            .http
+            .post(self.url(self.processes.len() - 1, "/api/v1/sql"))
+            .json(&json!({"query": query}))
+            .send()
+            .await?;
         let body: Value = sent.error_for_status()?.json().await?;
         Ok((body["rows"].clone(), begun.elapsed()))
     }
 
     pub(crate) async fn flush(&self) -> anyhow::Result<()> {
-        self.http.post(self.url("/api/v1/admin/flush")).send().await?.error_for_status()?;
+        self.http.post(self.url(0, "/api/v1/admin/flush")).send().await?.error_for_status()?;
         Ok(())
     }
 
-    /// User and system seconds of the process.
+    /// User and system seconds of all processes.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // Fields 14 and 15, counted behind the parenthesized name; Linux counts 100 ticks a second.
-        let rest = stat.rsplit_once(')').context("a stat line")?.1;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
-        Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
+        let mut total = 0.0;
+        for process in &self.processes {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.child.id()))?;
+            // Fields 14 and 15, counted behind the parenthesized name; Linux counts 100 ticks a second.
+            let rest = stat.rsplit_once(')').context("a stat line")?.1;
+            let fields: Vec<&str> = rest.split_whitespace().collect();
+            total += (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0;
+        }
+        Ok(total)
     }
 
-    /// Largest resident set, bytes.
+    /// Largest resident sets, summed, bytes.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
-        Ok(line.split_whitespace().nth(1).context("a number")?.parse::<u64>()? * 1024)
+        let mut total = 0;
+        for process in &self.processes {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id()))?;
+            let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
+            total += line.split_whitespace().nth(1).context("a number")?.parse::<u64>()? * 1024;
+        }
+        Ok(total)
     }
 
+    /// Of one log, and of all flushes.
     pub(crate) async fn written_bytes(&self) -> anyhow::Result<Written> {
-        let metrics = self.http.get(self.url("/metrics")).send().await?.text().await?;
-        let counter = |name: &str| {
-            let line = metrics.lines().find(|line| line.starts_with(name));
-            line.and_then(|line| line.split_whitespace().nth(1)).and_then(|value| value.parse().ok()).unwrap_or(0)
-        };
-        Ok(Written { log: counter("signaldb_wal_written_bytes_total"), iceberg: counter("signaldb_flush_bytes_total") })
+        let mut written = Written { log: 0, iceberg: 0 };
+        for at in 0..self.processes.len() {
+            let metrics = self.http.get(self.url(at, "/metrics")).send().await?.text().await?;
+            let counter = |name: &str| {
+                let line = metrics.lines().find(|line| line.starts_with(name));
+                line.and_then(|line| line.split_whitespace().nth(1)).and_then(|value| value.parse().ok()).unwrap_or(0)
+            };
+            written.log = written.log.max(counter("signaldb_wal_written_bytes_total"));
+            written.iceberg += counter("signaldb_flush_bytes_total");
+        }
+        Ok(written)
+    }
+
+    /// The node that leads the busiest data group.
+    pub(crate) async fn leader(&self) -> anyhow::Result<usize> {
+        for at in 0..self.processes.len() {
+            let sent = self.http.get(self.url(at, "/api/v1/cluster")).timeout(Duration::from_secs(2)).send().await;
+            let Ok(response) = sent else { continue };
+            let body: Value = response.json().await?;
+            let groups = body["groups"].as_array().context("groups")?.iter().filter(|group| group["group"] != 0);
+            let busy = groups.max_by_key(|group| group["last_log_index"].as_u64()).context("a data group")?;
+            if let Some(leader) = busy["leader"].as_u64() {
+                return Ok(usize::try_from(leader)? - 1);
+            }
+        }
+        bail!("no node knows a leader")
+    }
+
+    /// Kills one node with SIGKILL.
+    pub(crate) fn kill(&mut self, at: usize) -> anyhow::Result<()> {
+        self.processes[at].child.kill()?;
+        self.processes[at].child.wait()?;
+        Ok(())
+    }
+
+    /// Starts a node again and waits until all are ready.
+    pub(crate) async fn restart(&mut self, binary: &Path, at: usize) -> anyhow::Result<()> {
+        let ports: Vec<Ports> = self.processes.iter().map(|process| process.ports).collect();
+        self.processes[at] = launch(binary, self.dir.path(), &ports, at)?;
+        self.wait_ready().await
     }
 
     pub(crate) fn stop(mut self, within: Duration) -> anyhow::Result<()> {
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
-        let begun = Instant::now();
-        while begun.elapsed() < within {
-            if self.child.try_wait()?.is_some() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        for process in &self.processes {
+            Command::new("kill").args(["-TERM", &process.child.id().to_string()]).status()?;
         }
-        bail!("the node did not stop; its log is {}", self.log().display())
+        let begun = Instant::now();
+        for process in &mut self.processes {
+            while process.child.try_wait()?.is_none() {
+                anyhow::ensure!(begun.elapsed() < within, "a node did not stop");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
     }
+}
 
-    fn log(&self) -> PathBuf {
-        self.dir.path().join("node.log")
+fn free_ports() -> anyhow::Result<Ports> {
+    let sockets = (0..5).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+    let mut ports = [0; 5];
+    for (port, socket) in ports.iter_mut().zip(&sockets) {
+        *port = socket.local_addr()?.port();
     }
+    Ok(ports)
+}
+
+fn launch(binary: &Path, root: &Path, ports: &[Ports], at: usize) -> anyhow::Result<Process> {
+    let dir = root.join(format!("node-{}", at + 1));
+    let shared = root.join("shared");
+    std::fs::create_dir_all(&dir)?;
+    std::fs::create_dir_all(&shared)?;
+    let log = std::fs::File::options().create(true).append(true).open(dir.join("node.log"))?;
+    let mut command = Command::new(std::path::absolute(binary)?);
+    command.current_dir(&dir).args(["server", "--data-dir", "data"]);
+    let mut settings = vec!["wal.disk_reserve=64MiB".to_owned(), format!("node.id={}", at + 1)];
+    for (name, port) in ["otlp_grpc", "otlp_http", "http", "flight", "peer"].iter().zip(ports[at]) {
+        settings.push(format!("listen.{name}=127.0.0.1:{port}"));
+    }
+    if ports.len() > 1 {
+        let peers = ports.iter().enumerate().map(|(at, ports)| format!("\"{}=127.0.0.1:{}\"", at + 1, ports[4]));
+        settings.push(format!("cluster.peers=[{}]", peers.collect::<Vec<_>>().join(",")));
+        settings.push(format!("schema.catalog_uri=sqlite://{}/catalog.db", shared.display()));
+        settings.push(format!("database.dsn=sqlite://{}/signaldb.db", shared.display()));
+        settings.push("storage.adapters.local.type=filesystem".to_owned());
+        settings.push(format!("storage.adapters.local.url=file://{}/storage", shared.display()));
+    }
+    for setting in settings {
+        command.arg("--set").arg(setting);
+    }
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let child = command.spawn().with_context(|| format!("start {}", binary.display()))?;
+    Ok(Process { child, ports: ports[at] })
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It has usually ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for process in &mut self.processes {
+            // It has usually ended by itself.
+            let _ = process.child.kill();
+            let _ = process.child.wait();
+        }
     }
 }

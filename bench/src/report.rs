@@ -24,6 +24,29 @@ pub(crate) struct Measured {
     pub(crate) queries: Vec<(String, Latency)>,
 }
 
+/// Figures that only a cluster has.
+#[derive(Debug)]
+pub(crate) struct MeasuredCluster {
+    pub(crate) nodes: usize,
+    /// Of one core, a node, without clients.
+    pub(crate) idle_percent: f64,
+    /// Seconds from `kill -9` of the leader to the next acknowledgment, ascending.
+    pub(crate) gaps: Vec<f64>,
+}
+
+pub(crate) fn render_cluster(cluster: &MeasuredCluster) -> String {
+    let at = |part: f64| cluster.gaps.get(((cluster.gaps.len() as f64 - 1.0) * part).round() as usize).copied();
+    format!(
+        "\n{} nodes, CPU and memory summed over them, bytes in the log of one. Idle: {:.1} % of a core a node. Pause over \
+         {} kills of the leader: p50 {:.2} s, p99 {:.2} s.\n",
+        cluster.nodes,
+        cluster.idle_percent,
+        cluster.gaps.len(),
+        at(0.5).unwrap_or(0.0),
+        at(0.99).unwrap_or(0.0)
+    )
+}
+
 fn output(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()

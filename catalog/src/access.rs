@@ -89,7 +89,8 @@ impl Access {
             self.store_dataset(&tenant.id, dataset).await?;
         }
         // Keys that left the configuration lose their access; in one step, for other nodes read the same tables.
-        let digests: Vec<([u8; 32], &str)> = tenant.keys.iter().map(|(key, name)| (digest(key), name.as_str())).collect();
+        let digests: Vec<([u8; 32], &str)> =
+            tenant.keys.iter().map(|(key, name)| (digest(key), name.as_str())).collect();
         let mut statements = vec![statement("DELETE FROM api_keys WHERE tenant = ?", [id.into()])];
         let insert = "INSERT INTO api_keys VALUES (?, ?, ?) ON CONFLICT DO NOTHING";
         for (digest, name) in &digests {

@@ -191,7 +191,10 @@ mod tests {
                 for step in 0..25 {
                     let base = catalog.load("t.e", "a").await.expect("loads").expect("exists");
                     let new = format!("{writer}-{step}");
-                    let outcome = catalog.swap(&[Swap { namespace: "t.e".to_owned(), ..swap("a", &base, &new) }]).await.expect("answers");
+                    let outcome = catalog
+                        .swap(&[Swap { namespace: "t.e".to_owned(), ..swap("a", &base, &new) }])
+                        .await
+                        .expect("answers");
                     won += u32::from(outcome == SwapOutcome::Moved);
                 }
                 won

@@ -361,7 +361,7 @@ impl Lake {
     pub async fn close(&self) {
         self.0.stop.cancel();
         self.0.tasks.close();
-        if tokio::time::timeout(Duration::from_secs(5), self.0.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(2), self.0.tasks.wait()).await.is_err() {
             tracing::warn!("flush tasks did not stop in time");
         }
     }

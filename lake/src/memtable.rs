@@ -79,6 +79,9 @@ struct State {
 struct Table {
     watermark: u64,
     last_append: u64,
+    /// No row below this index is unflushed; `None` when none is. The watermark alone would say too little: it stays
+    /// where the last flush of this table left it, however long ago that was.
+    dirty_from: Option<u64>,
     version: i64,
     location: String,
     batches: Vec<MemBatch>,
@@ -123,6 +126,8 @@ impl GroupMemtable {
         let table = |state: &TableState| Table {
             watermark: state.watermark,
             last_append: state.last_append,
+            // A snapshot is taken at a cut whose rows are all in Iceberg.
+            dirty_from: None,
             version: state.version,
             location: state.location.clone(),
             batches: Vec::new(),
@@ -167,7 +172,9 @@ impl GroupMemtable {
         let mut state = self.state();
         state.indexes.push_back(index);
         for id in append.table_ids() {
-            state.tables.entry(id).or_insert_with(Table::unknown).last_append = index;
+            let table = state.tables.entry(id).or_insert_with(Table::unknown);
+            table.last_append = index;
+            table.dirty_from.get_or_insert(index);
         }
         if state.active {
             state.queued_bytes += append.raw_len as usize;
@@ -191,6 +198,8 @@ impl GroupMemtable {
         table.watermark = table.watermark.max(hi);
         table.advance(version, location);
         let watermark = table.watermark;
+        let dirty = table.last_append > watermark;
+        table.dirty_from = table.dirty_from.filter(|_| dirty).map(|from| from.max(watermark + 1));
         table.batches = table.batches.drain(..).filter_map(|batch| batch.above(watermark)).collect();
         state.forget_flushed();
     }
@@ -324,8 +333,7 @@ impl GroupMemtable {
 impl State {
     /// Forgets entries whose rows are all in Iceberg.
     fn forget_flushed(&mut self) {
-        let dirty = self.tables.values().filter(|table| table.last_append > table.watermark);
-        let needed_from = dirty.map(|table| table.watermark + 1).min().unwrap_or(u64::MAX);
+        let needed_from = self.tables.values().filter_map(|table| table.dirty_from).min().unwrap_or(u64::MAX);
         let gone = self.indexes.partition_point(|index| *index < needed_from);
         self.indexes.drain(..gone);
     }
@@ -539,6 +547,22 @@ mod tests {
         table.applied(7);
         table.build(UnixNanos(1), None).expect("builds");
         assert_eq!(rows(&table.view(&id, table.epoch()).expect("exists")), 2);
+    }
+
+    #[tokio::test]
+    async fn a_table_that_was_clean_needs_only_its_own_rows() {
+        let table = GroupMemtable::new(false);
+        let busy = append(1).table_ids().next().expect("one table");
+        let sparse = TableId { tenant: TenantId::new("sparse").expect("name"), ..busy.clone() };
+        table.append(10, Append { tenant: sparse.tenant.clone(), ..append(1) });
+        table.flushed(&sparse, 10, 1, "v1");
+        for index in 11..=2000 {
+            table.append(index, append(1));
+        }
+        table.append(2001, Append { tenant: sparse.tenant.clone(), ..append(1) });
+        // The cut at 2000 is complete: everything up to it may be purged from the log.
+        table.flushed(&busy, 2000, 1, "v1");
+        assert_eq!(table.state().indexes, [2001]);
     }
 
     /// A log of one kind of append, index for index.

@@ -92,6 +92,8 @@ pub struct Wal {
     pub sync_bytes: ByteSize,
     /// Ingest stops while less is free on the log's disk.
     pub disk_reserve: DiskReserve,
+    /// Log whose rows are in Iceberg is kept this long, as insurance, and for nodes that were away.
+    pub keep_flushed: Time,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -272,6 +274,7 @@ impl Default for Wal {
             sync_interval: Time::from_millis(50),
             sync_bytes: ByteSize(4 << 20),
             disk_reserve: DiskReserve { bytes: 5 << 30, percent: 10 },
+            keep_flushed: Time::from_secs(600),
         }
     }
 }

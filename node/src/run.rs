@@ -10,8 +10,9 @@ use signaldb_catalog::{Access, Database, IcebergCatalog, TenantConfig};
 use signaldb_lake::{Lake, LakeConfig, Store};
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
 use signaldb_query::{QueryConfig, QueryEngine};
+use signaldb_raft::admission::Refuse;
 use signaldb_raft::state_store::RocksStateStore;
-use signaldb_raft::{ApplySink, Groups, GroupsConfig, OpenLog, PeersConfig};
+use signaldb_raft::{ApplySink, Groups, GroupsConfig, OpenLog, PeersConfig, RejectReason};
 use signaldb_signals::SignalKind as OtlpKind;
 use signaldb_wal::{RealIo, WalConfig};
 use tokio::net::TcpListener;
@@ -25,11 +26,10 @@ use crate::{banner, peer_port};
 
 /// How long a write may wait for its commit.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Flushed log that is kept as insurance.
-const PURGE_LAG: Duration = Duration::from_secs(600);
+/// Flushed log beyond this goes, however young it is.
 const PURGE_LAG_BYTES: u64 = 1 << 30;
 /// How long servers may take to stop.
-const STOP_TIMEOUT: Duration = Duration::from_secs(4);
+const STOP_TIMEOUT: Duration = Duration::from_millis(3500);
 /// How often a group looks whether it keeps old log alive without need.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a node looks at its own health.
@@ -167,6 +167,7 @@ impl Node {
             signals: enabled_signals(&config.schema.default_schemas),
             metrics: Box::new(move || metrics.render()),
         });
+        groups.refuse_when(refusal(&app));
         Ok(Self { groups, lake, app, peer_tasks, stop_peers })
     }
 
@@ -179,6 +180,22 @@ impl Node {
         self.peer_tasks.abort_all();
         while self.peer_tasks.join_next().await.is_some() {}
     }
+}
+
+/// What a leader says to rows from other nodes; its own clients hear the same from the API.
+fn refusal(app: &App) -> Box<Refuse> {
+    let app = app.clone();
+    Box::new(move || {
+        if app.disk_full() {
+            return Some(RejectReason::Busy(
+                "the leader's disk reserve is reached: free space on its log's disk".to_owned(),
+            ));
+        }
+        app.lake.full().then(|| {
+            let reason = "unflushed rows use up the leader's memory budget: flushing does not keep up";
+            RejectReason::Busy(reason.to_owned())
+        })
+    })
 }
 
 fn enabled_signals(enabled: &DefaultSchemas) -> Vec<OtlpKind> {
@@ -204,7 +221,7 @@ fn groups_config(config: &Config) -> GroupsConfig {
         data_groups: config.cluster.groups,
         heartbeat_interval: config.cluster.heartbeat_interval.0,
         election_timeout: (config.cluster.election_timeout.0.0, config.cluster.election_timeout.1.0),
-        purge_lag: PURGE_LAG,
+        purge_lag: config.wal.keep_flushed.0,
         purge_lag_bytes_max: PURGE_LAG_BYTES,
         trim_interval: TRIM_INTERVAL,
         fsync: config.cluster.ack == "quorum-fsync",

@@ -220,6 +220,10 @@ pub enum ProposeOutcome {
     Throttled = 3,
     TooLarge = 4,
     Stopping = 5,
+    /// The leader's memory or disk is full.
+    Busy = 6,
+    /// It is no command, or one that the leader does not know.
+    Undecodable = 7,
 }
 
 /// Asks a leader for the index that a strong read must see.
@@ -239,6 +243,8 @@ pub struct ReadIndexResponse {
 /// Flight action of the peer port: pins what a group's leader holds of a table. Body [`ViewRequest`], one result
 /// [`ViewResponse`].
 pub const VIEW_ACTION: &str = "view";
+/// Flight action of the peer port: gives a view back. Body [`RowsTicket`], no result.
+pub const RELEASE_ACTION: &str = "release";
 /// Flight action of the peer port: flushes what a group applied before the call. Body [`FlushRequest`], no result.
 pub const FLUSH_ACTION: &str = "flush";
 

@@ -29,7 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::error::{QueryError, QueryErrorKind};
 use crate::logical_view::{ATTRIBUTES, HEX_ID};
 use crate::names::{CATALOG, OneCatalog, TenantCatalog};
-use crate::remote::{self, RemoteRows, ViewQuestion};
+use crate::remote::{self, Lease, RemoteRows, ViewQuestion};
 use crate::rewrite::CollapseView;
 use crate::table::StoredTable;
 
@@ -214,7 +214,7 @@ impl Inner {
         let open = async {
             let permit = self.running.acquire().await;
             let permit = permit.map_err(|_| QueryError::new(QueryErrorKind::Unavailable, "the node is stopping"))?;
-            Ok::<_, QueryError>((permit, self.open(query).await?))
+            Ok::<_, QueryError>((permit, self.open(query, deadline).await?))
         };
         let (_permit, mut stream) = match tokio::time::timeout_at(deadline, Box::pin(open)).await {
             Ok(Ok(found)) => found,
@@ -239,7 +239,7 @@ impl Inner {
         }
     }
 
-    async fn open(&self, query: Query) -> Result<SendableRecordBatchStream, QueryError> {
+    async fn open(&self, query: Query, deadline: Instant) -> Result<SendableRecordBatchStream, QueryError> {
         let datasets = self.access.datasets(&query.identity.tenant).into_iter().collect();
         let snapshotter = Arc::new(Snapshotter {
             lake: self.lake.clone(),
@@ -248,7 +248,7 @@ impl Inner {
             consistency: query.consistency,
             min_position: query.min_position,
             open: !self.access.enabled(),
-            deadline: self.config.deadline,
+            deadline,
         });
         let catalog = Arc::new(TenantCatalog { snapshotter, datasets, open: !self.access.enabled() });
         let mut state = SessionStateBuilder::new_from_existing(self.template.clone())
@@ -304,8 +304,7 @@ pub(crate) struct Snapshotter {
     min_position: Option<Position>,
     /// Authentication is off.
     pub(crate) open: bool,
-    /// How long the query may go on.
-    deadline: Duration,
+    deadline: Instant,
 }
 
 impl Snapshotter {
@@ -313,9 +312,18 @@ impl Snapshotter {
     pub(crate) async fn table(&self, dataset: &DatasetId, table: SignalTable) -> Result<StoredTable, QueryError> {
         let id = TableId { tenant: self.tenant.clone(), dataset: dataset.clone(), code: table.code() };
         let homes = match self.consistency {
+            _ if self.min_position.is_some() => {
+                self.groups.homes_now(&self.tenant, LEADER_TIMEOUT).await.map_err(read_error)?
+            }
             Consistency::Strong => self.groups.homes_now(&self.tenant, LEADER_TIMEOUT).await.map_err(read_error)?,
             Consistency::Eventual => self.groups.homes(&self.tenant),
         };
+        if let Some(position) =
+            self.min_position.filter(|position| homes.iter().all(|home| home.id() != position.group))
+        {
+            let message = format!("position {position} is not of a group that holds rows of the tenant");
+            return Err(QueryError::new(QueryErrorKind::Invalid, message));
+        }
         let mut views = Vec::new();
         for group in homes {
             let view = self.view(&group, &id).await?;
@@ -355,12 +363,18 @@ impl Snapshotter {
             let outcome = match seen.leader {
                 _ if seen.here => self.view_here(group, id, strong, min_index).await,
                 Some(leader) => {
-                    let question =
-                        ViewQuestion { group: group.id(), table: id, strong, min_index, keep: self.deadline };
-                    let asked = self.view_at(leader, &question);
-                    match tokio::time::timeout(ASK_TIMEOUT, asked).await {
-                        Ok(outcome) => outcome,
-                        Err(_) => Err(unavailable(format!("node {leader} does not answer"))),
+                    let question = ViewQuestion {
+                        group: group.id(),
+                        table: id,
+                        strong,
+                        min_index,
+                        keep: self.deadline.saturating_duration_since(Instant::now()),
+                    };
+                    tokio::select! {
+                        outcome = self.view_at(leader, &question) => outcome,
+                        // A leader that was replaced may never answer.
+                        Ok(_) = group.leadership_change(seen) => Err(unavailable(format!("node {leader} was replaced"))),
+                        () = tokio::time::sleep(ASK_TIMEOUT) => Err(unavailable(format!("node {leader} does not answer"))),
                     }
                 }
                 None => Err(unavailable(format!("group {} has no leader", group.id()))),
@@ -374,7 +388,7 @@ impl Snapshotter {
             }
             tokio::select! {
                 () = tokio::time::sleep(LEADER_POLL) => {}
-                _ = group.leadership_change(seen) => {}
+                Ok(_) = group.leadership_change(seen) => {}
             }
         }
     }
@@ -399,12 +413,16 @@ impl Snapshotter {
     async fn view_at(&self, leader: NodeId, question: &ViewQuestion<'_>) -> Result<Option<GroupView>, QueryError> {
         let peers = self.groups.peers();
         let view = remote::view(peers, leader, question).await.map_err(|status| QueryError::from_status(&status))?;
-        let rows = RemoteRows { peers: Arc::clone(peers), leader, view: view.view, above: 0 };
-        Ok(view.found.then_some(GroupView {
+        if !view.found {
+            return Ok(None);
+        }
+        let (peers, runtime) = (Arc::clone(peers), tokio::runtime::Handle::current());
+        let lease = Arc::new(Lease { peers, leader, view: view.view, runtime });
+        Ok(Some(GroupView {
             watermark: view.watermark,
             version: view.version,
             location: view.location,
-            rows: GroupRows::There(rows),
+            rows: GroupRows::There(RemoteRows { lease, above: 0 }),
         }))
     }
 

@@ -16,7 +16,9 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use prost::Message;
 use signaldb_lake::{Lake, TableView};
 use signaldb_model::{DatasetId, GroupId, TableCode, TableId, TenantId};
-use signaldb_proto::peer::{FLUSH_ACTION, FlushRequest, RowsTicket, VIEW_ACTION, ViewRequest, ViewResponse};
+use signaldb_proto::peer::{
+    FLUSH_ACTION, FlushRequest, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest, ViewResponse,
+};
 use signaldb_raft::{Group, Groups, Peers};
 use signaldb_signals::{SignalTable, schema};
 use tokio::time::Instant;
@@ -158,6 +160,11 @@ impl FlightService for PeerFlight {
         let action = request.into_inner();
         let body = match action.r#type.as_str() {
             VIEW_ACTION => Bytes::from(self.view(decode(action.body)?).await?.encode_to_vec()),
+            RELEASE_ACTION => {
+                let ticket: RowsTicket = decode(action.body)?;
+                self.views.lock().unwrap_or_else(PoisonError::into_inner).remove(&ticket.view);
+                Bytes::new()
+            }
             FLUSH_ACTION => {
                 self.flush(&decode(action.body)?).await?;
                 Bytes::new()

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use arrow_flight::FlightClient;
+use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::{Action, Ticket};
 use bytes::Bytes;
 use datafusion::common::{Result, Statistics};
@@ -19,17 +20,41 @@ use datafusion::physical_plan::{DisplayFormatType, ExecutionPlan, SendableRecord
 use futures::TryStreamExt;
 use prost::Message;
 use signaldb_model::{GroupId, NodeId, TableId};
-use signaldb_proto::peer::{FLUSH_ACTION, FlushRequest, RowsTicket, VIEW_ACTION, ViewRequest, ViewResponse};
-use signaldb_raft::{Lane, Peers};
+use signaldb_proto::peer::{
+    FLUSH_ACTION, FlushRequest, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest, ViewResponse,
+};
+use signaldb_raft::{Lane, MESSAGE_BYTES_MAX, Peers};
 use tonic::Status;
+
+/// How long a leader may take to flush.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The rows of a view that a group's leader pinned, above an index.
 #[derive(Debug, Clone)]
 pub(crate) struct RemoteRows {
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) above: u64,
+}
+
+/// A view that a leader holds for a query; given back when the last user is gone.
+#[derive(Debug)]
+pub(crate) struct Lease {
     pub(crate) peers: Arc<Peers>,
     pub(crate) leader: NodeId,
     pub(crate) view: Bytes,
-    pub(crate) above: u64,
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let (peers, leader, view) = (Arc::clone(&self.peers), self.leader, self.view.clone());
+        // Without an answer the leader lets go by itself, at the query's deadline.
+        self.runtime.spawn(async move {
+            let ticket = RowsTicket { view, ..RowsTicket::default() };
+            let released = act(&peers, leader, RELEASE_ACTION, ticket.encode_to_vec());
+            drop(tokio::time::timeout(Duration::from_secs(2), released).await);
+        });
+    }
 }
 
 /// What a query asks a leader for.
@@ -42,7 +67,9 @@ pub(crate) struct ViewQuestion<'a> {
 }
 
 fn client(peers: &Peers, node: NodeId) -> Result<FlightClient, Status> {
-    let mut client = FlightClient::new(peers.channel(node, Lane::Bulk)?);
+    let channel = peers.channel(node, Lane::Rows)?;
+    let inner = FlightServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = FlightClient::new_from_inner(inner);
     *client.metadata_mut() = peers.metadata(node);
     Ok(client)
 }
@@ -77,7 +104,9 @@ pub(crate) async fn view(peers: &Peers, leader: NodeId, question: &ViewQuestion<
 
 /// Asks the leader to flush what it applied before.
 pub(crate) async fn flush(peers: &Peers, leader: NodeId, group: GroupId) -> Result<(), Status> {
-    act(peers, leader, FLUSH_ACTION, FlushRequest { group: group.0 }.encode_to_vec()).await.map(drop)
+    let flush = act(peers, leader, FLUSH_ACTION, FlushRequest { group: group.0 }.encode_to_vec());
+    let flushed = tokio::time::timeout(FLUSH_TIMEOUT, flush).await;
+    flushed.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("node {leader} does not flush")))).map(drop)
 }
 
 /// A plan that yields the rows with the columns of `projection`.
@@ -103,11 +132,11 @@ impl RemoteSource {
     async fn rows(self) -> Result<SendableRecordBatchStream> {
         let failed = |error: Status| DataFusionError::External(Box::new(error));
         let ticket = RowsTicket {
-            view: self.rows.view.clone(),
+            view: self.rows.lease.view.clone(),
             above: self.rows.above,
             columns: self.columns.iter().map(|column| *column as u32).collect(),
         };
-        let mut client = client(&self.rows.peers, self.rows.leader).map_err(failed)?;
+        let mut client = client(&self.rows.lease.peers, self.rows.lease.leader).map_err(failed)?;
         let batches = client.do_get(Ticket { ticket: ticket.encode_to_vec().into() }).await;
         let batches = batches.map_err(|error| failed(status(error)))?;
         let batches = batches.map_err(move |error| failed(status(error)));
@@ -122,7 +151,7 @@ impl DataSource for RemoteSource {
     }
 
     fn fmt_as(&self, _kind: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "memtable of node {} above {}", self.rows.leader, self.rows.above)
+        write!(f, "memtable of node {} above {}", self.rows.lease.leader, self.rows.above)
     }
 
     fn output_partitioning(&self) -> Partitioning {

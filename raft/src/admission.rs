@@ -1,7 +1,7 @@
 //! Bounds of what is proposed and not yet applied: 64 MiB a group, 256 MiB a node (DESIGN section 2).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use signaldb_model::limits::{GROUP_UNCOMMITTED_BYTES_MAX, NODE_UNCOMMITTED_BYTES_MAX};
@@ -25,6 +25,30 @@ pub struct Permit {
     used: Arc<AtomicUsize>,
     bytes: usize,
     _node: Option<Box<Permit>>,
+}
+
+/// Whether this node, as a leader, takes rows from other nodes now; set once the node knows its memory and its disk.
+#[derive(Clone, Default)]
+pub(crate) struct Refusal(Arc<OnceLock<Box<Refuse>>>);
+
+/// Says why rows are refused now, if they are.
+pub type Refuse = dyn Fn() -> Option<RejectReason> + Send + Sync;
+
+impl std::fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Refusal").finish_non_exhaustive()
+    }
+}
+
+impl Refusal {
+    pub(crate) fn set(&self, refuse: Box<Refuse>) {
+        // The first stays.
+        let _ = self.0.set(refuse);
+    }
+
+    pub(crate) fn check(&self) -> Result<(), RejectReason> {
+        self.0.get().and_then(|refuse| refuse()).map_or(Ok(()), Err)
+    }
 }
 
 impl Admission {

@@ -26,6 +26,11 @@ pub enum RejectReason {
     TooLarge { bytes: usize, limit: usize },
     #[error("the node is stopping")]
     Stopping,
+    /// The node that leads takes no rows now: memory, disk.
+    #[error("{0}")]
+    Busy(String),
+    #[error("the command is refused: {0}")]
+    Undecodable(String),
 }
 
 /// A strong read cannot be served.

@@ -1,10 +1,11 @@
 //! A handle to one Raft group of this node.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::Instant as _;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Refusal};
 use crate::command::{Append, Command};
 use crate::error::{OpenError, ReadError, RejectReason, WriteError};
 use crate::log_store::LogStore;
@@ -34,6 +35,9 @@ const REPLAY_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long a voter leaves it to the one whose turn it is to start a new group.
 const INITIALIZE_DELAY: Duration = Duration::from_secs(3);
+
+/// A proposer's clock may be this far ahead of the leader's.
+const CLOCK_AHEAD_MAX_NANOS: u64 = 60_000_000_000;
 
 /// Pause before a write or a read asks again who leads.
 const LEADER_POLL: Duration = Duration::from_millis(50);
@@ -66,6 +70,8 @@ pub struct GroupStatus {
     pub synced_index: u64,
     /// Every row up to here is in Iceberg.
     pub flushed_index: u64,
+    /// The log holds nothing up to here any more.
+    pub purged_index: u64,
     pub state: String,
     pub voters: Vec<u64>,
     pub learners: Vec<u64>,
@@ -78,6 +84,9 @@ pub(crate) struct GroupDeps {
     pub(crate) store: Arc<dyn StateStore>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) node_admission: Arc<Admission>,
+    /// Bytes of requests that are on their way to a leader.
+    pub(crate) waiting: Arc<Admission>,
+    pub(crate) refusal: Refusal,
     pub(crate) peers: Arc<Peers>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -92,8 +101,14 @@ pub struct Group {
     shared: Arc<Shared>,
     level: AckLevel,
     admission: Admission,
+    node_admission: Arc<Admission>,
+    refusal: Refusal,
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
+    /// When the leader was heard last.
+    heard: Mutex<std::time::Instant>,
+    silence_max: Duration,
+    panicked: Mutex<Option<String>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -162,11 +177,17 @@ impl Group {
             shared,
             level,
             admission: Admission::of_group(Arc::clone(&deps.node_admission)),
+            node_admission: Arc::clone(&deps.waiting),
+            refusal: deps.refusal.clone(),
             peers: Arc::clone(&deps.peers),
             clock: Arc::clone(&deps.clock),
+            heard: Mutex::new(std::time::Instant::now()),
+            silence_max: 3 * config.election_timeout.1,
+            panicked: Mutex::default(),
             tasks: deps.tasks.clone(),
             stop: deps.stop.clone(),
         });
+        group.watch_for_panics();
         deps.peers.register(&group);
         if alone {
             let peer = voters.get(&node.0).cloned().unwrap_or_default();
@@ -254,7 +275,7 @@ impl Group {
 
     /// Who leads, as far as this node knows. A leader that is gone is named until another is elected.
     pub fn leadership(&self) -> Leadership {
-        leadership(&self.raft.metrics().borrow_watched())
+        leadership(&self.raft.server_metrics().borrow_watched())
     }
 
     /// Waits until the leadership is not what was `seen`.
@@ -264,10 +285,16 @@ impl Group {
     ///
     /// Cancel safety: safe.
     pub async fn leadership_change(&self, seen: Leadership) -> Result<Leadership, ReadError> {
-        let changed = self.raft.wait(None).metrics(|metrics| leadership(metrics) != seen, "another leadership").await;
-        let metrics =
-            changed.map_err(|error| ReadError::Unavailable { group: self.id.0, reason: error.to_string() })?;
-        Ok(leadership(&metrics))
+        // Unlike the other metrics these change only when something happens.
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            let now = leadership(&metrics.borrow_watched());
+            if now != seen {
+                return Ok(now);
+            }
+            let stopped = |_| ReadError::Unavailable { group: self.id.0, reason: "the group stopped".to_owned() };
+            metrics.changed().await.map_err(stopped)?;
+        }
     }
 
     /// Waits until the entry at `index` is applied here.
@@ -331,6 +358,8 @@ impl Group {
             return Err(WriteError::Rejected(reason));
         }
         let repeatable = !matches!(command, Command::Append(append) if append.dedup.is_none());
+        // While it looks for a leader a request waits with its bytes: they count, here and now.
+        let _held = self.node_admission.admit(encoded.len()).map_err(WriteError::Rejected)?;
         let until = tokio::time::Instant::now() + timeout;
         let mut unknown = None;
         loop {
@@ -363,9 +392,25 @@ impl Group {
             }
             tokio::select! {
                 () = tokio::time::sleep(LEADER_POLL.min(left)) => {}
-                _ = self.leadership_change(seen) => {}
+                Ok(_) = self.leadership_change(seen) => {}
             }
         }
+    }
+
+    /// Who a peer heard of last: see [`Groups::not_ready`](crate::Groups::not_ready).
+    pub(crate) fn heard(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = std::time::Instant::now();
+    }
+
+    /// Whether a leader is there, by what was heard lately and not by whom was elected once.
+    pub(crate) fn has_leader(&self) -> bool {
+        let seen = self.leadership();
+        if self.level == AckLevel::LocalFsync || !seen.here {
+            let recent = self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < self.silence_max;
+            return seen.here || (seen.leader.is_some() && recent);
+        }
+        let acked = self.raft.metrics().borrow_watched().last_quorum_acked;
+        acked.is_some_and(|acked| acked.elapsed() < self.silence_max)
     }
 
     async fn propose_at(&self, seen: Leadership, encoded: Bytes, left: Duration) -> Result<Applied, WriteError> {
@@ -378,11 +423,38 @@ impl Group {
                 let response = self.peers.call(leader, Lane::Bulk, "Propose", &request, left).await;
                 match response {
                     Ok(response) => proposed(group, &response),
+                    Err(status) if never_arrived(&status) => {
+                        Err(WriteError::Rejected(RejectReason::NoLeader { group }))
+                    }
                     Err(status) => Err(WriteError::Unknown(format!("node {leader}: {}", status.message()))),
                 }
             }
             _ => Err(WriteError::Rejected(RejectReason::NoLeader { group })),
         }
+    }
+
+    /// Proposes a command that another node sent, as the leader.
+    pub(crate) async fn propose_for_peer(&self, encoded: Bytes, timeout: Duration) -> Result<Applied, WriteError> {
+        if encoded.len() > ENTRY_BYTES_MAX {
+            let reason = RejectReason::TooLarge { bytes: encoded.len(), limit: ENTRY_BYTES_MAX };
+            return Err(WriteError::Rejected(reason));
+        }
+        // What apply cannot decode would stop the group on every replica, at every start.
+        let command = Command::decode(&encoded);
+        let command = command.map_err(|error| WriteError::Rejected(RejectReason::Undecodable(error.to_string())))?;
+        if matches!(command, Command::Meta(_)) != (self.id == GroupId::META) {
+            let reason = "a command of the meta group for a data group, or the reverse".to_owned();
+            return Err(WriteError::Rejected(RejectReason::Undecodable(reason)));
+        }
+        let Command::Append(mut append) = command else { return self.propose_here(encoded, timeout).await };
+        self.refusal.check().map_err(WriteError::Rejected)?;
+        // A clock that is far ahead would end everybody's dedup window.
+        let latest = UnixNanos(self.clock.now().0.saturating_add(CLOCK_AHEAD_MAX_NANOS));
+        if append.at <= latest {
+            return self.propose_here(encoded, timeout).await;
+        }
+        append.at = latest;
+        self.propose_here(Command::Append(append).encode(), timeout).await
     }
 
     /// Proposes as the leader.
@@ -439,7 +511,7 @@ impl Group {
             }
             tokio::select! {
                 () = tokio::time::sleep(LEADER_POLL) => {}
-                _ = self.leadership_change(seen) => {}
+                Ok(_) = self.leadership_change(seen) => {}
             }
         }
     }
@@ -495,7 +567,26 @@ impl Group {
 
     /// `None` when the group works; else why it stopped for good.
     pub fn failure(&self) -> Option<String> {
-        self.raft.metrics().borrow_watched().running_state.as_ref().err().map(ToString::to_string)
+        let failed = self.raft.metrics().borrow_watched().running_state.as_ref().err().map(ToString::to_string);
+        failed.or_else(|| self.panicked.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// A core that panics changes no metrics: its channels close, that is all.
+    fn watch_for_panics(self: &Arc<Self>) {
+        let group = Arc::clone(self);
+        let mut metrics = self.raft.server_metrics();
+        self.tasks.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = group.stop.cancelled() => return,
+                    changed = metrics.changed() => if changed.is_err() {
+                        let reason = format!("the core of group {} is gone: it panicked", group.id);
+                        *group.panicked.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                        return;
+                    },
+                }
+            }
+        });
     }
 
     pub fn status(&self) -> GroupStatus {
@@ -515,6 +606,7 @@ impl Group {
             applied_index: applied,
             synced_index: metrics.local_committed.map_or(0, |id| id.index),
             flushed_index: flushed,
+            purged_index: metrics.purged.map_or(0, |id| id.index),
             state: format!("{:?}", metrics.state).to_lowercase(),
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
@@ -548,7 +640,7 @@ impl Trimmer {
         let mut due = tokio::time::interval(self.config.trim_interval);
         due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let outcome = tokio::select! {
+            let ticked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 changed = completed_cut.changed() => {
@@ -556,19 +648,29 @@ impl Trimmer {
                         return;
                     }
                     self.unfinished = Some(*completed_cut.borrow_and_update());
-                    self.make_durable().await
+                    false
                 }
-                _ = due.tick() => match self.make_durable().await {
-                    Ok(()) => self.cut_if_idle_and_pinning().await,
-                    failed => failed,
-                },
+                _ = due.tick() => true,
             };
-            if let Err(error) = outcome {
-                tracing::warn!(group = self.id.0, %error, "no snapshot; the log is kept");
+            // A group without a quorum may never answer.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = self.trim(ticked) => {}
             }
-            if let Err(error) = self.purge().await {
-                tracing::warn!(group = self.id.0, %error, "the log is not purged");
-            }
+        }
+    }
+
+    async fn trim(&mut self, ticked: bool) {
+        let outcome = match self.make_durable().await {
+            Ok(()) if ticked => self.cut_if_idle_and_pinning().await,
+            outcome => outcome,
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(group = self.id.0, %error, "no snapshot; the log is kept");
+        }
+        if let Err(error) = self.purge().await {
+            tracing::warn!(group = self.id.0, %error, "the log is not purged");
         }
     }
 
@@ -611,9 +713,18 @@ impl Trimmer {
     }
 }
 
-fn leadership(metrics: &openraft::RaftMetrics<crate::types::TypeConfig>) -> Leadership {
+/// Whether a call certainly did not reach the peer, or was turned away before anything else.
+fn never_arrived(status: &tonic::Status) -> bool {
+    match status.code() {
+        tonic::Code::FailedPrecondition | tonic::Code::Unauthenticated | tonic::Code::Unimplemented => true,
+        tonic::Code::Unavailable => status.message().contains("tcp connect error"),
+        _ => false,
+    }
+}
+
+fn leadership(metrics: &openraft::metrics::RaftServerMetrics<crate::types::TypeConfig>) -> Leadership {
     Leadership {
-        term: metrics.current_term,
+        term: metrics.vote.leader_id.term,
         leader: metrics.current_leader.map(NodeId),
         here: metrics.state.is_leader(),
     }

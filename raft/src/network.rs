@@ -97,7 +97,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         let message = wire::append_request_out(self.group.0, &request);
         let timeout = match self.lane {
             Lane::Control => option.hard_ttl(),
-            Lane::Bulk => APPEND_TIMEOUT,
+            Lane::Bulk | Lane::Rows => APPEND_TIMEOUT,
         };
         let response = self.call(self.lane, RPCTypes::AppendEntries, "Append", &message, timeout).await?;
         let decoded = wire::append_response_in(&response);

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Refusal, Refuse};
 use crate::command::{Append, Command};
 use crate::error::{OpenError, ReadError, WriteError};
 use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus};
@@ -29,7 +29,9 @@ use crate::types::Peer;
 mod formation;
 
 /// How long a stopping node waits for others to take its leaderships.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long writes in flight may take when the node stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Settings of the groups of a node.
 #[derive(Debug, Clone)]
@@ -130,6 +132,7 @@ pub struct Groups {
     data: BTreeMap<GroupId, Arc<Group>>,
     founding: Founding,
     address: String,
+    refusal: Refusal,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -159,6 +162,8 @@ impl Groups {
             store,
             clock,
             node_admission: Arc::new(Admission::of_node()),
+            waiting: Arc::new(Admission::of_node()),
+            refusal: Refusal::default(),
             peers: Arc::clone(&peers),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -177,6 +182,9 @@ impl Groups {
         let alone = peers.addresses().len() <= 1;
         let begun = wal.group_state(GroupId::META.0);
         let fresh = begun.range.is_none() && begun.purged.is_none();
+        if fresh {
+            peers.set_knows_itself();
+        }
         let mut voters = match (alone, fresh) {
             (true, _) => BTreeMap::from([(peers.node().0, me)]),
             (false, true) => formation::form(&peers).await?,
@@ -188,6 +196,7 @@ impl Groups {
             let members = meta_group.members();
             formation::check_members(&peers, &members)?;
             peers.set_voters(formation::listed(&members));
+            peers.set_knows_itself();
             voters = members;
         }
         let founding = found(&meta_group, &meta, &config, &voters).await?;
@@ -196,12 +205,17 @@ impl Groups {
             let group = Group::open(id, founding.voters_or(&voters), &group_config, &deps, Arc::clone(&sink)).await?;
             data.insert(id, group);
         }
-        let (tasks, stop, address) = (deps.tasks, deps.stop, config.address);
-        Ok(Self { wal, peers, meta_group, meta, data, founding, address, tasks, stop })
+        let (tasks, stop, address, refusal) = (deps.tasks, deps.stop, config.address, deps.refusal);
+        Ok(Self { wal, peers, meta_group, meta, data, founding, address, refusal, tasks, stop })
     }
 
     pub fn peers(&self) -> &Arc<Peers> {
         &self.peers
+    }
+
+    /// Rows that other nodes send to the groups that this one leads are refused while `refuse` says why.
+    pub fn refuse_when(&self, refuse: Box<Refuse>) {
+        self.refusal.set(refuse);
     }
 
     pub fn founding(&self) -> &Founding {
@@ -293,7 +307,7 @@ impl Groups {
         if let Some(poison) = self.wal.poisoned() {
             return vec![format!("log: {poison}")];
         }
-        let leaderless = |group: &&Arc<Group>| group.leadership().leader.is_none() || group.failure().is_some();
+        let leaderless = |group: &&Arc<Group>| !group.has_leader() || group.failure().is_some();
         let groups = std::iter::once(&self.meta_group).chain(self.data.values()).filter(leaderless);
         groups.map(|group| format!("group {} has no leader", group.id())).collect()
     }
@@ -308,13 +322,16 @@ impl Groups {
         self.wal.stats()
     }
 
-    /// Refuses new writes, finishes those in flight, stops the groups and syncs the log.
+    /// Refuses new writes, gives those in flight a moment, stops the groups and syncs the log.
     pub async fn close(&self) {
         self.tasks.close();
         self.stop.cancel();
-        self.tasks.wait().await;
-        for group in std::iter::once(&self.meta_group).chain(self.data.values()) {
-            group.shutdown().await;
+        // Writes of a leader without a quorum end only with their group.
+        let in_flight = tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await;
+        let groups = std::iter::once(&self.meta_group).chain(self.data.values());
+        futures::future::join_all(groups.map(|group| group.shutdown())).await;
+        if in_flight.is_err() && tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!("writes in flight did not end");
         }
         let wal = Arc::clone(&self.wal);
         if tokio::task::spawn_blocking(move || wal.close()).await.is_err() {

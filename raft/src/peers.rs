@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -21,19 +22,21 @@ use tonic::{Request, Status};
 use crate::group::Group;
 
 /// Largest message between peers: a snapshot with a full dedup window.
-pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 const WINDOW_BYTES: u32 = 16 << 20;
 
-/// Two connections a peer, so that a large append never delays a vote or a heartbeat on the wire.
+/// Three connections a peer, so that a large append never delays a vote or a heartbeat on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lane {
     /// Votes, heartbeats, read indexes.
     Control,
-    /// Appends, snapshots, forwarded writes, rows.
+    /// Appends, snapshots, forwarded writes.
     Bulk,
+    /// Rows of queries: a reader that pauses must not hold up appends.
+    Rows,
 }
 
 /// What a node knows of its peers.
@@ -64,11 +67,20 @@ pub struct Peers {
     /// First voters with their disks, once the cluster is formed.
     voters: RwLock<Vec<Voter>>,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    /// Whether the node has read from its disk if it belongs to a cluster.
+    knows_itself: AtomicBool,
 }
 
 impl Peers {
     pub(crate) fn new(config: PeersConfig, disk_id: String) -> Self {
-        Self { config, disk_id, channels: Mutex::default(), voters: RwLock::default(), groups: RwLock::default() }
+        Self {
+            config,
+            disk_id,
+            channels: Mutex::default(),
+            voters: RwLock::default(),
+            groups: RwLock::default(),
+            knows_itself: AtomicBool::new(false),
+        }
     }
 
     pub fn node(&self) -> NodeId {
@@ -91,6 +103,15 @@ impl Peers {
     /// From now on a node is known by its disk.
     pub(crate) fn set_voters(&self, voters: Vec<Voter>) {
         *self.voters.write().unwrap_or_else(PoisonError::into_inner) = voters;
+    }
+
+    pub(crate) fn knows_itself(&self) -> bool {
+        self.knows_itself.load(Ordering::Acquire)
+    }
+
+    /// From now on peers are told who this is; before, an answer could make them found a second cluster.
+    pub(crate) fn set_knows_itself(&self) {
+        self.knows_itself.store(true, Ordering::Release);
     }
 
     /// Lets peers call a group.
@@ -120,7 +141,8 @@ impl Peers {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
-            .initial_stream_window_size(WINDOW_BYTES)
+            // One reader that pauses leaves room for the others.
+            .initial_stream_window_size(if lane == Lane::Rows { WINDOW_BYTES / 8 } else { WINDOW_BYTES })
             .initial_connection_window_size(WINDOW_BYTES);
         let channel = endpoint.connect_lazy();
         channels.insert((node, lane), channel.clone());

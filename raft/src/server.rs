@@ -81,12 +81,15 @@ impl UnaryService<Bytes> for Call {
 
 async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Status> {
     Ok(match method {
+        "Identity" if !peers.knows_itself() => return Err(Status::unavailable("the node is starting")),
         "Identity" => encode(&identity(peers)),
         "Append" => {
             let request: peer::AppendRequest = decode(body)?;
             let decoded =
                 wire::append_request_in(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
-            let response = group(peers, request.group)?.raft().append_entries(decoded).await.map_err(stopped)?;
+            let group = group(peers, request.group)?;
+            group.heard();
+            let response = group.raft().append_entries(decoded).await.map_err(stopped)?;
             encode(&wire::append_response_out(&response))
         }
         "Vote" => {
@@ -120,7 +123,7 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
         "Propose" => {
             let request: peer::ProposeRequest = decode(body)?;
             let timeout = Duration::from_millis(request.timeout_ms.into());
-            let written = group(peers, request.group)?.propose_here(request.command, timeout).await;
+            let written = group(peers, request.group)?.propose_for_peer(request.command, timeout).await;
             encode(&propose_response(written))
         }
         "ReadIndex" => {
@@ -168,6 +171,14 @@ fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer:
         Err(WriteError::Rejected(reason)) => match reason {
             RejectReason::NoLeader { .. } => ProposeOutcome::NoLeader,
             RejectReason::Stopping => ProposeOutcome::Stopping,
+            RejectReason::Busy(reason) => {
+                response.reason = reason;
+                ProposeOutcome::Busy
+            }
+            RejectReason::Undecodable(reason) => {
+                response.reason = reason;
+                ProposeOutcome::Undecodable
+            }
             RejectReason::TooLarge { bytes, limit } => {
                 (response.bytes, response.limit) = (bytes as u64, limit as u64);
                 ProposeOutcome::TooLarge
@@ -193,6 +204,8 @@ pub(crate) fn proposed(group: u32, response: &peer::ProposeResponse) -> Result<c
         ProposeOutcome::Unknown => return Err(WriteError::Unknown(response.reason.clone())),
         ProposeOutcome::NoLeader => RejectReason::NoLeader { group },
         ProposeOutcome::Stopping => RejectReason::Stopping,
+        ProposeOutcome::Busy => RejectReason::Busy(response.reason.clone()),
+        ProposeOutcome::Undecodable => RejectReason::Undecodable(response.reason.clone()),
         ProposeOutcome::TooLarge => RejectReason::TooLarge { bytes, limit },
         ProposeOutcome::Throttled => {
             let retry_after = Duration::from_millis(response.retry_after_ms.into());

@@ -221,6 +221,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let _one_at_a_time = shared.persisting.lock().await;
         persist(&self.store, self.group, meta, &snapshot.0).await?;
         *shared.ready.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        tracing::info!(group = self.group.0, last = ?meta.last_log_id.map(|id| id.index), "snapshot from the leader installed");
         self.restore(meta.clone(), snapshot.0)
     }
 

@@ -246,7 +246,14 @@ impl Wal {
                 }
                 break;
             };
-            let payload = self.shared.read_place(&place)?;
+            let payload = match self.shared.read_place(&place) {
+                // Purged between the look into the index and the read.
+                Err(WalError::Read { .. }) if self.shared.find(group, next).is_none() && out.is_empty() => {
+                    let (first, last) = self.group_state(group).range.unwrap_or((0, 0));
+                    return Err(WalError::Missing { group, index: next, first, last });
+                }
+                payload => payload?,
+            };
             let entries = record::split_entries(&payload).ok_or(WalError::Read {
                 segment: 0,
                 offset: 0,

@@ -15,7 +15,7 @@ const ROWS: &[&[&str]] = &[
     &["model"],
 ];
 /// Beside the house: knows the system only from outside.
-const OUTSIDE: &[&str] = &["bench"];
+const OUTSIDE: &[&str] = &["jepsen", "bench"];
 
 /// What must stay absent: a crate and a dependency that it may not have, even for tests.
 const ABSENT: &[(&str, &str)] = &[
