@@ -273,8 +273,9 @@ mod tests {
     #[test]
     fn strangers_are_refused_by_name() {
         let me = peers("prod", "s", 1, "d1");
-        let check =
-            |peer: &Peers| me.check(&peer.metadata(NodeId(1)).into_headers()).map_err(|status| status.to_string());
+        let check = |peer: &Peers| {
+            me.check(&peer.metadata(NodeId(1)).into_headers()).map_err(|status| status.message().to_owned())
+        };
         assert_eq!(check(&peers("prod", "s", 2, "d2")), Ok(()));
         for (stranger, named) in [
             (peers("test", "s", 2, "d2"), "\"test\""),
