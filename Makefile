@@ -40,7 +40,7 @@ test: test-deps
 	cargo test --locked --workspace
 
 jepsen: deps
-	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-jepsen; \
+	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench -p signaldb-jepsen; \
 	target=$${CARGO_TARGET_DIR:-target}; export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
 	"$$target/release/signaldb-jepsen" --node "$$target/release/signaldb"
 
@@ -48,7 +48,7 @@ lint: deps
 	@$(ENV) cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings
 
 bench: deps
-	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench; \
+	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench -p signaldb-jepsen; \
 	target=$${CARGO_TARGET_DIR:-target}; bench() { "$$target/release/signaldb-bench" --node "$$target/release/signaldb" --results bench/RESULTS.md "$$@"; }; \
 	bench; bench --nodes 3
 

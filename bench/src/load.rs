@@ -351,6 +351,44 @@ pub(crate) async fn run(
     })
 }
 
+/// MB/s of single log records of `bytes` random bytes, which do not compress, `proposers` at a time,
+/// for a few seconds: what the replicated log takes, whatever OTLP adds to it.
+pub(crate) async fn appends(urls: &[String], bytes: usize, proposers: usize) -> anyhow::Result<f64> {
+    const LASTS: Duration = Duration::from_secs(3);
+    let begun = Instant::now();
+    let mut tasks = JoinSet::new();
+    for proposer in 0..proposers {
+        let url = urls[proposer % urls.len()].clone();
+        tasks.spawn(async move {
+            let http = reqwest::Client::new();
+            let mut random = Random(proposer as u64 + 1);
+            let mut sent = 0;
+            while begun.elapsed() < LASTS {
+                let body: Vec<u8> = (0..bytes.div_ceil(8)).flat_map(|_| random.next().to_le_bytes()).collect();
+                send(&http, &url, one_record(body)).await?;
+                sent += bytes;
+            }
+            anyhow::Ok(sent)
+        });
+    }
+    let mut sent = 0;
+    while let Some(task) = tasks.join_next().await {
+        sent += task??;
+    }
+    Ok(sent as f64 / begun.elapsed().as_secs_f64() / 1e6)
+}
+
+fn one_record(body: Vec<u8>) -> Bytes {
+    let record = LogRecord {
+        time_unix_nano: u64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos()).unwrap_or(0),
+        body: Some(AnyValue { value: Some(Value::BytesValue(body)) }),
+        ..LogRecord::default()
+    };
+    let scope_logs = vec![ScopeLogs { log_records: vec![record], ..ScopeLogs::default() }];
+    let resource_logs = vec![ResourceLogs { scope_logs, ..ResourceLogs::default() }];
+    ExportLogsServiceRequest { resource_logs }.encode_to_vec().into()
+}
+
 /// Seconds without an acknowledgment around a leader's `kill -9`, over `rounds` kills: one client through a node that
 /// stays, a small request every 5 ms at most.
 pub(crate) async fn failover_gaps(node: &mut Node, binary: &std::path::Path, rounds: u32) -> anyhow::Result<Vec<f64>> {

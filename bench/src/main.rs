@@ -69,9 +69,17 @@ async fn measure_cluster(args: &Args) -> anyhow::Result<MeasuredCluster> {
     let (idle, before) = (Duration::from_secs(20), node.cpu_seconds()?);
     tokio::time::sleep(idle).await;
     let idle_percent = (node.cpu_seconds()? - before) / idle.as_secs_f64() / args.nodes as f64 * 100.0;
+    let mut appends = Vec::new();
+    for bytes in [1 << 10, 64 << 10] {
+        for proposers in [1, 16, 64] {
+            let rate = load::appends(&node.otlp("/v1/logs"), bytes, proposers).await?;
+            appends.push((bytes, proposers, rate));
+            node.flush().await?;
+        }
+    }
     let gaps = load::failover_gaps(&mut node, &args.node, args.kills).await?;
     node.stop(Duration::from_secs(15))?;
-    Ok(MeasuredCluster { nodes: args.nodes, idle_percent, gaps })
+    Ok(MeasuredCluster { nodes: args.nodes, idle_percent, appends, gaps })
 }
 
 /// One node, one signal: as fast as it goes, then at half that rate, then queries.

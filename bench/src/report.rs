@@ -30,15 +30,23 @@ pub(crate) struct MeasuredCluster {
     pub(crate) nodes: usize,
     /// Of one core, a node, without clients.
     pub(crate) idle_percent: f64,
+    /// Bytes of a record, proposers, MB/s.
+    pub(crate) appends: Vec<(usize, usize, f64)>,
     /// Seconds from `kill -9` of the leader to the next acknowledgment, ascending.
     pub(crate) gaps: Vec<f64>,
 }
 
 pub(crate) fn render_cluster(cluster: &MeasuredCluster) -> String {
     let at = |part: f64| cluster.gaps.get(((cluster.gaps.len() as f64 - 1.0) * part).round() as usize).copied();
+    let appends: Vec<String> = cluster
+        .appends
+        .iter()
+        .map(|(bytes, proposers, rate)| format!("{} KiB x {proposers}: {rate:.0}", bytes >> 10))
+        .collect();
+    let appends = appends.join(", ");
     format!(
         "\n{} nodes, CPU and memory summed over them, bytes in the log of one. Idle: {:.1} % of a core a node. Pause over \
-         {} kills of the leader: p50 {:.2} s, p99 {:.2} s.\n",
+         {} kills of the leader: p50 {:.2} s, p99 {:.2} s. Appends of one record, MB/s by record and proposers: {appends}.\n",
         cluster.nodes,
         cluster.idle_percent,
         cluster.gaps.len(),

@@ -94,7 +94,12 @@ pub fn main() -> ExitCode {
 }
 
 fn show(args: ServerArgs) -> anyhow::Result<()> {
-    let config = args.load().context("configuration")?;
+    let mut config = args.load().context("configuration")?;
+    for address in
+        [&mut config.schema.catalog_uri, &mut config.database.dsn, &mut config.discovery.dsn].into_iter().flatten()
+    {
+        *address = config::hide_password(address);
+    }
     print!("{}", toml::to_string_pretty(&config)?);
     Ok(())
 }

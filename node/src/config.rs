@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use signaldb_model::NodeId;
 
 pub use layers::{ConfigError, Sources, load};
-pub use values::{ByteSize, DiskReserve, MemoryLimit, Secret, Time};
+pub use values::{ByteSize, DiskReserve, MemoryLimit, Secret, Time, hide_password};
 
 /// Everything that can be set. See `docs/configuration.md` for the file.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]

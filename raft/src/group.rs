@@ -39,6 +39,9 @@ const INITIALIZE_DELAY: Duration = Duration::from_secs(3);
 /// A proposer's clock may be this far ahead of the leader's.
 const CLOCK_AHEAD_MAX_NANOS: u64 = 60_000_000_000;
 
+/// Entries that a follower may be behind and still be asked to lead.
+const LAG_MAX: u64 = 64;
+
 /// Pause before a write or a read asks again who leads.
 const LEADER_POLL: Duration = Duration::from_millis(50);
 
@@ -539,6 +542,16 @@ impl Group {
         let others = metrics.replication.iter().flatten().filter(|(node, _)| **node != self.node.0);
         let Some((target, _)) = others.max_by_key(|(_, matched)| matched.map(|id| id.index)) else { return Ok(()) };
         self.transfer(*target, timeout).await
+    }
+
+    /// Whether a follower has nearly everything and answered lately: leadership that goes elsewhere is an outage.
+    pub(crate) fn is_close_behind(&self, node: NodeId) -> bool {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let matched = metrics.replication.iter().flatten().find(|(follower, _)| **follower == node.0);
+        let matched = matched.and_then(|(_, matched)| matched.map(|id| id.index));
+        let answered = metrics.heartbeat.iter().flatten().find(|(follower, _)| **follower == node.0);
+        let answered = answered.and_then(|(_, at)| *at).is_some_and(|at| at.elapsed() < self.silence_max);
+        answered && matched.is_some_and(|matched| metrics.last_log_index.unwrap_or(0) <= matched + LAG_MAX)
     }
 
     pub(crate) async fn transfer(&self, target: u64, timeout: Duration) -> Result<(), String> {

@@ -26,6 +26,7 @@ use crate::state::GroupState;
 use crate::state_store::StateStore;
 use crate::types::Peer;
 
+mod balance;
 mod formation;
 
 /// How long a stopping node waits for others to take its leaderships.
@@ -135,6 +136,7 @@ pub struct Groups {
     refusal: Refusal,
     tasks: TaskTracker,
     stop: CancellationToken,
+    stop_balancing: CancellationToken,
 }
 
 impl fmt::Debug for Groups {
@@ -205,8 +207,14 @@ impl Groups {
             let group = Group::open(id, founding.voters_or(&voters), &group_config, &deps, Arc::clone(&sink)).await?;
             data.insert(id, group);
         }
+        let stop_balancing = deps.stop.child_token();
+        if !alone {
+            let groups = std::iter::once(&meta_group).chain(data.values()).cloned().collect();
+            let nodes = peers.addresses().keys().copied().collect();
+            deps.tasks.spawn(balance::run(groups, peers.node(), nodes, stop_balancing.clone()));
+        }
         let (tasks, stop, address, refusal) = (deps.tasks, deps.stop, config.address, deps.refusal);
-        Ok(Self { wal, peers, meta_group, meta, data, founding, address, refusal, tasks, stop })
+        Ok(Self { wal, peers, meta_group, meta, data, founding, address, refusal, tasks, stop, stop_balancing })
     }
 
     pub fn peers(&self) -> &Arc<Peers> {
@@ -268,11 +276,12 @@ impl Groups {
         self.homes(tenant).into_iter().next().ok_or_else(|| WriteError::Unknown("the tenant was not placed".to_owned()))
     }
 
-    /// Gives up every leadership, one group after the other; groups that nobody takes are left after a while.
+    /// Gives up every leadership, for good, one group after the other; groups that nobody takes are left after a while.
     pub async fn hand_over(&self) {
         if self.peers.addresses().len() <= 1 {
             return;
         }
+        self.stop_balancing.cancel();
         let groups = std::iter::once(&self.meta_group).chain(self.data.values());
         let moves = groups.map(|group| async move {
             if let Err(error) = group.hand_over(HAND_OVER_TIMEOUT).await {

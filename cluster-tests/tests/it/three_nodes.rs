@@ -126,7 +126,7 @@ async fn a_retry_through_another_node_is_stored_once() -> anyhow::Result<()> {
 
 /// Scenario: under load each node is stopped with SIGTERM and started again, one after the other.
 /// Guarantees: it gives its leaderships away and exits with code 0 within ten seconds; no request fails beyond
-/// retryable ones; nothing is lost.
+/// retryable ones; nothing is lost; in the end every node leads about as many groups as the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rolling_restart_fails_no_request() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
@@ -140,6 +140,17 @@ async fn a_rolling_restart_fails_no_request() -> anyhow::Result<()> {
         load.wait_more(20).await?;
         cluster.nodes[at].relaunch()?;
         cluster.nodes[at].wait_ready().await?;
+    }
+    let until = Instant::now() + crate::node::DEADLINE;
+    loop {
+        let state: Value = cluster.http.get(cluster.nodes[0].url("/api/v1/cluster")).send().await?.json().await?;
+        let led =
+            |node: u64| state["groups"].as_array().into_iter().flatten().filter(move |group| group["leader"] == node);
+        if (1..=3).all(|node| led(node).count() >= 2) {
+            break;
+        }
+        assert!(Instant::now() < until, "leaders are not spread: {state}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let acknowledged = load.stop().await?;
     assert_everywhere(&cluster, &acknowledged).await

@@ -12,6 +12,14 @@ fn with(set: &[&str], environment: &[(&str, &str)]) -> Result<Config, String> {
 }
 
 #[test]
+fn passwords_in_addresses_are_hidden() {
+    assert_eq!(hide_password("postgres://u:p@ss@host/db"), "postgres://u:***@host/db");
+    for plain in ["sqlite://x.db", "postgres://u@host/db", "sqlite::memory:"] {
+        assert_eq!(hide_password(plain), plain);
+    }
+}
+
+#[test]
 fn later_layers_win() {
     let config =
         with(&["flush.interval=200ms", "flush.max_interval=1s"], &[("SIGNALDB_FLUSH__INTERVAL", "5s")]).expect("valid");

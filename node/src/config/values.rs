@@ -55,6 +55,16 @@ impl Serialize for Secret {
     }
 }
 
+/// `postgres://user:password@host/db` without the password.
+pub fn hide_password(address: &str) -> String {
+    let hidden = address.split_once("://").and_then(|(scheme, rest)| {
+        let (login, host) = rest.rsplit_once('@')?;
+        let (user, _) = login.split_once(':')?;
+        Some(format!("{scheme}://{user}:***@{host}"))
+    });
+    hidden.unwrap_or_else(|| address.to_owned())
+}
+
 /// A number and what follows it.
 fn number_and_unit(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
