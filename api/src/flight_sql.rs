@@ -32,11 +32,12 @@ use signaldb_catalog::Identity;
 use signaldb_model::limits::REQUEST_BYTES_MAX;
 use signaldb_query::{Query, RunningQuery};
 use signaldb_signals::SignalTable;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::app::App;
 use crate::error::{ApiError, Kind};
+use crate::format::{PARTIAL, missing_groups};
 use crate::identity::{identify, session_token};
 use crate::sql_http::{consistency, min_position};
 
@@ -175,12 +176,17 @@ impl FlightSql {
     async fn rows(&self, handle: &[u8], metadata: &MetadataMap) -> Result<Response<DoGet>, Status> {
         let running = self.run(handle, metadata).await?;
         let schema = compatible(&running.schema);
+        let missing = missing_groups(&running.missing_groups);
         let batches = stream::unfold(running, |mut running| async move {
             let batch = running.next().await?;
             let batch = batch.map_err(|error| FlightError::from(ApiError::from(error).grpc_status()));
             Some((batch, running))
         });
-        Ok(stream_of(schema, batches))
+        let mut response = stream_of(schema, batches);
+        if let Some(groups) = missing.and_then(|groups| MetadataValue::try_from(groups.as_bytes()).ok()) {
+            response.metadata_mut().insert(PARTIAL, groups);
+        }
+        Ok(response)
     }
 
     fn datasets(&self, identity: &Identity) -> Vec<String> {

@@ -9,7 +9,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::writer::StreamWriter;
 use arrow::json::writer::{JsonArray, LineDelimited, WriterBuilder};
 use axum::body::Body;
-use axum::http::header;
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::stream;
@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 use signaldb_query::RunningQuery;
 
 use crate::error::{ApiError, Kind};
+
+/// Header of an eventual answer that lacks the newest rows of these groups (HTTP, and Flight metadata).
+pub(crate) const PARTIAL: &str = "x-signaldb-missing-groups";
 
 /// A way to write rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,11 +65,13 @@ impl Format {
 /// status; one after it ends the body short, which every client notices.
 pub(crate) async fn respond(mut running: RunningQuery, format: Format, begun: Instant) -> Result<Response, ApiError> {
     if format == Format::Json {
+        let missing = running.missing_groups.clone();
         let (schema, batches) = running.collect().await?;
-        let body = Bytes::from(json_document(&schema, &batches, begun)?);
-        return Ok(([(header::CONTENT_TYPE, format.media_type())], body).into_response());
+        let body = Bytes::from(json_document(&schema, &batches, &missing, begun)?);
+        let response = ([(header::CONTENT_TYPE, format.media_type())], body).into_response();
+        return Ok(say_missing(response, &missing));
     }
-    let schema = Arc::clone(&running.schema);
+    let (schema, missing) = (Arc::clone(&running.schema), running.missing_groups.clone());
     let first = running.next().await.transpose()?;
     let head = encode(&schema, first.as_ref(), format, true)?;
     let rest = stream::unfold((running, schema, false), move |(mut running, schema, ended)| async move {
@@ -83,7 +88,22 @@ pub(crate) async fn respond(mut running: RunningQuery, format: Format, begun: In
         Some((item.map_err(std::io::Error::other), (running, schema, ended)))
     });
     let body = Body::from_stream(futures::StreamExt::chain(stream::iter([Ok(head)]), rest));
-    Ok(([(header::CONTENT_TYPE, format.media_type())], body).into_response())
+    let response = ([(header::CONTENT_TYPE, format.media_type())], body).into_response();
+    Ok(say_missing(response, &missing))
+}
+
+/// What every format can carry: that the newest rows of some groups are not in the answer.
+fn say_missing(mut response: Response, missing: &[u32]) -> Response {
+    if let Some(groups) = missing_groups(missing) {
+        response.headers_mut().insert(HeaderName::from_static(PARTIAL), groups);
+    }
+    response
+}
+
+/// The groups as a header; `None` when the answer is whole.
+pub(crate) fn missing_groups(missing: &[u32]) -> Option<HeaderValue> {
+    let groups: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    (!groups.is_empty()).then(|| HeaderValue::from_str(&groups.join(",")).ok()).flatten()
 }
 
 fn internal(error: impl std::fmt::Display) -> ApiError {
@@ -155,7 +175,12 @@ fn json_values(column: &ArrayRef) -> Result<Vec<Value>, ApiError> {
     Ok(rows.into_iter().map(|mut row| row.remove("v").unwrap_or(Value::Null)).collect())
 }
 
-fn json_document(schema: &SchemaRef, batches: &[RecordBatch], begun: Instant) -> Result<Vec<u8>, ApiError> {
+fn json_document(
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    missing: &[u32],
+    begun: Instant,
+) -> Result<Vec<u8>, ApiError> {
     let columns: Vec<Value> = schema
         .fields()
         .iter()
@@ -169,7 +194,11 @@ fn json_document(schema: &SchemaRef, batches: &[RecordBatch], begun: Instant) ->
         }
     }
     let elapsed = begun.elapsed().as_secs_f64() * 1000.0;
-    let stats = json!({"rows": rows.len(), "elapsed_ms": (elapsed * 1000.0).round() / 1000.0});
+    let mut stats = json!({"rows": rows.len(), "elapsed_ms": (elapsed * 1000.0).round() / 1000.0});
+    if !missing.is_empty() {
+        stats["partial"] = true.into();
+        stats["missing_groups"] = json!(missing);
+    }
     serde_json::to_vec(&json!({"columns": columns, "rows": rows, "stats": stats})).map_err(internal)
 }
 
@@ -196,7 +225,7 @@ mod tests {
     #[test]
     fn json_keeps_large_integers_and_equal_names() {
         let batch = batch();
-        let document = json_document(&batch.schema(), &[batch], Instant::now()).expect("writes");
+        let document = json_document(&batch.schema(), &[batch], &[], Instant::now()).expect("writes");
         let text = String::from_utf8(document).expect("UTF-8");
         assert!(text.contains("[9223372036854775807,\"a,\\\"b\\\"\",null],[null,\"é\",0.5]"), "{text}");
     }

@@ -1,9 +1,10 @@
 //! Running queries: views, planning and execution on the CPU runtime, within memory, time and concurrency budgets.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -35,6 +36,8 @@ use crate::table::StoredTable;
 
 /// How long a query looks for the leaders of its groups.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an eventual read looks for a leader before it goes on without its rows.
+const EVENTUAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long one leader may take to build its rows.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before a leader is asked again.
@@ -105,6 +108,8 @@ impl fmt::Debug for QueryEngine {
 #[derive(Debug)]
 pub struct RunningQuery {
     pub schema: SchemaRef,
+    /// Groups that did not answer, so that their newest rows are missing; only an eventual read goes on without them.
+    pub missing_groups: Vec<u32>,
     /// `None` says that the result is complete.
     batches: mpsc::Receiver<Result<Option<RecordBatch>, QueryError>>,
     _task: AbortOnDropHandle<()>,
@@ -168,8 +173,9 @@ impl QueryEngine {
         let inner = Arc::clone(&self.0);
         let task = self.0.cpu.spawn(async move { inner.drive(query, deadline, opened, rows).await });
         let task = AbortOnDropHandle::new(task);
-        let schema = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
-        Ok(RunningQuery { schema, batches, _task: task })
+        let opened = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
+        let (schema, missing_groups) = opened;
+        Ok(RunningQuery { schema, missing_groups, batches, _task: task })
     }
 
     /// Flushes everything that the tenant's groups, wherever they are led, applied before the call.
@@ -207,7 +213,7 @@ impl Inner {
         &self,
         query: Query,
         deadline: Instant,
-        opened: oneshot::Sender<Result<SchemaRef, QueryError>>,
+        opened: oneshot::Sender<Result<(SchemaRef, Vec<u32>), QueryError>>,
         rows: mpsc::Sender<Result<Option<RecordBatch>, QueryError>>,
     ) {
         metrics::counter!("signaldb_queries_total").increment(1);
@@ -216,12 +222,12 @@ impl Inner {
             let permit = permit.map_err(|_| QueryError::new(QueryErrorKind::Unavailable, "the node is stopping"))?;
             Ok::<_, QueryError>((permit, self.open(query, deadline).await?))
         };
-        let (_permit, mut stream) = match tokio::time::timeout_at(deadline, Box::pin(open)).await {
+        let (_permit, (mut stream, missing)) = match tokio::time::timeout_at(deadline, Box::pin(open)).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => return drop(opened.send(Err(error))),
             Err(_) => return drop(opened.send(Err(late()))),
         };
-        if opened.send(Ok(stream.schema())).is_err() {
+        if opened.send(Ok((stream.schema(), missing))).is_err() {
             return;
         }
         loop {
@@ -239,7 +245,7 @@ impl Inner {
         }
     }
 
-    async fn open(&self, query: Query, deadline: Instant) -> Result<SendableRecordBatchStream, QueryError> {
+    async fn open(&self, query: Query, deadline: Instant) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
         let datasets = self.access.datasets(&query.identity.tenant).into_iter().collect();
         let snapshotter = Arc::new(Snapshotter {
             lake: self.lake.clone(),
@@ -249,7 +255,9 @@ impl Inner {
             min_position: query.min_position,
             open: !self.access.enabled(),
             deadline,
+            missing: Mutex::default(),
         });
+        let missing = Arc::clone(&snapshotter);
         let catalog = Arc::new(TenantCatalog { snapshotter, datasets, open: !self.access.enabled() });
         let mut state = SessionStateBuilder::new_from_existing(self.template.clone())
             .with_runtime_env(Arc::clone(&self.runtime))
@@ -259,7 +267,9 @@ impl Inner {
         let context = SessionContext::new_with_state(state);
         let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let frame = context.sql_with_options(&query.sql, options).await?;
-        Ok(frame.execute_stream().await?)
+        let stream = frame.execute_stream().await?;
+        let missing = missing.missing.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        Ok((stream, missing))
     }
 }
 
@@ -305,6 +315,8 @@ pub(crate) struct Snapshotter {
     /// Authentication is off.
     pub(crate) open: bool,
     deadline: Instant,
+    /// Groups that an eventual read went on without.
+    missing: Mutex<BTreeSet<u32>>,
 }
 
 impl Snapshotter {
@@ -326,7 +338,13 @@ impl Snapshotter {
         }
         let mut views = Vec::new();
         for group in homes {
-            let view = self.view(&group, &id).await?;
+            let view = match self.view(&group, &id).await {
+                Err(error) if self.may_miss() && error.kind == QueryErrorKind::Unavailable => {
+                    self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(group.id().0);
+                    continue;
+                }
+                view => view?,
+            };
             views.extend(view.map(|view| (group, view)));
         }
         let mut stored = StoredTable::empty(schema::of(table));
@@ -357,7 +375,7 @@ impl Snapshotter {
         let min_index =
             self.min_position.filter(|position| position.group == group.id()).map_or(0, |asked| asked.index);
         let strong = self.consistency == Consistency::Strong;
-        let until = Instant::now() + LEADER_TIMEOUT;
+        let until = Instant::now() + if self.may_miss() { EVENTUAL_TIMEOUT } else { LEADER_TIMEOUT };
         loop {
             let seen = group.leadership();
             let outcome = match seen.leader {
@@ -374,7 +392,7 @@ impl Snapshotter {
                         outcome = self.view_at(leader, &question) => outcome,
                         // A leader that was replaced may never answer.
                         Ok(_) = group.leadership_change(seen) => Err(unavailable(format!("node {leader} was replaced"))),
-                        () = tokio::time::sleep(ASK_TIMEOUT) => Err(unavailable(format!("node {leader} does not answer"))),
+                        () = tokio::time::sleep_until(until.min(Instant::now() + ASK_TIMEOUT)) => Err(unavailable(format!("node {leader} does not answer"))),
                     }
                 }
                 None => Err(unavailable(format!("group {} has no leader", group.id()))),
@@ -391,6 +409,11 @@ impl Snapshotter {
                 Ok(_) = group.leadership_change(seen) => {}
             }
         }
+    }
+
+    /// Whether the answer may lack the newest rows of a group, and say so.
+    fn may_miss(&self) -> bool {
+        self.consistency == Consistency::Eventual && self.min_position.is_none()
     }
 
     async fn view_here(

@@ -157,7 +157,8 @@ async fn a_rolling_restart_fails_no_request() -> anyhow::Result<()> {
 }
 
 /// Scenario: two of three nodes are killed; a client writes and asks.
-/// Guarantees: both are refused within the deadline with a retry hint, never guessed; with one node back they succeed.
+/// Guarantees: both are refused within the deadline with a retry hint, never guessed; an eventual read answers and says
+/// what is missing; with one node back they succeed.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_majority_writes_and_strong_reads_are_refused() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
@@ -176,6 +177,11 @@ async fn without_a_majority_writes_and_strong_reads_are_refused() -> anyhow::Res
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     let query = cluster.nodes[1].sql_json(COUNT).await.expect_err("nobody can prove what is committed");
     assert!(query.to_string().contains("503"), "{query}");
+    let eventual = cluster.http.post(cluster.nodes[1].url("/api/v1/sql?consistency=eventual"));
+    let eventual = eventual.json(&serde_json::json!({"query": COUNT})).send().await?;
+    assert!(eventual.headers().contains_key("x-signaldb-missing-groups"));
+    let eventual: Value = eventual.error_for_status()?.json().await?;
+    assert_eq!(eventual["stats"]["partial"], true, "never silently: {eventual}");
     cluster.nodes[0].relaunch()?;
     cluster.nodes[0].wait_ready().await?;
     send_anywhere(&cluster.http, &urls, 1, body).await?;
