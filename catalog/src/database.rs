@@ -250,8 +250,14 @@ impl Database {
 async fn open_postgres(address: &str) -> Result<Database, CatalogError> {
     let action = "open the catalog";
     let options = PgConnectOptions::from_str(address).map_err(|_| CatalogError::Address(hidden(address)))?;
-    // A role may have switched it off for itself.
-    let options = options.application_name("signaldb").options([("synchronous_commit", "on")]);
+    let options = options.application_name("signaldb").options([
+        // A role may have switched it off for itself.
+        ("synchronous_commit", "on"),
+        // A node that is cut off or stopped in the middle of a swap must not hold the others' rows.
+        ("idle_in_transaction_session_timeout", "5s"),
+        ("lock_timeout", "5s"),
+        ("statement_timeout", "10s"),
+    ]);
     let pool = PgPoolOptions::new().min_connections(1).max_connections(CONNECTIONS_MAX).acquire_timeout(TIMEOUT);
     let pool = pool.connect_with(options).await.map_err(CatalogError::sql(action))?;
     for setting in ["synchronous_commit", "fsync"] {

@@ -12,6 +12,9 @@ use crate::history::{Kind, Operation, Outcome};
 /// Acknowledged adds below which a run says nothing.
 const ACKNOWLEDGED_MIN: usize = 1000;
 
+/// Answered reads in the middle below which a run says nothing of fresh reads.
+const READS_MIN: usize = 20;
+
 /// What a history proves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -37,7 +40,7 @@ struct Element {
 pub(crate) fn check(operations: &[Operation], faults: u64) -> Verdict {
     let mut elements = added(operations);
     let mut violations = Violations::default();
-    let mut finals = 0;
+    let (mut finals, mut middle) = (0, 0);
     let mut reads: Vec<&Operation> = operations.iter().filter(|one| one.outcome == Outcome::Ok).collect();
     reads.sort_by_key(|one| one.ended);
     for read in reads {
@@ -47,6 +50,7 @@ pub(crate) fn check(operations: &[Operation], faults: u64) -> Verdict {
             Kind::Add(_) => continue,
         };
         finals += usize::from(last);
+        middle += usize::from(!last);
         check_read(read, values, last, &mut elements, &mut violations);
     }
     let acknowledged = elements.values().filter(|element| element.outcome == Outcome::Ok).count();
@@ -58,6 +62,9 @@ pub(crate) fn check(operations: &[Operation], faults: u64) -> Verdict {
     }
     if faults == 0 {
         return Verdict::Unknown("no fault had an effect".to_owned());
+    }
+    if middle < READS_MIN {
+        return Verdict::Unknown(format!("{middle} answered reads under faults, {READS_MIN} are needed"));
     }
     if finals == 0 {
         return Verdict::Unknown("no final read succeeded".to_owned());
@@ -163,6 +170,7 @@ mod tests {
         let names: Vec<String> = (0..ACKNOWLEDGED_MIN).map(|n| format!("n{n}")).collect();
         let adds = names.iter().map(|name| operation(1, Outcome::Ok, Kind::Add(vec![name.clone()])));
         let mut all: Vec<Operation> = adds.collect();
+        all.extend((0..READS_MIN).map(|_| operation(2, Outcome::Ok, Kind::Read(names.clone()))));
         all.push(operation(900, Outcome::Ok, Kind::Final(names)));
         all
     }
@@ -227,6 +235,8 @@ mod tests {
     fn too_little_is_unknown() {
         assert!(matches!(check(&good(), 0), Verdict::Unknown(_)), "no faults");
         assert!(matches!(check(&good()[..500], 1), Verdict::Unknown(_)), "too few adds");
-        assert!(matches!(check(&good()[..ACKNOWLEDGED_MIN], 1), Verdict::Unknown(_)), "no final read");
+        let without_reads = good().into_iter().filter(|one| !matches!(one.kind, Kind::Read(_))).collect::<Vec<_>>();
+        assert!(matches!(check(&without_reads, 1), Verdict::Unknown(_)), "no reads under faults");
+        assert!(matches!(check(&good()[..ACKNOWLEDGED_MIN + READS_MIN], 1), Verdict::Unknown(_)), "no final read");
     }
 }

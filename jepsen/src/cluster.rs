@@ -22,7 +22,10 @@ pub(crate) struct Cluster {
     /// By (from, to).
     relays: BTreeMap<(usize, usize), Relay>,
     pub(crate) links: Links,
+    /// `None` while the nemesis has a node down.
     children: Mutex<[Option<Child>; NODES]>,
+    /// Processes that ended by themselves: no fault asks for that.
+    deaths: Mutex<Vec<String>>,
     pub(crate) http: reqwest::Client,
 }
 
@@ -42,6 +45,7 @@ impl Cluster {
             relays,
             links,
             children: Mutex::default(),
+            deaths: Mutex::default(),
             http,
         };
         for node in 0..NODES {
@@ -117,8 +121,26 @@ impl Cluster {
         format!("http://127.0.0.1:{}/v1/traces", self.ports[node][1])
     }
 
+    /// Notes a process that ended although nobody killed it, and forgets it.
+    fn look(&self, node: usize) {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(status) = children[node].as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+            let log = self.dir.join(format!("node-{}/node.log", node + 1));
+            let death = format!("node {} ended by itself with {status}; its log is {}", node + 1, log.display());
+            self.deaths.lock().unwrap_or_else(PoisonError::into_inner).push(death);
+            children[node] = None;
+        }
+    }
+
+    /// What ended by itself so far.
+    pub(crate) fn deaths(&self) -> Vec<String> {
+        (0..NODES).for_each(|node| self.look(node));
+        self.deaths.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Sends a signal; whether there was a process to get it.
     pub(crate) fn signal(&self, node: usize, name: &str) -> bool {
+        self.look(node);
         let children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(child) = &children[node] else { return false };
         let sent = Command::new("kill").args([name, &child.id().to_string()]).status();
@@ -127,6 +149,7 @@ impl Cluster {
 
     /// `kill -9`; whether there was a process.
     pub(crate) fn kill(&self, node: usize) -> bool {
+        self.look(node);
         let child = self.children.lock().unwrap_or_else(PoisonError::into_inner)[node].take();
         let Some(mut child) = child else { return false };
         let killed = child.kill().is_ok();
@@ -137,10 +160,8 @@ impl Cluster {
 
     /// Starts a node that is not running.
     pub(crate) fn revive(&self, node: usize) -> anyhow::Result<()> {
-        let gone = {
-            let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
-            children[node].as_mut().is_none_or(|child| child.try_wait().ok().flatten().is_some())
-        };
+        self.look(node);
+        let gone = self.children.lock().unwrap_or_else(PoisonError::into_inner)[node].is_none();
         if gone { self.launch(node) } else { Ok(()) }
     }
 

@@ -84,25 +84,42 @@ async fn run(args: Args) -> anyhow::Result<Verdict> {
     let watcher = watch(Arc::clone(&cluster), Arc::clone(&test.stop));
     let mut watchers = JoinSet::new();
     watchers.spawn(watcher);
-    let faults = break_things(&test, Duration::from_secs(args.seconds)).await?;
-    cluster.heal().await.context("the cluster did not come back")?;
+    // Whatever goes wrong from here on, the history is written and judged.
+    let mut troubles = Vec::new();
+    let faults = match break_things(&test, Duration::from_secs(args.seconds)).await {
+        Ok(faults) => faults,
+        Err(error) => {
+            troubles.push(format!("faults ended early: {error:#}"));
+            0
+        }
+    };
+    if let Err(error) = cluster.heal().await {
+        troubles.push(format!("the cluster did not come back: {error:#}"));
+    }
     tokio::time::sleep(Duration::from_secs(2)).await;
     test.stop.store(true, Ordering::Relaxed);
     while let Some(client) = clients.join_next().await {
-        client??;
+        if let Err(error) = client? {
+            troubles.push(format!("a client ended early: {error:#}"));
+        }
     }
     let python = std::env::var("SIGNALDB_PYTHON").ok();
-    let missing = workload::last_reads(&test, python.as_deref()).await?;
+    match workload::last_reads(&test, python.as_deref()).await {
+        Ok(missing) => troubles.extend(missing),
+        Err(error) => troubles.push(format!("{error:#}")),
+    }
     let invariants = watchers.join_next().await.context("a watcher")??;
+    drop(clients);
     let history = Arc::into_inner(test.history).context("clients are gone")?;
     let operations = history.into_operations();
     history::write(&dir.join("history.jsonl"), &operations)?;
     let mut verdict = checker::check(&operations, faults);
-    if !invariants.violations().is_empty() {
-        verdict = Verdict::Invalid(invariants.violations().to_vec());
-    }
-    if verdict == Verdict::Valid && !missing.is_empty() {
-        verdict = Verdict::Unknown(missing.join("; "));
+    let violations: Vec<String> = invariants.violations().iter().cloned().chain(cluster.deaths()).collect();
+    match &mut verdict {
+        Verdict::Invalid(found) => found.extend(violations),
+        verdict if !violations.is_empty() => *verdict = Verdict::Invalid(violations),
+        Verdict::Valid if !troubles.is_empty() => verdict = Verdict::Unknown(troubles.join("; ")),
+        _ => {}
     }
     report(&operations, faults, &invariants, &verdict);
     if verdict == Verdict::Valid && args.out.is_none() {

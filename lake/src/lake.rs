@@ -374,6 +374,10 @@ impl LogReader for GroupLog {
     fn read_appends(&self, from: u64, to: u64, bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String> {
         self.0.read_appends(from, to, bytes_max).map_err(|error| error.to_string())
     }
+
+    fn purged(&self) -> u64 {
+        self.0.purged_index()
+    }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -107,6 +107,9 @@ pub(crate) struct TableLoad {
 pub(crate) trait LogReader {
     /// The appends from `from` to `to`, cut at about `bytes_max`, and the index to go on at. Blocking.
     fn read_appends(&self, from: u64, to: u64, bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String>;
+
+    /// The last index that the log no longer holds: what is purged is flushed.
+    fn purged(&self) -> u64;
 }
 
 impl GroupMemtable {
@@ -222,7 +225,7 @@ impl GroupMemtable {
                     match load(log, &indexes) {
                         Ok(queue) => drop(self.push(epoch, decode_all(queue), now)),
                         // Flushed meanwhile, and purged from the log: only what is left counts.
-                        Err(reason) => self.load_again(epoch, &indexes).then_some(()).ok_or(reason)?,
+                        Err(reason) => self.load_again(epoch, &indexes, log.purged()).then_some(()).ok_or(reason)?,
                     }
                 }
                 Step::Decode(queue, applied) => {
@@ -246,11 +249,13 @@ impl GroupMemtable {
     }
 
     /// Puts entries that are still needed back to be loaded; whether there is any progress in that.
-    fn load_again(&self, epoch: u64, indexes: &[u64]) -> bool {
+    fn load_again(&self, epoch: u64, indexes: &[u64], purged: u64) -> bool {
         let mut state = self.state();
         if state.epoch != epoch {
             return true;
         }
+        let gone = state.indexes.partition_point(|index| *index <= purged);
+        state.indexes.drain(..gone);
         let needed_from = state.indexes.front().copied().unwrap_or(u64::MAX);
         let flushed = indexes.partition_point(|index| *index < needed_from);
         for index in indexes[flushed..].iter().rev() {
@@ -570,9 +575,30 @@ mod tests {
 
     impl LogReader for Log {
         fn read_appends(&self, from: u64, to: u64, _bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String> {
+            if from <= 3 {
+                return Err("purged".to_owned());
+            }
             let upto = to.min(from + 2);
             Ok(((from..=upto).map(|index| (index, append(1))).collect(), upto + 1))
         }
+
+        fn purged(&self) -> u64 {
+            3
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_log_no_longer_holds_is_not_read_back() {
+        let table = GroupMemtable::new(false);
+        let id = append(1).table_ids().next().expect("one table");
+        for index in [2, 3, 4, 5] {
+            table.append(index, append(1));
+            table.applied(index);
+        }
+        table.activate();
+        table.build(UnixNanos(1), Some(&Log)).expect("goes on with what is left");
+        let epoch = table.wait_built(5).await.expect("active");
+        assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 2);
     }
 
     #[tokio::test]

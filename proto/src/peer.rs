@@ -55,6 +55,9 @@ pub struct IdentityResponse {
     /// First voters by disk, when the node's cluster was formed; empty before.
     #[prost(message, repeated, tag = "3")]
     pub voters: Vec<Voter>,
+    /// Whether the node would lead: it neither stops nor refuses rows.
+    #[prost(bool, tag = "4")]
+    pub willing: bool,
 }
 
 /// A member of the meta group.

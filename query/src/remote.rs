@@ -66,8 +66,8 @@ pub(crate) struct ViewQuestion<'a> {
     pub(crate) keep: Duration,
 }
 
-fn client(peers: &Peers, node: NodeId) -> Result<FlightClient, Status> {
-    let channel = peers.channel(node, Lane::Rows)?;
+fn client(peers: &Peers, node: NodeId, lane: Lane) -> Result<FlightClient, Status> {
+    let channel = peers.channel(node, lane)?;
     let inner = FlightServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut client = FlightClient::new_from_inner(inner);
     *client.metadata_mut() = peers.metadata(node);
@@ -81,9 +81,10 @@ fn status(error: arrow_flight::error::FlightError) -> Status {
     }
 }
 
+/// Small messages: rows that somebody reads slowly must not hold up what other queries ask.
 async fn act(peers: &Peers, node: NodeId, action: &str, body: Vec<u8>) -> Result<Bytes, Status> {
     let action = Action { r#type: action.to_owned(), body: body.into() };
-    let mut results = client(peers, node)?.do_action(action).await.map_err(status)?;
+    let mut results = client(peers, node, Lane::Control)?.do_action(action).await.map_err(status)?;
     results.try_next().await.map_err(status)?.ok_or_else(|| Status::internal("an action without a result"))
 }
 
@@ -136,7 +137,7 @@ impl RemoteSource {
             above: self.rows.above,
             columns: self.columns.iter().map(|column| *column as u32).collect(),
         };
-        let mut client = client(&self.rows.lease.peers, self.rows.lease.leader).map_err(failed)?;
+        let mut client = client(&self.rows.lease.peers, self.rows.lease.leader, Lane::Rows).map_err(failed)?;
         let batches = client.do_get(Ticket { ticket: ticket.encode_to_vec().into() }).await;
         let batches = batches.map_err(|error| failed(status(error)))?;
         let batches = batches.map_err(move |error| failed(status(error)));

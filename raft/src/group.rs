@@ -40,7 +40,7 @@ const INITIALIZE_DELAY: Duration = Duration::from_secs(3);
 const CLOCK_AHEAD_MAX_NANOS: u64 = 60_000_000_000;
 
 /// Entries that a follower may be behind and still be asked to lead.
-const LAG_MAX: u64 = 64;
+const LAG_MAX: u64 = 8;
 
 /// Pause before a write or a read asks again who leads.
 const LEADER_POLL: Duration = Duration::from_millis(50);
@@ -310,6 +310,16 @@ impl Group {
         };
         let waited = self.raft.wait(Some(timeout)).metrics(applied, "the index is applied").await;
         waited.map(drop).map_err(|error| ReadError::Unavailable { group: self.id.0, reason: error.to_string() })
+    }
+
+    /// The last index that the log no longer holds.
+    pub fn purged_index(&self) -> u64 {
+        self.log.purged_index()
+    }
+
+    /// Whether this node would take rows as a leader.
+    pub(crate) fn is_willing(&self) -> bool {
+        self.refusal.check().is_ok() && !self.tasks.is_closed()
     }
 
     /// Reads appends from the log, `from` to `to` inclusive, until about `bytes_max`; returns where to go on. Blocking.

@@ -55,6 +55,10 @@ impl LogStore {
         }
     }
 
+    pub(crate) fn purged_index(&self) -> u64 {
+        self.wal.group_state(self.group.0).purged.map_or(0, |(index, _)| index)
+    }
+
     /// Entries from `from` to `to` inclusive, cut at about `bytes_max`.
     pub(crate) fn read_all(&self, from: u64, to: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let entries = self.wal.read(self.group.0, from..=to, bytes_max).map_err(to_io)?;

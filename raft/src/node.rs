@@ -210,8 +210,7 @@ impl Groups {
         let stop_balancing = deps.stop.child_token();
         if !alone {
             let groups = std::iter::once(&meta_group).chain(data.values()).cloned().collect();
-            let nodes = peers.addresses().keys().copied().collect();
-            deps.tasks.spawn(balance::run(groups, peers.node(), nodes, stop_balancing.clone()));
+            deps.tasks.spawn(balance::run(groups, Arc::clone(&peers), stop_balancing.clone()));
         }
         let (tasks, stop, address, refusal) = (deps.tasks, deps.stop, config.address, deps.refusal);
         Ok(Self { wal, peers, meta_group, meta, data, founding, address, refusal, tasks, stop, stop_balancing })
@@ -282,6 +281,7 @@ impl Groups {
             return;
         }
         self.stop_balancing.cancel();
+        self.peers.set_stopping();
         let groups = std::iter::once(&self.meta_group).chain(self.data.values());
         let moves = groups.map(|group| async move {
             if let Err(error) = group.hand_over(HAND_OVER_TIMEOUT).await {

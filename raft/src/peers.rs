@@ -69,11 +69,13 @@ pub struct Peers {
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     /// Whether the node has read from its disk if it belongs to a cluster.
     knows_itself: AtomicBool,
+    stopping: AtomicBool,
 }
 
 impl Peers {
     pub(crate) fn new(config: PeersConfig, disk_id: String) -> Self {
         Self {
+            stopping: AtomicBool::new(false),
             config,
             disk_id,
             channels: Mutex::default(),
@@ -112,6 +114,17 @@ impl Peers {
     /// From now on peers are told who this is; before, an answer could make them found a second cluster.
     pub(crate) fn set_knows_itself(&self) {
         self.knows_itself.store(true, Ordering::Release);
+    }
+
+    /// Whether this node takes leaderships; unknown before the first data group is open.
+    pub(crate) fn is_willing(&self) -> bool {
+        let stopping = self.stopping.load(Ordering::Acquire);
+        !stopping && self.group(1).is_some_and(|group| group.is_willing())
+    }
+
+    /// From now on nobody should give this node a leadership.
+    pub(crate) fn set_stopping(&self) {
+        self.stopping.store(true, Ordering::Release);
     }
 
     /// Lets peers call a group.

@@ -154,7 +154,7 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 
 fn identity(peers: &Peers) -> peer::IdentityResponse {
     let (node, disk_id) = (peers.node().0, peers.disk_id().to_owned());
-    peer::IdentityResponse { node, disk_id, voters: peers.voters() }
+    peer::IdentityResponse { node, disk_id, voters: peers.voters(), willing: peers.is_willing() }
 }
 
 fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer::ProposeResponse {

@@ -248,7 +248,10 @@ impl Wal {
             };
             let payload = match self.shared.read_place(&place) {
                 // Purged between the look into the index and the read.
-                Err(WalError::Read { .. }) if self.shared.find(group, next).is_none() && out.is_empty() => {
+                Err(WalError::Read { .. }) if self.shared.find(group, next).is_none() => {
+                    if !out.is_empty() {
+                        break;
+                    }
                     let (first, last) = self.group_state(group).range.unwrap_or((0, 0));
                     return Err(WalError::Missing { group, index: next, first, last });
                 }

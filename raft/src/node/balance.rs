@@ -1,22 +1,28 @@
 //! Spreading leaderships: each node gives away one group at a time while another leads two fewer.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signaldb_model::{GroupId, NodeId};
 use tokio_util::sync::CancellationToken;
 
+use super::formation;
 use crate::group::Group;
+use crate::peers::Peers;
 
 /// How often a node looks. Nodes start at different moments, so that two seldom act at once.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// How long the new leader may take; then the others elect.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(120);
 
 /// Looks again and again until `stop`.
-pub(super) async fn run(groups: Vec<Arc<Group>>, me: NodeId, nodes: Vec<NodeId>, stop: CancellationToken) {
-    let mut before = BTreeMap::new();
+pub(super) async fn run(groups: Vec<Arc<Group>>, peers: Arc<Peers>, stop: CancellationToken) {
+    let (me, mut before) = (peers.node(), BTreeMap::new());
+    // A transfer that did not work is not tried again soon.
+    let mut failed: BTreeMap<(GroupId, NodeId), Instant> = BTreeMap::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -26,13 +32,29 @@ pub(super) async fn run(groups: Vec<Arc<Group>>, me: NodeId, nodes: Vec<NodeId>,
         // While leaderships move by themselves, nobody pushes.
         let settled = leaders == before && leaders.len() == groups.len();
         before = leaders;
-        let Some((id, to)) = move_away(&before, me, &nodes).filter(|_| settled) else { continue };
-        let Some(group) = groups.iter().find(|group| group.id() == id && group.is_close_behind(to)) else { continue };
-        tracing::info!(group = %id, %to, "leadership is given away: this node leads more groups than that one");
+        if !settled {
+            continue;
+        }
+        failed.retain(|_, at| at.elapsed() < PAUSE_AFTER_FAILURE);
+        let may_lead = |id: GroupId, node: NodeId| {
+            let group = groups.iter().find(|group| group.id() == id);
+            !failed.contains_key(&(id, node)) && group.is_some_and(|group| group.is_close_behind(node))
+        };
+        let nodes: Vec<NodeId> = peers.addresses().keys().copied().collect();
+        let Some((id, to)) = move_away(&before, me, &nodes, may_lead) else { continue };
+        let Some(group) = groups.iter().find(|group| group.id() == id) else { continue };
+        let give = async {
+            if !formation::is_willing(&peers, to).await {
+                return Err("it stops, or takes no rows".to_owned());
+            }
+            tracing::info!(group = %id, %to, "leadership is given away: this node leads more groups than that one");
+            group.transfer(to.0, TRANSFER_TIMEOUT).await
+        };
         tokio::select! {
             () = stop.cancelled() => return,
-            moved = group.transfer(to.0, TRANSFER_TIMEOUT) => if let Err(error) = moved {
-                tracing::warn!(group = %id, %to, %error, "leadership did not move");
+            given = give => if let Err(error) = given {
+                tracing::info!(group = %id, %to, %error, "leadership was not given away");
+                failed.insert((id, to), Instant::now());
             },
         }
     }
@@ -43,15 +65,18 @@ fn leaders(groups: &[Arc<Group>]) -> BTreeMap<GroupId, NodeId> {
 }
 
 /// The group that `me` gives to another node, if that makes the counts more even.
-fn move_away(leaders: &BTreeMap<GroupId, NodeId>, me: NodeId, nodes: &[NodeId]) -> Option<(GroupId, NodeId)> {
+fn move_away(
+    leaders: &BTreeMap<GroupId, NodeId>,
+    me: NodeId,
+    nodes: &[NodeId],
+    may_lead: impl Fn(GroupId, NodeId) -> bool,
+) -> Option<(GroupId, NodeId)> {
     let count = |node: NodeId| leaders.values().filter(|leader| **leader == node).count();
-    let to = nodes.iter().copied().filter(|node| *node != me).min_by_key(|node| (count(*node), *node))?;
-    if count(me) < count(to) + 2 {
-        return None;
-    }
     // The meta group stays where it is as long as there are others to give.
-    let mine = leaders.iter().filter(|(_, leader)| **leader == me).map(|(group, _)| *group);
-    mine.max().map(|group| (group, to))
+    let mine = leaders.iter().rev().filter(|(_, leader)| **leader == me).map(|(group, _)| *group);
+    let others = || nodes.iter().copied().filter(|node| *node != me && count(me) >= count(*node) + 2);
+    let moves = mine.flat_map(|group| others().map(move |node| (group, node)));
+    moves.filter(|(group, node)| may_lead(*group, *node)).min_by_key(|(group, node)| (count(*node), Reverse(*group)))
 }
 
 #[cfg(test)]
@@ -69,7 +94,7 @@ mod tests {
         let mut leaders = spread([9, 0, 0]);
         let mut moves = 0;
         loop {
-            let proposed = nodes.iter().find_map(|me| move_away(&leaders, *me, &nodes));
+            let proposed = nodes.iter().find_map(|me| move_away(&leaders, *me, &nodes, |_, _| true));
             let Some((group, to)) = proposed else { break };
             leaders.insert(group, to);
             moves += 1;
@@ -84,7 +109,15 @@ mod tests {
     #[test]
     fn a_difference_of_one_is_even() {
         let nodes = [1, 2, 3].map(NodeId);
-        assert_eq!(move_away(&spread([4, 3, 3]), NodeId(1), &nodes), None);
-        assert_eq!(move_away(&spread([5, 3, 3]), NodeId(2), &nodes), None, "only the owner gives");
+        assert_eq!(move_away(&spread([4, 3, 3]), NodeId(1), &nodes, |_, _| true), None);
+        assert_eq!(move_away(&spread([5, 3, 3]), NodeId(2), &nodes, |_, _| true), None, "only the owner gives");
+    }
+
+    #[test]
+    fn a_node_that_cannot_lead_is_passed_over() {
+        let nodes = [1, 2, 3].map(NodeId);
+        let alive = |_, node| node != NodeId(3);
+        assert_eq!(move_away(&spread([7, 2, 0]), NodeId(1), &nodes, alive), Some((GroupId(6), NodeId(2))));
+        assert_eq!(move_away(&spread([7, 2, 0]), NodeId(1), &nodes, |_, _| false), None);
     }
 }

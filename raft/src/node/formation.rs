@@ -66,6 +66,13 @@ pub(super) async fn answers(peers: &Peers, node: NodeId) -> bool {
     asked.is_ok()
 }
 
+/// Whether a node answers now and would lead.
+pub(super) async fn is_willing(peers: &Peers, node: NodeId) -> bool {
+    let asked: Result<IdentityResponse, _> =
+        peers.call(node, Lane::Control, "Identity", &IdentityRequest {}, ASK_TIMEOUT).await;
+    asked.is_ok_and(|answer| answer.willing)
+}
+
 fn formed(answer: &IdentityResponse) -> Option<BTreeMap<u64, Peer>> {
     let voters = answer.voters.iter();
     let voters: BTreeMap<u64, Peer> = voters
