@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use signaldb_api::{App, AppDeps, Listeners, serve, serve_starting};
-use signaldb_catalog::{Access, Database, IcebergCatalog, TenantConfig};
+use signaldb_catalog::{Access, CatalogError, Database, IcebergCatalog, TenantConfig};
 use signaldb_lake::{Lake, LakeConfig, Store};
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
 use signaldb_query::{QueryConfig, QueryEngine};
@@ -32,6 +32,8 @@ const PURGE_LAG_BYTES: u64 = 1 << 30;
 const STOP_TIMEOUT: Duration = Duration::from_millis(3500);
 /// How often a group looks whether it keeps old log alive without need.
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a start waits for its databases.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a node looks at its own health.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -105,11 +107,15 @@ impl Node {
         if catalog_uri.contains(":memory:") {
             tracing::warn!("the catalog is in memory: tables are lost when the node stops");
         }
-        let catalog = Database::open(&catalog_uri).await.context("schema.catalog_uri")?;
-        let catalog = IcebergCatalog::open(catalog).await.context("schema.catalog_uri")?;
-        let database = Database::open(&config.database_dsn()).await.context("database.dsn")?;
+        let catalog =
+            patiently("schema.catalog_uri", async || IcebergCatalog::open(Database::open(&catalog_uri).await?).await);
+        let catalog = catalog.await?;
         let tenants = config.auth.tenants.iter().map(tenant).collect::<anyhow::Result<Vec<_>>>()?;
-        let access = Access::open(database, config.auth.enabled, &tenants).await.context("auth.tenants")?;
+        let access = patiently("database.dsn", async || {
+            let database = Database::open(&config.database_dsn()).await?;
+            Access::open(database, config.auth.enabled, &tenants).await
+        });
+        let access = access.await?;
         let (url, prefix) = config.storage();
         let store = Store::open(&url, &prefix).context("storage")?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -207,6 +213,21 @@ fn enabled_signals(enabled: &DefaultSchemas) -> Vec<OtlpKind> {
     .into_iter()
     .filter_map(|(kind, enabled)| enabled.then_some(kind))
     .collect()
+}
+
+/// Tries again while a database does not answer: a node that starts again while it is down, or busy with the others, is
+/// needed for the quorum all the more.
+async fn patiently<T>(setting: &str, open: impl AsyncFn() -> Result<T, CatalogError>) -> anyhow::Result<T> {
+    let until = tokio::time::Instant::now() + DATABASE_TIMEOUT;
+    loop {
+        match open().await {
+            Err(error @ CatalogError::Sql { .. }) if tokio::time::Instant::now() < until => {
+                tracing::warn!(setting, error = %anyhow!(error), "the database does not answer yet");
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            outcome => return outcome.with_context(|| setting.to_owned()),
+        }
+    }
 }
 
 fn groups_config(config: &Config) -> GroupsConfig {

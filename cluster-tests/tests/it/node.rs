@@ -80,7 +80,9 @@ impl Node {
         let url = self.url("/ready");
         loop {
             if let Some(status) = self.child.try_wait()? {
-                bail!("the node ended with {status}; its output is in {}", self.dir.join("node.log").display());
+                let log = std::fs::read_to_string(self.dir.join("node.log")).unwrap_or_default();
+                let last: Vec<&str> = log.lines().rev().take(5).collect();
+                bail!("the node ended with {status}: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / "));
             }
             let ready = self.http.get(&url).timeout(Duration::from_secs(2)).send().await;
             if ready.is_ok_and(|response| response.status().is_success()) {
