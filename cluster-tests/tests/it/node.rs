@@ -1,8 +1,10 @@
 //! A node as a process.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -196,14 +198,20 @@ pub(crate) async fn flight_number(client: &mut FlightSqlServiceClient<Channel>, 
     Ok(column.as_primitive::<Int64Type>().value(0))
 }
 
-/// Ports that nobody listens on, below those that the system gives to outgoing connections: a node that was killed
-/// finds them free when it comes back.
+/// Ports that nobody listens on, below those that the system gives to outgoing connections, and never given to another
+/// test: a node that was killed finds them free when it comes back.
 pub(crate) fn free_ports() -> anyhow::Result<[u16; 5]> {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut sockets = Vec::new();
     let mut ports = [0; 5];
     while sockets.len() < ports.len() {
         let port = 10_000 + u16::try_from(uuid::Uuid::new_v4().as_u128() % 22_000)?;
+        if given.contains(&port) {
+            continue;
+        }
         if let Ok(socket) = TcpListener::bind(("127.0.0.1", port)) {
+            given.insert(port);
             ports[sockets.len()] = port;
             sockets.push(socket);
         }
