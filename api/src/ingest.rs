@@ -96,15 +96,12 @@ pub(crate) async fn ingest(
         return Err(ApiError::new(Kind::Throttled, message));
     }
     let group = app.groups.home(&identity.tenant, app.write_timeout).await?;
-    if options.ack.is_some_and(|asked| !group.ack_level().satisfies(asked)) {
-        return Err(ApiError::invalid(format!("acknowledgment level {:?} is not available", options.ack)));
-    }
     let dedup = Dedup { digest: digest(app, kind, identity, options, body), window: app.dedup_window };
     let parts = parts(kind, &checked, protobuf)?;
     let single = parts.len() == 1;
     let appends = parts.into_iter().enumerate().map(|(part, (payload, tables))| {
         let digest = dedup.digest.map(|digest| if single { digest } else { part_digest(digest, part) });
-        write(app, &group, append(&group, kind, identity, Dedup { digest, ..dedup }, payload, tables))
+        write(app, &group, options.ack, append(&group, kind, identity, Dedup { digest, ..dedup }, payload, tables))
     });
     accepted.written = whole(join_all(appends).await)?;
     Ok(accepted)
@@ -128,8 +125,8 @@ fn whole(outcomes: Vec<Result<Written, ApiError>>) -> Result<Option<Written>, Ap
     Ok(last)
 }
 
-async fn write(app: &App, group: &Group, append: Append) -> Result<Written, ApiError> {
-    Ok(group.append(append, app.write_timeout).await?)
+async fn write(app: &App, group: &Group, asked: Option<AckLevel>, append: Append) -> Result<Written, ApiError> {
+    Ok(group.append(append, asked, app.write_timeout).await?)
 }
 
 fn message(kind: SignalKind, checked: &Checked) -> String {

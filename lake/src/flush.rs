@@ -28,6 +28,8 @@ use crate::table;
 const SMALL_TABLE_BYTES: usize = 1 << 20;
 /// How long a proposal of the flusher may take.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a majority may take to bring a cut's rows to disk.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest pause between attempts while catalog or store are down.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// Attempts to win the swap before the flush is reported as failed and tried again later.
@@ -180,6 +182,8 @@ impl Flusher {
     async fn commit_cut(&self, hi: u64) -> Result<(), LakeError> {
         let moved = LakeError::Stopped("another node leads the group");
         let Some(epoch) = self.memtable.wait_built(hi).await else { return Err(moved) };
+        // A table ahead of what every log remembers would hide the rows that are written at the lost indexes next.
+        self.group.wait_synced(hi, SYNC_TIMEOUT).await?;
         let begun = self.lake.clock().now();
         let mut encoded = Encoded::new();
         for attempt in 0..ATTEMPTS {

@@ -1,4 +1,5 @@
-//! What nodes say to each other on the peer port: gRPC service `signaldb.peer.v1.Peer`, unary, format 1.
+//! What nodes say to each other on the peer port: gRPC service `signaldb.peer.v1.Peer`, format 1. All calls are unary but
+//! `AppendStream`, a stream of [`AppendRequest`] answered in order by one of [`AppendResponse`].
 //!
 //! Log entries, commands and snapshots travel in their persisted encodings, which have versions of their own. Fields are
 //! only ever added. Who speaks is in the metadata of each call.
@@ -124,6 +125,9 @@ pub struct AppendResponse {
     /// Of a higher vote.
     #[prost(message, optional, tag = "3")]
     pub vote: Option<Vote>,
+    /// Entries up to here match the leader's log and were fdatasynced.
+    #[prost(uint64, tag = "4")]
+    pub synced: u64,
 }
 
 /// How an append went.
@@ -190,6 +194,9 @@ pub struct ProposeRequest {
     pub command: bytes::Bytes,
     #[prost(uint32, tag = "3")]
     pub timeout_ms: u32,
+    /// Answer only when the command is on the disks of a majority.
+    #[prost(bool, tag = "4")]
+    pub synced: bool,
 }
 
 /// What became of a command.
@@ -227,6 +234,25 @@ pub enum ProposeOutcome {
     Busy = 6,
     /// It is no command, or one that the leader does not know.
     Undecodable = 7,
+}
+
+/// A leader asks a follower to hurry the sync of its log.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct SyncRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    /// Term of the entry there: whether the follower's is the same.
+    #[prost(uint64, tag = "3")]
+    pub term: u64,
+}
+
+/// The follower has the leader's log up to `synced` on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct SyncResponse {
+    #[prost(uint64, tag = "1")]
+    pub synced: u64,
 }
 
 /// Asks a leader for the index that a strong read must see.

@@ -4,12 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use openraft::Instant as _;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, InitializeError, RaftError};
-use signaldb_model::limits::ENTRY_BYTES_MAX;
+use openraft::errors::{InitializeError, RaftError};
 use signaldb_model::{AckLevel, Clock, GroupId, NodeId, Position, UnixNanos};
 use signaldb_proto::peer;
 use signaldb_wal::{Durability, Wal};
@@ -19,25 +17,25 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, Refusal};
 use crate::command::{Append, Command};
-use crate::error::{OpenError, ReadError, RejectReason, WriteError};
+use crate::error::{OpenError, ReadError};
 use crate::log_store::LogStore;
 use crate::network::Network;
 use crate::peers::{Lane, Peers};
-use crate::server::proposed;
 use crate::sink::ApplySink;
 use crate::state::GroupState;
 use crate::state_machine::{Shared, StateMachine};
 use crate::state_store::StateStore;
-use crate::types::{Applied, EncodedCommand, Peer, Raft};
+use crate::types::{Peer, Raft};
+
+mod propose;
+mod synced;
+mod trim;
 
 /// How long opening waits for a lone voter to lead and to replay its log.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long a voter leaves it to the one whose turn it is to start a new group.
 const INITIALIZE_DELAY: Duration = Duration::from_secs(3);
-
-/// A proposer's clock may be this far ahead of the leader's.
-const CLOCK_AHEAD_MAX_NANOS: u64 = 60_000_000_000;
 
 /// Entries that a follower may be behind and still be asked to lead.
 const LAG_MAX: u64 = 8;
@@ -70,6 +68,7 @@ pub struct GroupStatus {
     pub last_log_index: u64,
     pub commit_index: u64,
     pub applied_index: u64,
+    /// On the disks of a majority, as the leader knows; on this node's disk where it follows.
     pub synced_index: u64,
     /// Every row up to here is in Iceberg.
     pub flushed_index: u64,
@@ -112,6 +111,7 @@ pub struct Group {
     heard: Mutex<std::time::Instant>,
     silence_max: Duration,
     panicked: Mutex<Option<String>>,
+    synced: Mutex<synced::SyncedQuorum>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -187,6 +187,7 @@ impl Group {
             heard: Mutex::new(std::time::Instant::now()),
             silence_max: 3 * config.election_timeout.1,
             panicked: Mutex::default(),
+            synced: Mutex::default(),
             tasks: deps.tasks.clone(),
             stop: deps.stop.clone(),
         });
@@ -253,7 +254,7 @@ impl Group {
 
     /// Turns completed cuts into snapshots and purges the log behind them, after the lag that keeps flushed log for a while.
     fn start_snapshots(&self, config: &GroupConfig, deps: &GroupDeps, completed_cut: watch::Receiver<u64>) {
-        let trimmer = Trimmer {
+        let trimmer = trim::Trimmer {
             id: self.id,
             raft: self.raft.clone(),
             shared: Arc::clone(&self.shared),
@@ -340,77 +341,7 @@ impl Group {
         Ok((appends, next))
     }
 
-    /// Appends and waits until the entry is committed and applied.
-    ///
-    /// # Errors
-    /// [`WriteError::Rejected`]: nothing was written. [`WriteError::Unknown`]: it may still commit; the same bytes again
-    /// are deduplicated.
-    ///
-    /// Cancel safety: dropping the future stops the wait, not the append.
-    pub async fn append(&self, append: Append, timeout: Duration) -> Result<Written, WriteError> {
-        let applied = self.propose(&Command::Append(append), timeout).await?;
-        let index = applied.first_copy.unwrap_or(applied.index);
-        Ok(Written {
-            position: Position { group: self.id, index },
-            level: self.ack_level(),
-            deduplicated: applied.first_copy.is_some(),
-        })
-    }
-
-    /// Proposes any command and waits until it is applied; returns its index. Same outcomes as [`Group::append`].
-    pub async fn propose_index(&self, command: &Command, timeout: Duration) -> Result<u64, WriteError> {
-        Ok(self.propose(command, timeout).await?.index)
-    }
-
-    /// Proposes here or at the leader, wherever that is, and asks again while nothing was written. After an unknown
-    /// outcome only what may happen twice without harm is sent again.
-    async fn propose(&self, command: &Command, timeout: Duration) -> Result<Applied, WriteError> {
-        let encoded = command.encode();
-        if encoded.len() > ENTRY_BYTES_MAX {
-            let reason = RejectReason::TooLarge { bytes: encoded.len(), limit: ENTRY_BYTES_MAX };
-            return Err(WriteError::Rejected(reason));
-        }
-        let repeatable = !matches!(command, Command::Append(append) if append.dedup.is_none());
-        // While it looks for a leader a request waits with its bytes: they count, here and now.
-        let _held = self.node_admission.admit(encoded.len()).map_err(WriteError::Rejected)?;
-        let until = tokio::time::Instant::now() + timeout;
-        let mut unknown = None;
-        loop {
-            let seen = self.leadership();
-            let left = until.saturating_duration_since(tokio::time::Instant::now());
-            let outcome = tokio::select! {
-                outcome = self.propose_at(seen, encoded.clone(), left) => outcome,
-                // A leader that was replaced may never answer.
-                Ok(_) = self.leadership_change(seen), if !seen.here && seen.leader.is_some() => {
-                    Err(WriteError::Unknown(format!("group {} changed its leader", self.id)))
-                }
-            };
-            let error = match outcome {
-                Ok(applied) => return Ok(applied),
-                Err(error) => error,
-            };
-            match &error {
-                WriteError::Rejected(RejectReason::NoLeader { .. }) => {}
-                // The leader stops; there will be another.
-                WriteError::Rejected(RejectReason::Stopping) if !self.tasks.is_closed() => {}
-                WriteError::Unknown(_) if repeatable => unknown = Some(error),
-                // Whatever is refused now, an earlier attempt may have been written.
-                WriteError::Rejected(_) => return Err(unknown.unwrap_or(error)),
-                WriteError::Unknown(_) => return Err(error),
-            }
-            let left = until.saturating_duration_since(tokio::time::Instant::now());
-            if left.is_zero() {
-                let nothing = WriteError::Rejected(RejectReason::NoLeader { group: self.id.0 });
-                return Err(unknown.unwrap_or(nothing));
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LEADER_POLL.min(left)) => {}
-                Ok(_) = self.leadership_change(seen) => {}
-            }
-        }
-    }
-
-    /// Who a peer heard of last: see [`Groups::not_ready`](crate::Groups::not_ready).
+    /// A leader called: what [`Self::has_leader`] goes by.
     pub(crate) fn heard(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = std::time::Instant::now();
     }
@@ -424,75 +355,6 @@ impl Group {
         }
         let acked = self.raft.metrics().borrow_watched().last_quorum_acked;
         acked.is_some_and(|acked| acked.elapsed() < self.silence_max)
-    }
-
-    async fn propose_at(&self, seen: Leadership, encoded: Bytes, left: Duration) -> Result<Applied, WriteError> {
-        let group = self.id.0;
-        match seen.leader {
-            _ if seen.here => self.propose_here(encoded, left).await,
-            Some(leader) if leader != self.node => {
-                let timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-                let request = peer::ProposeRequest { group, command: encoded, timeout_ms };
-                let response = self.peers.call(leader, Lane::Bulk, "Propose", &request, left).await;
-                match response {
-                    Ok(response) => proposed(group, &response),
-                    Err(status) if never_arrived(&status) => {
-                        Err(WriteError::Rejected(RejectReason::NoLeader { group }))
-                    }
-                    Err(status) => Err(WriteError::Unknown(format!("node {leader}: {}", status.message()))),
-                }
-            }
-            _ => Err(WriteError::Rejected(RejectReason::NoLeader { group })),
-        }
-    }
-
-    /// Proposes a command that another node sent, as the leader.
-    pub(crate) async fn propose_for_peer(&self, encoded: Bytes, timeout: Duration) -> Result<Applied, WriteError> {
-        if encoded.len() > ENTRY_BYTES_MAX {
-            let reason = RejectReason::TooLarge { bytes: encoded.len(), limit: ENTRY_BYTES_MAX };
-            return Err(WriteError::Rejected(reason));
-        }
-        // What apply cannot decode would stop the group on every replica, at every start.
-        let command = Command::decode(&encoded);
-        let command = command.map_err(|error| WriteError::Rejected(RejectReason::Undecodable(error.to_string())))?;
-        if matches!(command, Command::Meta(_)) != (self.id == GroupId::META) {
-            let reason = "a command of the meta group for a data group, or the reverse".to_owned();
-            return Err(WriteError::Rejected(RejectReason::Undecodable(reason)));
-        }
-        let Command::Append(mut append) = command else { return self.propose_here(encoded, timeout).await };
-        self.refusal.check().map_err(WriteError::Rejected)?;
-        // A clock that is far ahead would end everybody's dedup window.
-        let latest = UnixNanos(self.clock.now().0.saturating_add(CLOCK_AHEAD_MAX_NANOS));
-        if append.at <= latest {
-            return self.propose_here(encoded, timeout).await;
-        }
-        append.at = latest;
-        self.propose_here(Command::Append(append).encode(), timeout).await
-    }
-
-    /// Proposes as the leader.
-    pub(crate) async fn propose_here(&self, encoded: Bytes, timeout: Duration) -> Result<Applied, WriteError> {
-        if self.tasks.is_closed() {
-            return Err(WriteError::Rejected(RejectReason::Stopping));
-        }
-        let permit = self.admission.admit(encoded.len()).map_err(WriteError::Rejected)?;
-        let raft = self.raft.clone();
-        // In a task of its own: a client that hangs up must not free the permit of an entry that is still in flight.
-        let write = self.tasks.spawn(async move {
-            let outcome = raft.client_write(EncodedCommand(encoded)).await;
-            drop(permit);
-            outcome
-        });
-        let group = self.id.0;
-        match tokio::time::timeout(timeout, write).await {
-            Err(_) => Err(WriteError::Unknown(format!("group {group} did not answer within {timeout:?}"))),
-            Ok(Err(error)) => Err(WriteError::Unknown(error.to_string())),
-            Ok(Ok(Ok(response))) => Ok(response.data),
-            Ok(Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))))) => {
-                Err(WriteError::Rejected(RejectReason::NoLeader { group }))
-            }
-            Ok(Ok(Err(error))) => Err(WriteError::Unknown(error.to_string())),
-        }
     }
 
     /// The index that a strong read must see: every write acknowledged before the call is at or below it.
@@ -627,7 +489,7 @@ impl Group {
             last_log_index: metrics.last_log_index.unwrap_or(0),
             commit_index: metrics.local_committed.map_or(0, |id| id.index),
             applied_index: applied,
-            synced_index: metrics.local_committed.map_or(0, |id| id.index),
+            synced_index: self.quorum_synced_index(),
             flushed_index: flushed,
             purged_index: metrics.purged.map_or(0, |id| id.index),
             state: format!("{:?}", metrics.state).to_lowercase(),
@@ -640,108 +502,6 @@ impl Group {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(group = self.id.0, %error, "group did not stop cleanly");
         }
-    }
-}
-
-/// Keeps one group's log short.
-struct Trimmer {
-    id: GroupId,
-    raft: Raft,
-    shared: Arc<Shared>,
-    store: Arc<dyn StateStore>,
-    /// A cut whose snapshot is not durable yet.
-    unfinished: Option<u64>,
-    wal: Arc<Wal>,
-    clock: Arc<dyn Clock>,
-    config: GroupConfig,
-    /// Cuts that are durable snapshots, with the time since when the log behind them is only insurance.
-    kept: Vec<(UnixNanos, u64)>,
-}
-
-impl Trimmer {
-    async fn run(mut self, mut completed_cut: watch::Receiver<u64>, stop: CancellationToken) {
-        let mut due = tokio::time::interval(self.config.trim_interval);
-        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            let ticked = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                changed = completed_cut.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    self.unfinished = Some(*completed_cut.borrow_and_update());
-                    false
-                }
-                _ = due.tick() => true,
-            };
-            // A group without a quorum may never answer.
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                () = self.trim(ticked) => {}
-            }
-        }
-    }
-
-    async fn trim(&mut self, ticked: bool) {
-        let outcome = match self.make_durable().await {
-            Ok(()) if ticked => self.cut_if_idle_and_pinning().await,
-            outcome => outcome,
-        };
-        if let Err(error) = outcome {
-            tracing::warn!(group = self.id.0, %error, "no snapshot; the log is kept");
-        }
-        if let Err(error) = self.purge().await {
-            tracing::warn!(group = self.id.0, %error, "the log is not purged");
-        }
-    }
-
-    /// Makes a completed cut the durable snapshot. openraft purges only up to a snapshot that it has seen built.
-    async fn make_durable(&mut self) -> Result<(), String> {
-        let Some(cut) = self.unfinished else { return Ok(()) };
-        self.shared.persist_ready(&self.store, self.id).await.map_err(|error| error.to_string())?;
-        self.raft.trigger().snapshot().await.map_err(|error| error.to_string())?;
-        let built = |metrics: &openraft::RaftMetrics<crate::types::TypeConfig>| {
-            metrics.snapshot.is_some_and(|id| id.index >= cut)
-        };
-        let built = self.raft.wait(Some(SNAPSHOT_TIMEOUT)).metrics(built, "the snapshot is durable").await;
-        built.map_err(|error| error.to_string())?;
-        self.unfinished = None;
-        self.kept.push((self.clock.now(), cut));
-        Ok(())
-    }
-
-    /// A group without rows is never flushed, yet its few old entries would keep the oldest segment of the disk alive.
-    async fn cut_if_idle_and_pinning(&mut self) -> Result<(), String> {
-        let idle = self.shared.with_state(|state| state.dirty().next().is_none());
-        let leads = self.raft.metrics().borrow_watched().state.is_leader();
-        if leads && idle && self.wal.pins_oldest_segment(self.id.0) && self.kept.is_empty() {
-            let cut = Command::FlushCut { at: self.clock.now() };
-            let written = self.raft.client_write(EncodedCommand(cut.encode())).await;
-            written.map_err(|error| error.to_string())?;
-        }
-        Ok(())
-    }
-
-    async fn purge(&mut self) -> Result<(), String> {
-        let over_budget = self.wal.stats().bytes > self.config.purge_lag_bytes_max;
-        let now = self.clock.now();
-        let old = |at: UnixNanos| now.saturating_sub(at) >= self.config.purge_lag;
-        let purgeable = self.kept.iter().take_while(|(at, _)| over_budget || old(*at)).count();
-        match self.kept.drain(..purgeable).next_back() {
-            Some((_, upto)) => self.raft.trigger().purge_log(upto).await.map_err(|error| error.to_string()),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Whether a call certainly did not reach the peer, or was turned away before anything else.
-fn never_arrived(status: &tonic::Status) -> bool {
-    match status.code() {
-        tonic::Code::FailedPrecondition | tonic::Code::Unauthenticated | tonic::Code::Unimplemented => true,
-        tonic::Code::Unavailable => status.message().contains("tcp connect error"),
-        _ => false,
     }
 }
 

@@ -7,6 +7,7 @@
 //! Start with [`group::Group`], then [`node::Groups`], which opens all groups of a process.
 
 pub mod admission;
+mod append_stream;
 mod codec;
 pub mod command;
 pub mod error;
@@ -15,6 +16,7 @@ mod log_store;
 mod network;
 pub mod node;
 pub mod peers;
+mod runtime;
 mod server;
 pub mod sink;
 pub mod state;

@@ -37,9 +37,22 @@ impl LogStore {
         let Some((_, last)) = state.range else {
             return state.purged.map(|(_, id)| codec::decode_log_id(&id)).transpose();
         };
-        let entries = self.wal.read(self.group.0, last..=last, 0).map_err(to_io)?;
-        let (_, bytes) = entries.first().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Some(LogId::new_term_index(codec::entry_term(bytes)?, last)))
+        let term = self.term_at(last)?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Some(LogId::new_term_index(term, last)))
+    }
+
+    /// Term of the entry at `index`; `None` when the log does not hold it (any more).
+    pub(crate) fn term_at(&self, index: u64) -> io::Result<Option<u64>> {
+        match self.wal.read(self.group.0, index..=index, 0) {
+            Err(WalError::Missing { .. }) => Ok(None),
+            Err(error) => Err(to_io(error)),
+            Ok(entries) => entries.first().map(|(_, bytes)| codec::entry_term(bytes)).transpose(),
+        }
+    }
+
+    /// Calls `done` once the log is on disk up to `index`, and hurries the sync.
+    pub(crate) fn when_synced(&self, index: u64, done: signaldb_wal::Callback) {
+        self.wal.when_synced(self.group.0, index, done);
     }
 
     /// Entries from `from` on, below `to`; none when the first is not held (any more): a replication task may ask for
@@ -57,6 +70,11 @@ impl LogStore {
 
     pub(crate) fn purged_index(&self) -> u64 {
         self.wal.group_state(self.group.0).purged.map_or(0, |(index, _)| index)
+    }
+
+    /// The last index that is on disk here.
+    pub(crate) fn synced_index(&self) -> u64 {
+        self.wal.synced_index(self.group.0)
     }
 
     /// Entries from `from` to `to` inclusive, cut at about `bytes_max`.

@@ -1,15 +1,17 @@
-//! How a group reaches its peers: openraft's calls as unary gRPC, votes and heartbeats beside the bulk of the appends.
+//! How a group reaches its peers: appends as a stream, and beside them votes and heartbeats as single calls.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::Stream;
 use openraft::alias::SnapshotOf;
+use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
-use openraft::network::RPCOption;
+use openraft::network::{RPCOption, stream_append_sequential};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use prost::Message;
@@ -17,14 +19,15 @@ use signaldb_model::{GroupId, NodeId};
 use signaldb_proto::peer;
 use tonic::{Code, Status};
 
+use crate::append_stream::{self, Appends};
 use crate::codec;
 use crate::peers::{Lane, Peers};
 use crate::state_machine::SnapshotBytes;
 use crate::types::{Peer, TypeConfig, Vote};
 use crate::wire;
 
-/// How long a follower may take to write one append of at most a few MiB.
-const APPEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a peer may take to accept a stream of appends.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a follower may take to make a snapshot durable.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -38,11 +41,13 @@ pub(crate) struct Network {
 /// Calls one peer for one group.
 #[derive(Debug)]
 pub(crate) struct Client {
-    group: GroupId,
+    pub(crate) group: GroupId,
     peers: Arc<Peers>,
     target: NodeId,
-    /// For appends; votes and transfers always take the control lane.
+    /// [`Lane::Bulk`] to replicate entries, [`Lane::Control`] for heartbeats; votes and transfers always take the latter.
     lane: Lane,
+    /// Kept between the sessions of openraft, which are as short as one request.
+    pub(crate) stream: Option<Appends>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -59,11 +64,28 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
 impl Network {
     fn client(&self, target: u64, lane: Lane) -> Client {
-        Client { group: self.group, peers: Arc::clone(&self.peers), target: NodeId(target), lane }
+        Client { group: self.group, peers: Arc::clone(&self.peers), target: NodeId(target), lane, stream: None }
     }
 }
 
 impl Client {
+    /// Opens a stream of appends to the target.
+    pub(crate) async fn open_appends(&self) -> Result<Appends, Status> {
+        let (requests, queue) = Appends::channel();
+        let queue = futures::stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
+        let open = self.peers.stream(self.target, self.lane, "AppendStream", queue);
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, open).await;
+        let responses = opened.map_err(|_| Status::deadline_exceeded("the peer accepts no stream of appends"))??;
+        Ok(Appends::new(requests, responses))
+    }
+
+    /// Remembers that the target has, in this leader's term, synced its log up to `synced`.
+    pub(crate) fn note_synced(&self, term: u64, synced: u64) {
+        if let Some(group) = self.peers.group(self.group.0) {
+            group.note_synced(self.target, term, synced);
+        }
+    }
+
     async fn call<A: Message, B: Message + Default>(
         &self,
         lane: Lane,
@@ -82,7 +104,7 @@ impl Client {
 }
 
 /// openraft pauses longer after it than after other failures, which a peer that is down or refuses us deserves.
-fn unreachable(status: &Status) -> Unreachable<TypeConfig> {
+pub(crate) fn unreachable(status: &Status) -> Unreachable<TypeConfig> {
     Unreachable::from_string(format!("{:?}: {}", status.code(), status.message()))
 }
 
@@ -95,15 +117,30 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = wire::append_request_out(self.group.0, &request);
-        let timeout = match self.lane {
-            Lane::Control => option.hard_ttl(),
-            Lane::Bulk | Lane::Rows => APPEND_TIMEOUT,
-        };
-        let response = self.call(self.lane, RPCTypes::AppendEntries, "Append", &message, timeout).await?;
+        let response: peer::AppendResponse =
+            self.call(self.lane, RPCTypes::AppendEntries, "Append", &message, option.hard_ttl()).await?;
+        self.note_synced(request.vote.leader_id.term, response.synced);
         let decoded = wire::append_response_in(&response);
         // Without an entry before them, entries cannot conflict: the peer is confused.
         let decoded = decoded.filter(|decoded| !(decoded.is_conflict() && request.prev_log_id.is_none()));
         decoded.ok_or_else(|| unreachable(&Status::internal("an answer that makes no sense")).into())
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>, RPCError<TypeConfig>>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        match self.lane {
+            Lane::Control => stream_append_sequential(self, input, option),
+            Lane::Bulk | Lane::Rows => Box::pin(async move { Ok(append_stream::run(self, input)) }),
+        }
     }
 
     async fn vote(

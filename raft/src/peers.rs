@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::Stream;
 use prost::Message;
 use signaldb_model::{GroupId, NodeId};
 use signaldb_proto::RawCodec;
@@ -17,7 +19,7 @@ use tonic::codegen::http::HeaderMap;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 use crate::group::Group;
 
@@ -196,11 +198,8 @@ impl Peers {
         message: &A,
         timeout: Duration,
     ) -> Result<B, Status> {
-        let mut client = Grpc::new(self.channel(node, lane)?)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let path = PathAndQuery::try_from(format!("/{SERVICE}/{method}"))
-            .map_err(|error| Status::internal(error.to_string()))?;
+        let mut client = self.client(node, lane)?;
+        let path = path(method)?;
         let mut request = Request::new(message.encode_to_vec().into());
         *request.metadata_mut() = self.metadata(node);
         let call = async {
@@ -211,6 +210,29 @@ impl Peers {
         let response =
             response.map_err(|_| Status::deadline_exceeded(format!("node {node} did not answer {method}")))?;
         B::decode(response?.into_inner()).map_err(|error| Status::internal(format!("answer of node {node}: {error}")))
+    }
+
+    /// Opens a stream to a peer: `requests` go there, the answers come back in order.
+    ///
+    /// # Errors
+    /// UNAVAILABLE when the peer cannot be reached, else what the peer says.
+    pub(crate) async fn stream(
+        &self,
+        node: NodeId,
+        lane: Lane,
+        method: &'static str,
+        requests: impl Stream<Item = Bytes> + Send + 'static,
+    ) -> Result<Streaming<Bytes>, Status> {
+        let mut client = self.client(node, lane)?;
+        let mut request = Request::new(requests);
+        *request.metadata_mut() = self.metadata(node);
+        client.ready().await.map_err(|error| Status::unavailable(format!("node {node}: {error}")))?;
+        Ok(client.streaming(request, path(method)?, RawCodec).await?.into_inner())
+    }
+
+    fn client(&self, node: NodeId, lane: Lane) -> Result<Grpc<Channel>, Status> {
+        let client = Grpc::new(self.channel(node, lane)?);
+        Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// Whether the metadata of a call is that of a peer of this cluster which means this node.
@@ -259,6 +281,10 @@ impl Peers {
         }
         Ok(())
     }
+}
+
+fn path(method: &str) -> Result<PathAndQuery, Status> {
+    PathAndQuery::try_from(format!("/{SERVICE}/{method}")).map_err(|error| Status::internal(error.to_string()))
 }
 
 /// Compares without telling where the first difference is.

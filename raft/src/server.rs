@@ -1,19 +1,22 @@
 //! The peer port: what other nodes may ask of the groups of this one.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use openraft::Snapshot;
 use prost::Message;
 use signaldb_proto::RawCodec;
 use signaldb_proto::peer::{self, ProposeOutcome, SERVICE};
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
-use tonic::server::{Grpc, NamedService, UnaryService};
-use tonic::{Request, Response, Status};
+use tonic::server::{Grpc, NamedService, StreamingService, UnaryService};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::{RejectReason, WriteError};
 use crate::group::Group;
@@ -54,12 +57,15 @@ impl Service<http::Request<Body>> for PeerService {
         if let Err(status) = admitted {
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
-        let call = Call { peers: Arc::clone(&self.0), method };
+        let peers = Arc::clone(&self.0);
         Box::pin(async move {
             let mut grpc = Grpc::new(RawCodec)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
-            Ok(grpc.unary(call, request).await)
+            Ok(match method.as_str() {
+                "AppendStream" => grpc.streaming(AppendStream(peers), request).await,
+                _ => grpc.unary(Call { peers, method }, request).await,
+            })
         })
     }
 }
@@ -79,6 +85,66 @@ impl UnaryService<Bytes> for Call {
     }
 }
 
+struct AppendStream(Arc<Peers>);
+
+impl StreamingService<Bytes> for AppendStream {
+    type Response = Bytes;
+    type ResponseStream = BoxStream<'static, Result<Bytes, Status>>;
+    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        let peers = Arc::clone(&self.0);
+        Box::pin(async move { Ok(Response::new(append_stream(peers, request.into_inner()))) })
+    }
+}
+
+/// Appends what a leader streams, for one group; ends at the first request that is no success.
+fn append_stream(peers: Arc<Peers>, requests: Streaming<Bytes>) -> BoxStream<'static, Result<Bytes, Status>> {
+    let answers = async move {
+        let mut requests = Box::pin(requests.map(|bytes| {
+            let request: peer::AppendRequest = decode(bytes?)?;
+            let decoded = wire::append_request_in(&request);
+            Ok::<_, Status>((request.group, decoded.map_err(|error| Status::invalid_argument(error.to_string()))?))
+        }))
+        .peekable();
+        // The first request tells the group.
+        let group = match Pin::new(&mut requests).peek().await {
+            Some(Ok((id, _))) => group(&peers, *id)?,
+            Some(Err(status)) => return Err(status.clone()),
+            None => return Ok(futures::stream::empty().boxed()),
+        };
+        let (id, heard) = (group.id(), Arc::clone(&group));
+        // openraft takes no errors: one ends its input and is told in its place.
+        let (failure, failed) = tokio::sync::oneshot::channel();
+        let accepted = futures::stream::unfold((requests, Some(failure)), move |(mut requests, mut failure)| {
+            let heard = Arc::clone(&heard);
+            async move {
+                let status = match requests.next().await? {
+                    Ok((group, request)) if group == id.0 => {
+                        heard.heard();
+                        return Some((request, (requests, failure)));
+                    }
+                    Ok((group, _)) => {
+                        Status::invalid_argument(format!("an append for group {group} on a stream of {id}"))
+                    }
+                    Err(status) => status,
+                };
+                if let Some(failure) = failure.take() {
+                    let _ = failure.send(status);
+                }
+                None
+            }
+        });
+        let results = group.raft().stream_append(accepted).map(move |result| {
+            let result = result.map_err(stopped)?;
+            Ok(encode(&wire::stream_result_out(&result, group.synced_index())))
+        });
+        let failed = futures::stream::once(failed).filter_map(|status| async move { status.ok().map(Err) });
+        Ok(results.chain(failed).boxed())
+    };
+    futures::stream::once(answers).try_flatten().boxed()
+}
+
 async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Status> {
     Ok(match method {
         "Identity" if !peers.knows_itself() => return Err(Status::unavailable("the node is starting")),
@@ -89,8 +155,9 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
                 wire::append_request_in(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
             let group = group(peers, request.group)?;
             group.heard();
+            let matching = decoded.entries.last().map(|entry| entry.log_id).or(decoded.prev_log_id);
             let response = group.raft().append_entries(decoded).await.map_err(stopped)?;
-            encode(&wire::append_response_out(&response))
+            encode(&wire::append_response_out(&response, matching.map(|id| id.index), group.synced_index()))
         }
         "Vote" => {
             let request: peer::VoteRequest = decode(body)?;
@@ -123,8 +190,15 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
         "Propose" => {
             let request: peer::ProposeRequest = decode(body)?;
             let timeout = Duration::from_millis(request.timeout_ms.into());
-            let written = group(peers, request.group)?.propose_for_peer(request.command, timeout).await;
+            let group = group(peers, request.group)?;
+            let written = group.propose_for_peer(request.command, request.synced, timeout).await;
             encode(&propose_response(written))
+        }
+        "Sync" => {
+            let request: peer::SyncRequest = decode(body)?;
+            let synced = group(peers, request.group)?.sync_for_peer(request.index, request.term).await;
+            let synced = synced.map_err(|error| Status::unavailable(error.to_string()))?;
+            encode(&peer::SyncResponse { synced })
         }
         "ReadIndex" => {
             let request: peer::ReadIndexRequest = decode(body)?;

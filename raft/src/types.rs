@@ -44,7 +44,7 @@ openraft::declare_raft_types!(
         Node = Peer,
         Term = u64,
         LeaderId = openraft::impls::leader_id_std::LeaderId<Self::Term, Self::NodeId>,
-        AsyncRuntime = openraft_rt_tokio::TokioRuntime,
+        AsyncRuntime = crate::runtime::GridRuntime,
 );
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, crate::state_machine::StateMachine>;

@@ -4,8 +4,8 @@ use std::io;
 
 use openraft::alias::LeaderIdOf;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult, TransferLeaderError,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use signaldb_proto::peer;
 
@@ -85,15 +85,35 @@ pub(crate) fn append_request_in(request: &peer::AppendRequest) -> io::Result<App
     })
 }
 
-pub(crate) fn append_response_out(response: &AppendEntriesResponse<TypeConfig>) -> peer::AppendResponse {
+/// `synced` is the last index that is on disk here; it counts as far as the log matches the leader's, up to `matching`.
+pub(crate) fn append_response_out(
+    response: &AppendEntriesResponse<TypeConfig>,
+    matching: Option<u64>,
+    synced: u64,
+) -> peer::AppendResponse {
     use peer::AppendOutcome;
+    let synced = match response {
+        AppendEntriesResponse::Success => matching.unwrap_or(0).min(synced),
+        AppendEntriesResponse::PartialSuccess(id) => id.map_or(0, |id| id.index).min(synced),
+        AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => 0,
+    };
     let (outcome, matching, vote) = match response {
         AppendEntriesResponse::Success => (AppendOutcome::Success, None, None),
         AppendEntriesResponse::PartialSuccess(id) => (AppendOutcome::PartialSuccess, id_out(*id), None),
         AppendEntriesResponse::Conflict => (AppendOutcome::Conflict, None, None),
         AppendEntriesResponse::HigherVote(vote) => (AppendOutcome::HigherVote, None, Some(vote_out(vote))),
     };
-    peer::AppendResponse { outcome: outcome.into(), matching, vote }
+    peer::AppendResponse { outcome: outcome.into(), matching, vote, synced }
+}
+
+/// The answer to one request of a stream.
+pub(crate) fn stream_result_out(result: &StreamAppendResult<TypeConfig>, synced: u64) -> peer::AppendResponse {
+    let response = match result {
+        Ok(matching) => AppendEntriesResponse::PartialSuccess(*matching),
+        Err(StreamAppendError::Conflict(_)) => AppendEntriesResponse::Conflict,
+        Err(StreamAppendError::HigherVote(vote)) => AppendEntriesResponse::HigherVote(*vote),
+    };
+    append_response_out(&response, None, synced)
 }
 
 /// `None` for an outcome of a newer version.

@@ -1,6 +1,6 @@
 //! Where each group's entries are: in memory until written, then a place in a segment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -44,6 +44,10 @@ pub(crate) enum Place {
 pub(crate) struct GroupIndex {
     pub(crate) meta: GroupMeta,
     pub(crate) batches: BTreeMap<u64, Batch>,
+    /// Entries up to here are on disk.
+    synced: u64,
+    /// Written after the last sync: the record's sequence and its last index.
+    unsynced: VecDeque<(u64, u64)>,
 }
 
 impl GroupIndex {
@@ -69,11 +73,30 @@ impl GroupIndex {
 
     /// Drops entries from `from` on.
     pub(crate) fn truncate_from(&mut self, from: u64) {
+        let kept = from.saturating_sub(1);
         self.batches.split_off(&from);
         if let Some(mut tail) = self.batches.last_entry() {
             let batch = tail.get_mut();
-            batch.last = batch.last.min(from.saturating_sub(1));
+            batch.last = batch.last.min(kept);
         }
+        self.synced = self.synced.min(kept);
+        for (_, last) in &mut self.unsynced {
+            *last = kept.min(*last);
+        }
+    }
+
+    /// Everything held is on disk, as a start makes sure.
+    pub(crate) fn all_synced(&mut self) {
+        self.unsynced.clear();
+        self.synced = self.range().map_or(0, |(_, last)| last);
+    }
+
+    /// The last index that is on disk together with all before it, when records below `synced_record` are.
+    pub(crate) fn synced_index(&mut self, synced_record: u64) -> u64 {
+        while let Some((_, last)) = self.unsynced.pop_front_if(|(record, _)| *record < synced_record) {
+            self.synced = last;
+        }
+        self.synced.max(self.meta.purged.as_ref().map_or(0, |(index, _)| *index))
     }
 
     /// Drops entries up to and including `index`, and remembers the id of the last one.
@@ -97,12 +120,14 @@ impl GroupIndex {
         (batch.last >= index).then_some(batch)
     }
 
-    /// Points the batch of the record that began at `first` to its place on disk, whatever was cut from it meanwhile.
-    pub(crate) fn written(&mut self, first: u64, memory: &Bytes, place: &Place) {
+    /// Points the batch of record number `record`, which began at `first`, to its place on disk, whatever was cut from
+    /// it meanwhile.
+    pub(crate) fn written(&mut self, record: u64, first: u64, memory: &Bytes, place: &Place) {
         let same = |batch: &Batch| matches!(&batch.place, Place::Memory(held) if held.as_ptr() == memory.as_ptr());
         let found = self.batches.range_mut(first..).map(|(_, batch)| batch).find(|batch| same(batch));
         if let Some(batch) = found {
             batch.place = place.clone();
+            self.unsynced.push_back((record, batch.last));
         }
     }
 
@@ -138,6 +163,29 @@ mod tests {
         assert_eq!(index.range(), Some((1, 3)));
         index.truncate_from(1);
         assert_eq!(index.range(), None);
+    }
+
+    #[test]
+    fn what_is_cut_is_not_synced() {
+        let mut index = GroupIndex::default();
+        let memory = |n: u8| Bytes::from(vec![n]);
+        let place = Place::Disk { segment: 1, offset: 0, payload_len: 0, payload_crc: 0 };
+        let (first, second, third) = (memory(1), memory(2), memory(3));
+        index.append(1, 5, Place::Memory(first.clone()));
+        index.append(6, 9, Place::Memory(second.clone()));
+        index.written(10, 1, &first, &place);
+        assert_eq!(index.synced_index(10), 0, "record 10 is not below 10");
+        assert_eq!(index.synced_index(11), 5);
+        // Cut before its record was written: it never counts.
+        index.truncate_from(4);
+        assert_eq!(index.synced_index(11), 3);
+        index.written(11, 6, &second, &place);
+        index.append(4, 8, Place::Memory(third.clone()));
+        index.written(13, 4, &third, &place);
+        assert_eq!(index.synced_index(13), 3);
+        assert_eq!(index.synced_index(14), 8);
+        index.purge_upto(8, vec![]);
+        assert_eq!(index.synced_index(14), 8);
     }
 
     #[test]

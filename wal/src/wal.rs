@@ -88,6 +88,7 @@ impl Wal {
             let rewritten = rewrite(io.as_ref(), &segment_path(&segments_dir, number), &segment)?;
             recovered.segments.insert(number, rewritten);
         }
+        recovered.groups.values_mut().for_each(GroupIndex::all_synced);
         let metas = recovered.groups.iter().map(|(group, index)| (*group, index.meta.clone())).collect();
         let number = previous.map_or(1, |(number, _)| number + 1);
         let current = writer::start_segment(
@@ -278,6 +279,31 @@ impl Wal {
         self.shared.groups.lock().indexes.get(&group).map(GroupIndex::state).unwrap_or_default()
     }
 
+    /// The last index of the group that survives a power loss, with all before it.
+    pub fn synced_index(&self, group: u32) -> u64 {
+        self.shared.synced_index(group)
+    }
+
+    /// Calls `done` once entries up to `index`, written or queued, are on disk; until then syncs do not wait for
+    /// [`WalConfig::sync_interval`].
+    pub fn when_synced(&self, group: u32, index: u64, done: Callback) {
+        let outcome = {
+            let mut sync = self.shared.sync.lock();
+            match self.poisoned() {
+                Some(poison) => Err(poison),
+                // Under the lock that the sync thread takes after every sync, so that none is missed.
+                None if self.synced_index(group) >= index => Ok(()),
+                None if sync.is_closed() => Err(WalError::Closed),
+                None => {
+                    sync.wait_for(group, index, done);
+                    self.shared.sync_ready.notify_one();
+                    return;
+                }
+            }
+        };
+        done(outcome);
+    }
+
     /// Whether the oldest segment could go if this group kept no entries in it.
     pub fn pins_oldest_segment(&self, group: u32) -> bool {
         let segments = self.shared.segments.lock();
@@ -439,6 +465,11 @@ impl Shared {
         self.synced.load(Ordering::Acquire)
     }
 
+    pub(crate) fn synced_index(&self, group: u32) -> u64 {
+        let synced = self.synced_batch();
+        self.groups.lock().indexes.get_mut(&group).map_or(0, |index| index.synced_index(synced))
+    }
+
     pub(crate) fn advance_synced(&self, batch: u64) {
         self.synced.fetch_max(batch, Ordering::AcqRel);
     }
@@ -447,9 +478,9 @@ impl Shared {
         self.segments.lock().insert(number, Segment { file: Arc::clone(file), len });
     }
 
-    pub(crate) fn written(&self, group: u32, first: u64, memory: &Bytes, place: &Place) {
+    pub(crate) fn written(&self, record: u64, group: u32, first: u64, memory: &Bytes, place: &Place) {
         if let Some(index) = self.groups.lock().indexes.get_mut(&group) {
-            index.written(first, memory, place);
+            index.written(record, first, memory, place);
         }
     }
 

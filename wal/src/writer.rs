@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::config::WalConfig;
+use crate::error::WalError;
 use crate::index::Place;
 use crate::io::{LogFile, LogIo};
 use crate::record::{self, FORMAT, GroupMeta, HEADER_BYTES, Header, Kind, SegmentStart};
@@ -30,6 +31,8 @@ pub(crate) struct Request {
 #[derive(Default)]
 pub(crate) struct SyncState {
     waiting: Vec<Callback>,
+    /// Who waits for a group's index to be on disk.
+    hurried: Vec<(u32, u64, Callback)>,
     /// Batches below this are written.
     written: u64,
     file: Option<Arc<dyn LogFile>>,
@@ -209,7 +212,7 @@ impl Writer {
                     payload_len: header.payload_len,
                     payload_crc: header.payload_crc,
                 };
-                self.shared.written(request.group, request.first, &request.payload, &place);
+                self.shared.written(header.batch, request.group, request.first, &request.payload, &place);
             }
             Kind::TruncateAfter | Kind::SegmentStart | Kind::Checkpoint | Kind::Footer => {}
         }
@@ -284,13 +287,35 @@ impl SyncState {
         }
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    pub(crate) fn wait_for(&mut self, group: u32, index: u64, done: Callback) {
+        self.hurried.push((group, index, done));
+    }
+
     /// How long the sync thread may still wait; `None` while there is nothing to sync.
     fn due_in(&self, config: &WalConfig) -> Option<Duration> {
         if !self.waiting.is_empty() || self.unsynced_bytes >= config.sync_bytes {
             return Some(Duration::ZERO);
         }
         let since = self.oldest_unsynced?;
+        if !self.hurried.is_empty() {
+            return Some(Duration::ZERO);
+        }
         Some(config.sync_interval.saturating_sub(since.elapsed()))
+    }
+}
+
+impl Shared {
+    /// Takes those out whose index is on disk now.
+    fn satisfied(&self) -> Vec<Callback> {
+        let hurried = std::mem::take(&mut self.sync.lock().hurried);
+        let (satisfied, waiting): (Vec<_>, Vec<_>) =
+            hurried.into_iter().partition(|(group, index, _)| self.synced_index(*group) >= *index);
+        self.sync.lock().hurried.extend(waiting);
+        satisfied.into_iter().map(|(_, _, done)| done).collect()
     }
 }
 
@@ -301,7 +326,13 @@ pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
         loop {
             match state.due_in(config) {
                 Some(Duration::ZERO) => break,
-                _ if state.closed && state.waiting.is_empty() && state.unsynced_bytes == 0 => return,
+                _ if state.closed && state.waiting.is_empty() && state.unsynced_bytes == 0 => {
+                    let hurried = std::mem::take(&mut state.hurried);
+                    drop(state);
+                    let failure = shared.poisoned().unwrap_or(WalError::Closed);
+                    hurried.into_iter().for_each(|(_, _, done)| done(Err(failure.clone())));
+                    return;
+                }
                 _ if state.closed => break,
                 Some(wait) => state = shared.sync_ready.wait_timeout(state, wait),
                 None => state = shared.sync_ready.wait(state),
@@ -319,12 +350,13 @@ pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
                 metrics::histogram!("signaldb_wal_flush_duration_seconds").record(begun.elapsed().as_secs_f64());
                 shared.advance_synced(written);
                 let poisoned = shared.poisoned();
-                for done in waiting {
+                for done in waiting.into_iter().chain(shared.satisfied()) {
                     done(poisoned.clone().map_or(Ok(()), Err));
                 }
             }
             Err(failure) => {
-                for done in waiting {
+                let hurried = std::mem::take(&mut shared.sync.lock().hurried);
+                for done in waiting.into_iter().chain(hurried.into_iter().map(|(_, _, done)| done)) {
                     done(Err(failure.clone()));
                 }
             }

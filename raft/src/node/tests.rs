@@ -96,7 +96,7 @@ fn append(text: &str) -> Append {
 
 async fn write(groups: &Groups, text: &str) -> crate::Written {
     let group = groups.home(&tenant(), TIMEOUT).await.expect("placed");
-    group.append(append(text), TIMEOUT).await.expect("commits")
+    group.append(append(text), None, TIMEOUT).await.expect("commits")
 }
 
 fn texts(sink: &Recorder) -> Vec<String> {

@@ -1,0 +1,202 @@
+//! How far a group is on the disks of a majority (DESIGN section 3): the quorum-synced index.
+//!
+//! At level `quorum` an entry is committed when a majority wrote it; it is on a majority's disks a moment later. What
+//! must survive the power loss of all waits for this index: stronger acknowledgments, and Iceberg commits, for a table
+//! that is ahead of every log would hide whatever is written at the lost indexes next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use signaldb_model::NodeId;
+use signaldb_proto::peer;
+use tokio::sync::{oneshot, watch};
+
+use super::Group;
+use crate::error::ReadError;
+use crate::peers::Lane;
+
+/// How long a follower may take to sync, and its leader to wait for it.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the followers of one leadership reported.
+#[derive(Debug)]
+pub(super) struct SyncedQuorum {
+    term: u64,
+    /// The last index that a follower has on disk and that matches this leader's log.
+    reported: BTreeMap<u64, u64>,
+    /// Changes with every report.
+    changed: watch::Sender<()>,
+}
+
+impl Default for SyncedQuorum {
+    fn default() -> Self {
+        Self { term: 0, reported: BTreeMap::new(), changed: watch::Sender::new(()) }
+    }
+}
+
+impl SyncedQuorum {
+    /// Takes a report that belongs to the leadership of `term`; those of an earlier one say nothing about its log.
+    fn note(&mut self, follower: NodeId, term: u64, index: u64) {
+        if term < self.term {
+            return;
+        }
+        if term > self.term {
+            self.term = term;
+            self.reported.clear();
+        }
+        let known = self.reported.entry(follower.0).or_default();
+        *known = index.max(*known);
+        self.changed.send_replace(());
+    }
+}
+
+/// The highest index that a majority of every configuration has on disk. During a membership change both count.
+fn quorum_synced(synced: &BTreeMap<u64, u64>, configs: &[BTreeSet<u64>]) -> u64 {
+    let of = |voters: &BTreeSet<u64>| {
+        let mut indexes: Vec<u64> = voters.iter().map(|voter| synced.get(voter).copied().unwrap_or(0)).collect();
+        indexes.sort_unstable();
+        // Ascending: the voters from here to the end are a majority.
+        indexes.get((indexes.len().max(1) - 1) / 2).copied().unwrap_or(0)
+    };
+    configs.iter().map(of).min().unwrap_or(0)
+}
+
+impl Group {
+    /// The last index that is on this node's disk.
+    pub(crate) fn synced_index(&self) -> u64 {
+        self.log.synced_index()
+    }
+
+    /// Takes a follower's report to this node as the leader of `term`.
+    pub(crate) fn note_synced(&self, follower: NodeId, term: u64, index: u64) {
+        self.synced.lock().unwrap_or_else(std::sync::PoisonError::into_inner).note(follower, term, index);
+    }
+
+    /// The quorum-synced index, as the leader knows it; on other nodes how far their own disk is.
+    pub(super) fn quorum_synced_index(&self) -> u64 {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        if !metrics.state.is_leader() {
+            return self.synced_index();
+        }
+        let quorum = self.synced.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut synced = if quorum.term == metrics.current_term { quorum.reported.clone() } else { BTreeMap::new() };
+        synced.insert(self.node.0, self.synced_index());
+        quorum_synced(&synced, metrics.membership_config.membership().get_joint_config())
+    }
+
+    /// Waits, as the leader, until a majority has the committed entry at `index` on disk, and makes them hurry.
+    ///
+    /// # Errors
+    /// When this node does not lead, or a majority does not answer within `timeout`: the entry stays committed.
+    ///
+    /// Cancel safety: safe.
+    pub async fn wait_synced(&self, index: u64, timeout: Duration) -> Result<(), ReadError> {
+        let failed = |reason: &str| ReadError::Unavailable { group: self.id.0, reason: reason.to_owned() };
+        let mut changed = self.synced.lock().unwrap_or_else(std::sync::PoisonError::into_inner).changed.subscribe();
+        if self.quorum_synced_index() >= index {
+            return Ok(());
+        }
+        let leadership = self.leadership();
+        if !leadership.here {
+            return Err(ReadError::NoLeader { group: self.id.0 });
+        }
+        let term = self.log.term_at(index).map_err(|error| failed(&error.to_string()))?;
+        // Purged entries are in Iceberg, and were synced before.
+        let Some(entry_term) = term else { return Ok(()) };
+        let voters: Vec<u64> = self.members().into_keys().filter(|node| *node != self.node.0).collect();
+        let mut hurried: futures::stream::FuturesUnordered<_> = voters
+            .into_iter()
+            .map(|node| async move {
+                let request = peer::SyncRequest { group: self.id.0, index, term: entry_term };
+                let asked = self.peers.call(NodeId(node), Lane::Control, "Sync", &request, SYNC_TIMEOUT).await;
+                match asked {
+                    Ok(peer::SyncResponse { synced }) => self.note_synced(NodeId(node), leadership.term, synced),
+                    Err(status) => tracing::debug!(group = %self.id, node, %status, "follower did not sync"),
+                }
+            })
+            .collect();
+        let mut here = std::pin::pin!(self.sync_here(index));
+        let mut synced_here = false;
+        let waited = tokio::time::timeout(timeout, async {
+            while self.quorum_synced_index() < index {
+                tokio::select! {
+                    outcome = &mut here, if !synced_here => {
+                        outcome?;
+                        synced_here = true;
+                    }
+                    Some(()) = futures::StreamExt::next(&mut hurried) => {}
+                    changed = changed.changed() => changed.map_err(|_| failed("the group stopped"))?,
+                }
+                if self.leadership().term != leadership.term {
+                    return Err(ReadError::NoLeader { group: self.id.0 });
+                }
+            }
+            Ok(())
+        });
+        waited.await.map_err(|_| failed("no majority has it on disk in time"))?
+    }
+
+    /// Waits until this node has the entry at `index` on disk, and hurries the sync.
+    async fn sync_here(&self, index: u64) -> Result<(), ReadError> {
+        let (sender, receiver) = oneshot::channel();
+        self.log.when_synced(index, Box::new(move |outcome| drop(sender.send(outcome))));
+        let failed = |reason: String| ReadError::Unavailable { group: self.id.0, reason };
+        receiver.await.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+    }
+
+    /// Syncs for a leader whose entry at `index` is of `term`: the logs are the same up to there if this one's is too
+    /// (Log Matching Property, Ongaro section 3.5).
+    ///
+    /// # Errors
+    /// When the entry is not here, or is another.
+    pub(crate) async fn sync_for_peer(&self, index: u64, term: u64) -> Result<u64, ReadError> {
+        let failed = |reason: String| ReadError::Unavailable { group: self.id.0, reason };
+        match self.log.term_at(index).map_err(|error| failed(error.to_string()))? {
+            Some(found) if found == term => {}
+            None if self.log.purged_index() >= index => return Ok(index),
+            found => return Err(failed(format!("entry {index} of term {term} is not here, but {found:?}"))),
+        }
+        tokio::time::timeout(SYNC_TIMEOUT, self.sync_here(index))
+            .await
+            .map_err(|_| failed("the disk does not sync in time".to_owned()))??;
+        // The entry may have been replaced while this waited.
+        match self.log.term_at(index) {
+            Ok(Some(found)) if found == term => Ok(index),
+            _ => Err(failed(format!("entry {index} of term {term} is not here any more"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_majority_of_every_configuration_counts() {
+        let set = |nodes: &[u64]| nodes.iter().copied().collect::<BTreeSet<_>>();
+        let synced = BTreeMap::from([(1, 10), (2, 7), (3, 3), (4, 1)]);
+        for (configs, expected) in [
+            (vec![set(&[1])], 10),
+            (vec![set(&[1, 2])], 7),
+            (vec![set(&[1, 2, 3])], 7),
+            (vec![set(&[1, 2, 3, 4])], 3),
+            (vec![set(&[1, 2, 9])], 7),
+            (vec![set(&[1, 8, 9])], 0),
+            (vec![set(&[1, 2, 3]), set(&[2, 3, 4])], 3),
+            (vec![], 0),
+        ] {
+            assert_eq!(quorum_synced(&synced, &configs), expected, "{configs:?}");
+        }
+    }
+
+    #[test]
+    fn reports_of_another_leadership_do_not_count() {
+        let mut quorum = SyncedQuorum::default();
+        quorum.note(NodeId(2), 4, 100);
+        quorum.note(NodeId(2), 5, 10);
+        quorum.note(NodeId(3), 4, 90);
+        quorum.note(NodeId(2), 5, 8);
+        assert_eq!((quorum.term, quorum.reported), (5, BTreeMap::from([(2, 10)])));
+    }
+}
