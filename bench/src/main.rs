@@ -4,12 +4,14 @@
 //! and appends a section to the results with commit, command and machine. It bounds itself in count and time.
 
 mod load;
+mod log;
 mod node;
 mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Parser;
 
 use crate::load::{Signal, Template};
@@ -17,10 +19,11 @@ use crate::node::Node;
 use crate::report::{Measured, MeasuredCluster};
 
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Args {
     /// The release binary to measure.
-    #[arg(long)]
-    node: PathBuf,
+    #[arg(long, required = true)]
+    node: Option<PathBuf>,
     /// File that a section is appended to.
     #[arg(long)]
     results: Option<PathBuf>,
@@ -39,19 +42,55 @@ struct Args {
     /// Connections.
     #[arg(long, default_value_t = 4)]
     connections: usize,
+    /// Sections to measure; of the cluster's, those after ingest.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Section::ALL)]
+    only: Vec<Section>,
+    #[command(subcommand)]
+    command: Option<Part>,
+}
+
+/// What can be measured apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Section {
+    Ingest,
+    Idle,
+    Appends,
+    Failover,
+    Log,
+}
+
+impl Section {
+    const ALL: [Self; 5] = [Self::Ingest, Self::Idle, Self::Appends, Self::Failover, Self::Log];
+}
+
+/// Processes that a measurement starts.
+#[derive(Debug, clap::Subcommand)]
+enum Part {
+    #[command(hide = true)]
+    LogNode(log::LogNode),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    let mut measured = Vec::new();
-    for (signal, records) in [(Signal::Spans, args.spans), (Signal::Logs, args.logs)] {
-        measured.push(measure(&args, signal, records).await?);
+    let mut args = Args::parse();
+    if let Some(Part::LogNode(node)) = args.command.take() {
+        return log::run_node(node).await;
     }
-    let cluster = if args.nodes > 1 { Some(measure_cluster(&args).await?) } else { None };
-    let mut text = report::render(&measured, &std::env::args().collect::<Vec<_>>().join(" "));
-    if let Some(cluster) = &cluster {
-        text.push_str(&report::render_cluster(cluster));
+    let binary = args.node.clone().context("--node")?;
+    let wanted = |section| args.only.contains(&section);
+    let mut text = report::head(&std::env::args().collect::<Vec<_>>().join(" "));
+    if wanted(Section::Ingest) {
+        let mut measured = Vec::new();
+        for (signal, records) in [(Signal::Spans, args.spans), (Signal::Logs, args.logs)] {
+            measured.push(measure(&args, &binary, signal, records).await?);
+        }
+        text.push_str(&report::render(&measured));
+    }
+    if args.nodes > 1 {
+        text.push_str(&report::render_cluster(&measure_cluster(&args, &binary).await?));
+        if wanted(Section::Log) {
+            text.push_str(&report::render_log(&log::measure().await?));
+        }
     }
     print!("{text}");
     if let Some(path) = &args.results {
@@ -60,31 +99,39 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What only a cluster has: idle cost, and the pause when a leader dies.
-async fn measure_cluster(args: &Args) -> anyhow::Result<MeasuredCluster> {
-    let mut node = Node::start(&args.node, args.nodes).await?;
-    load::run(&node.otlp("/v1/traces"), &Template::new(Signal::Spans), 20, args.connections, None).await?;
-    node.flush().await?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let (idle, before) = (Duration::from_secs(20), node.cpu_seconds()?);
-    tokio::time::sleep(idle).await;
-    let idle_percent = (node.cpu_seconds()? - before) / idle.as_secs_f64() / args.nodes as f64 * 100.0;
-    let mut appends = Vec::new();
-    for bytes in [1 << 10, 64 << 10] {
-        for proposers in [1, 16, 64] {
-            let rate = load::appends(&node.otlp("/v1/logs"), bytes, proposers).await?;
-            appends.push((bytes, proposers, rate));
-            node.flush().await?;
+/// What only a cluster has: idle cost, appends of single records, and the pause when a leader dies.
+async fn measure_cluster(args: &Args, binary: &Path) -> anyhow::Result<MeasuredCluster> {
+    let wanted = |section| args.only.contains(&section);
+    let mut measured = MeasuredCluster { nodes: args.nodes, ..MeasuredCluster::default() };
+    let mut node = Node::start(binary, args.nodes).await?;
+    if wanted(Section::Idle) {
+        load::run(&node.otlp("/v1/traces"), &Template::new(Signal::Spans), 20, args.connections, None).await?;
+        node.flush().await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (idle, before) = (Duration::from_secs(20), node.cpu_seconds()?);
+        tokio::time::sleep(idle).await;
+        let percent = (node.cpu_seconds()? - before) / idle.as_secs_f64() / args.nodes as f64 * 100.0;
+        measured.idle_percent = Some(percent);
+    }
+    if wanted(Section::Appends) {
+        for bytes in [1 << 10, 64 << 10] {
+            for proposers in [1, 16, 64] {
+                let rate = load::appends(&node.otlp("/v1/logs"), bytes, proposers).await?;
+                measured.appends.push((bytes, proposers, rate));
+                node.flush().await?;
+            }
         }
     }
-    let gaps = load::failover_gaps(&mut node, &args.node, args.kills).await?;
+    if wanted(Section::Failover) {
+        measured.gaps = load::failover_gaps(&mut node, binary, args.kills).await?;
+    }
     node.stop(Duration::from_secs(15))?;
-    Ok(MeasuredCluster { nodes: args.nodes, idle_percent, appends, gaps })
+    Ok(measured)
 }
 
 /// One node, one signal: as fast as it goes, then at half that rate, then queries.
-async fn measure(args: &Args, signal: Signal, records: u64) -> anyhow::Result<Measured> {
-    let node = Node::start(&args.node, args.nodes).await?;
+async fn measure(args: &Args, binary: &Path, signal: Signal, records: u64) -> anyhow::Result<Measured> {
+    let node = Node::start(binary, args.nodes).await?;
     let template = Template::new(signal);
     let urls = node.otlp(signal.path());
     // Warm up: code paths, connections, tables.

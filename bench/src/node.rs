@@ -90,15 +90,7 @@ impl Node {
 
     /// User and system seconds of all processes.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let mut total = 0.0;
-        for process in &self.processes {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.child.id()))?;
-            // Fields 14 and 15, counted behind the parenthesized name; Linux counts 100 ticks a second.
-            let rest = stat.rsplit_once(')').context("a stat line")?.1;
-            let fields: Vec<&str> = rest.split_whitespace().collect();
-            total += (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0;
-        }
-        Ok(total)
+        self.processes.iter().map(|process| cpu_seconds_of(process.child.id())).sum()
     }
 
     /// Largest resident sets, summed, bytes.
@@ -169,6 +161,15 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// User and system seconds of a process.
+pub(crate) fn cpu_seconds_of(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Fields 14 and 15, counted behind the parenthesized name; Linux counts 100 ticks a second.
+    let rest = stat.rsplit_once(')').context("a stat line")?.1;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
 }
 
 fn free_ports() -> anyhow::Result<Ports> {

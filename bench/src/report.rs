@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::load::{Latency, Signal};
+use crate::log::Point;
 
 /// Figures of one signal.
 #[derive(Debug)]
@@ -24,12 +25,12 @@ pub(crate) struct Measured {
     pub(crate) queries: Vec<(String, Latency)>,
 }
 
-/// Figures that only a cluster has.
-#[derive(Debug)]
+/// Figures that only a cluster has; what was not asked for is empty.
+#[derive(Debug, Default)]
 pub(crate) struct MeasuredCluster {
     pub(crate) nodes: usize,
     /// Of one core, a node, without clients.
-    pub(crate) idle_percent: f64,
+    pub(crate) idle_percent: Option<f64>,
     /// Bytes of a record, proposers, MB/s.
     pub(crate) appends: Vec<(usize, usize, f64)>,
     /// Seconds from `kill -9` of the leader to the next acknowledgment, ascending.
@@ -37,22 +38,36 @@ pub(crate) struct MeasuredCluster {
 }
 
 pub(crate) fn render_cluster(cluster: &MeasuredCluster) -> String {
-    let at = |part: f64| cluster.gaps.get(((cluster.gaps.len() as f64 - 1.0) * part).round() as usize).copied();
-    let appends: Vec<String> = cluster
-        .appends
-        .iter()
-        .map(|(bytes, proposers, rate)| format!("{} KiB x {proposers}: {rate:.0}", bytes >> 10))
-        .collect();
-    let appends = appends.join(", ");
-    format!(
-        "\n{} nodes, CPU and memory summed over them, bytes in the log of one. Idle: {:.1} % of a core a node. Pause over \
-         {} kills of the leader: p50 {:.2} s, p99 {:.2} s. Appends of one record, MB/s by record and proposers: {appends}.\n",
-        cluster.nodes,
-        cluster.idle_percent,
-        cluster.gaps.len(),
-        at(0.5).unwrap_or(0.0),
-        at(0.99).unwrap_or(0.0)
-    )
+    let mut out = format!("\n{} nodes, CPU and memory summed over them, bytes in the log of one.", cluster.nodes);
+    if let Some(percent) = cluster.idle_percent {
+        let _ = write!(out, " Idle: {percent:.1} % of a core a node.");
+    }
+    if !cluster.gaps.is_empty() {
+        let at = |part: f64| cluster.gaps[((cluster.gaps.len() as f64 - 1.0) * part).round() as usize];
+        let (kills, p50, p99) = (cluster.gaps.len(), at(0.5), at(0.99));
+        let _ = write!(out, " Pause over {kills} kills of the leader: p50 {p50:.2} s, p99 {p99:.2} s.");
+    }
+    let append =
+        |(bytes, proposers, rate): &(usize, usize, f64)| format!("{} KiB x {proposers}: {rate:.0}", bytes >> 10);
+    let appends: Vec<String> = cluster.appends.iter().map(append).collect();
+    if !appends.is_empty() {
+        let _ = write!(out, " OTLP requests of one record, MB/s by record and clients: {}.", appends.join(", "));
+    }
+    out.push('\n');
+    out
+}
+
+pub(crate) fn render_log(points: &[Point]) -> String {
+    let mut out = "\nThe replicated log alone, three voters, commands of a fourth process over the peer port:\n\n\
+        | level | entry | proposers | MB/s | entries/s | p50 / p99, ms |\n|---|---|---|---|---|---|\n"
+        .to_owned();
+    for point in points {
+        let Point { level, bytes, proposers, rate, latency } = point;
+        let (kib, entries) = (bytes >> 10, rate * 1e6 / *bytes as f64);
+        let (p50, p99) = (latency.p50, latency.p99);
+        let _ = writeln!(out, "| {level} | {kib} KiB | {proposers} | {rate:.1} | {entries:.0} | {p50:.2} / {p99:.2} |");
+    }
+    out
 }
 
 fn output(program: &str, arguments: &[&str]) -> String {
@@ -69,13 +84,16 @@ fn machine() -> String {
     format!("{cores} x {}, {} GiB, {}", model.unwrap_or("unknown CPU"), kib >> 20, output("uname", &["-sr"]))
 }
 
-pub(crate) fn render(measured: &[Measured], command: &str) -> String {
+/// When, of which commit and where.
+pub(crate) fn head(command: &str) -> String {
     let commit = output("git", &["describe", "--always", "--dirty"]);
     let date = output("date", &["-u", "+%Y-%m-%d %H:%M"]);
-    let mut out = format!(
-        "\n## {date} UTC, commit {commit}\n\n{}. The client runs on the same cores. `{command}`\n\n",
-        machine()
-    );
+    let machine = machine();
+    format!("\n## {date} UTC, commit {commit}\n\n{machine}. The client runs on the same cores. `{command}`\n")
+}
+
+pub(crate) fn render(measured: &[Measured]) -> String {
+    let mut out = "\n".to_owned();
     let heads: Vec<&str> = measured.iter().map(|one| one.signal.name()).collect();
     let _ = writeln!(out, "| | {} |\n|---|{}", heads.join(" | "), "---|".repeat(heads.len()));
     let mut row = |name: &str, value: &dyn Fn(&Measured) -> String| {
