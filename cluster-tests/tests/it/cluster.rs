@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::node::{DEADLINE, Node, free_ports};
-use crate::spans::batch;
+use crate::spans::{compare, send_batch};
 
 /// Three running nodes. Dropping it kills them.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
+    /// Holds the directories of the nodes, and `shared`: catalog and store.
+    pub(crate) root: PathBuf,
     pub(crate) http: reqwest::Client,
 }
 
@@ -33,7 +34,8 @@ impl Cluster {
                     ports[at],
                 )
             });
-            let mut cluster = Self { nodes: nodes.collect::<anyhow::Result<_>>()?, http: reqwest::Client::new() };
+            let nodes = nodes.collect::<anyhow::Result<_>>()?;
+            let mut cluster = Self { nodes, root, http: reqwest::Client::new() };
             // Somebody else may have taken a port in between.
             if cluster.wait_ready().await.is_ok() {
                 return Ok(cluster);
@@ -70,6 +72,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// Where each node takes spans over HTTP.
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.otlp_http("/v1/traces")).collect()
+    }
+
     /// The data group that holds the default tenant, and the position of its leader in `nodes`.
     pub(crate) async fn leader(&self) -> anyhow::Result<usize> {
         let until = Instant::now() + DEADLINE;
@@ -94,30 +101,13 @@ impl Cluster {
     }
 }
 
-/// Sends the same bytes to one node after the other until they are acknowledged.
-pub(crate) async fn send_anywhere(
-    http: &reqwest::Client,
-    urls: &[String],
-    first: usize,
-    body: Bytes,
-) -> anyhow::Result<()> {
-    let until = Instant::now() + DEADLINE;
-    for attempt in first.. {
-        let sent = http
-            .post(&urls[attempt % urls.len()])
-            .header("content-type", "application/x-protobuf")
-            .timeout(Duration::from_secs(15))
-            .body(body.clone())
-            .send()
-            .await;
-        match sent {
-            Ok(response) if response.status().is_success() => return Ok(()),
-            Ok(response) if !matches!(response.status().as_u16(), 429 | 502..=504) => {
-                bail!("{} is not retryable: {}", response.status(), response.text().await.unwrap_or_default())
-            }
-            _ if Instant::now() > until => bail!("not acknowledged in time"),
-            _ => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
+/// Every node has the same spans, each once.
+pub(crate) async fn assert_everywhere(cluster: &Cluster, acknowledged: &[String]) -> anyhow::Result<()> {
+    for (at, node) in cluster.nodes.iter().enumerate() {
+        let found = node.span_ids().await?;
+        let (missing, doubled) = compare(acknowledged, &found);
+        assert!(missing.is_empty() && doubled.is_empty(), "node {}: missing {missing:?}, doubled {doubled:?}", at + 1);
+        assert_eq!(found.len(), acknowledged.len(), "nothing is there that was not acknowledged in the end");
     }
     Ok(())
 }
@@ -132,7 +122,7 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) fn start(cluster: &Cluster, clients: usize) -> Self {
-        let urls: Vec<String> = cluster.nodes.iter().map(|node| node.otlp_http("/v1/traces")).collect();
+        let urls = cluster.urls();
         let mut load = Self {
             stop: Arc::default(),
             acknowledged: Arc::default(),
@@ -142,15 +132,14 @@ impl Load {
         for client in 0..clients {
             let (stop, acknowledged, last) =
                 (Arc::clone(&load.stop), Arc::clone(&load.acknowledged), Arc::clone(&load.last));
-            let (http, urls) = (cluster.http.clone(), urls.clone());
+            let (http, mut urls) = (cluster.http.clone(), urls.clone());
+            urls.rotate_left(client % cluster.nodes.len());
             load.clients.spawn(async move {
-                let mut first = client;
                 while !stop.load(Ordering::Relaxed) {
-                    let (body, ids) = batch(5);
-                    send_anywhere(&http, &urls, first, body).await?;
+                    let ids = send_batch(&http, &urls, 5).await?;
                     acknowledged.lock().await.extend(ids);
                     *last.lock().await = Instant::now();
-                    first += 1;
+                    urls.rotate_left(1);
                 }
                 Ok(())
             });

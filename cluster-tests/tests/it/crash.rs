@@ -6,7 +6,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use crate::node::{Node, scale};
-use crate::spans::{batch, compare, send_until_acknowledged};
+use crate::spans::{batch, compare, send_batch};
 
 /// Scenario: four clients export without pause while the node is killed with SIGKILL at random moments and started
 /// again; clients retry unknown outcomes byte by byte; flushes run every 200 ms.
@@ -20,11 +20,10 @@ async fn kill_9_under_load_loses_and_doubles_nothing() -> anyhow::Result<()> {
     let mut clients = JoinSet::new();
     for _ in 0..4 {
         let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
-        let (http, url) = (node.http.clone(), node.otlp_http("/v1/traces"));
+        let (http, urls) = (node.http.clone(), [node.otlp_http("/v1/traces")]);
         clients.spawn(async move {
             while !stop.load(Ordering::Relaxed) {
-                let (body, ids) = batch(5);
-                send_until_acknowledged(&http, &url, body).await?;
+                let ids = send_batch(&http, &urls, 5).await?;
                 acknowledged.lock().await.extend(ids);
             }
             anyhow::Ok(())
@@ -62,9 +61,8 @@ async fn kill_9_under_load_loses_and_doubles_nothing() -> anyhow::Result<()> {
 async fn a_torn_log_tail_is_cut_and_never_appended_behind() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let mut node = Node::start(dir.path(), &[]).await?;
-    let url = node.otlp_http("/v1/traces");
-    let (body, mut acknowledged) = batch(10);
-    send_until_acknowledged(&node.http, &url, body).await?;
+    let urls = [node.otlp_http("/v1/traces")];
+    let mut acknowledged = send_batch(&node.http, &urls, 10).await?;
     node.kill()?;
     let segments = dir.path().join("data/wal/segments");
     let mut names: Vec<_> =
@@ -75,9 +73,7 @@ async fn a_torn_log_tail_is_cut_and_never_appended_behind() -> anyhow::Result<()
     std::fs::write(last, [std::fs::read(last)?, torn].concat())?;
     for _ in 0..2 {
         node.restart().await?;
-        let (body, ids) = batch(10);
-        send_until_acknowledged(&node.http, &url, body).await?;
-        acknowledged.extend(ids);
+        acknowledged.extend(send_batch(&node.http, &urls, 10).await?);
         let (missing, doubled) = compare(&acknowledged, &node.span_ids().await?);
         assert!(missing.is_empty() && doubled.is_empty(), "missing {missing:?}, doubled {doubled:?}");
         node.kill()?;

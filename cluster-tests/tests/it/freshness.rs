@@ -1,5 +1,5 @@
 use crate::node::{Node, flight_number, scale};
-use crate::spans::{batch, send_until_acknowledged};
+use crate::spans::send_batch;
 
 const COUNT: &str = "SELECT count(*) FROM traces";
 
@@ -12,11 +12,11 @@ async fn every_count_equals_the_acknowledged_total() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let node = Node::start(dir.path(), &["flush.interval=200ms", "flush.max_interval=200ms"]).await?;
     let mut flight = node.flight_client().await?;
+    let urls = [node.otlp_http("/v1/traces")];
     let mut acknowledged = 0;
     for export in 0..150 * scale() {
         let spans = 1 + export % 3;
-        let (body, _) = batch(spans);
-        send_until_acknowledged(&node.http, &node.otlp_http("/v1/traces"), body).await?;
+        send_batch(&node.http, &urls, spans).await?;
         acknowledged += spans as i64;
         let counted =
             if export % 2 == 0 { node.number(COUNT).await? } else { flight_number(&mut flight, COUNT).await? };

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::Value;
 
 use crate::node::{DEADLINE, Node, binary};
-use crate::spans::{batch, compare, send_until_acknowledged};
+use crate::spans::{compare, send_batch};
 
 /// Scenario: SIGTERM after a few writes, then another start.
 /// Guarantees: exit code 0 within ten seconds, and nothing is lost.
@@ -14,8 +14,7 @@ use crate::spans::{batch, compare, send_until_acknowledged};
 async fn sigterm_stops_cleanly() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let mut node = Node::start(dir.path(), &[]).await?;
-    let (body, ids) = batch(20);
-    send_until_acknowledged(&node.http, &node.otlp_http("/v1/traces"), body).await?;
+    let ids = send_batch(&node.http, &[node.otlp_http("/v1/traces")], 20).await?;
     let (code, took) = node.terminate()?;
     assert_eq!(code, Some(0));
     assert!(took < Duration::from_secs(10), "{took:?}");
@@ -31,20 +30,15 @@ async fn sigterm_stops_cleanly() -> anyhow::Result<()> {
 async fn a_store_outage_stops_flushes_not_writes() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let node = Node::start(dir.path(), &["flush.interval=200ms", "flush.max_interval=200ms"]).await?;
-    let url = node.otlp_http("/v1/traces");
-    let (body, mut acknowledged) = batch(5);
-    send_until_acknowledged(&node.http, &url, body).await?;
+    let urls = [node.otlp_http("/v1/traces")];
+    let mut acknowledged = send_batch(&node.http, &urls, 5).await?;
     node.flush().await?;
     let (store, away) = (dir.path().join("data/storage"), dir.path().join("data/away"));
     std::fs::rename(&store, &away)?;
     std::fs::write(&store, "not a directory")?;
-    let (body, ids) = batch(5);
-    send_until_acknowledged(&node.http, &url, body).await?;
-    acknowledged.extend(ids);
+    acknowledged.extend(send_batch(&node.http, &urls, 5).await?);
     wait_degraded(&node, true).await?;
-    let (body, ids) = batch(5);
-    send_until_acknowledged(&node.http, &url, body).await?;
-    acknowledged.extend(ids);
+    acknowledged.extend(send_batch(&node.http, &urls, 5).await?);
     std::fs::remove_file(&store)?;
     std::fs::rename(&away, &store)?;
     wait_degraded(&node, false).await?;
@@ -65,9 +59,8 @@ sys.stdin.read()
 c.execute('ROLLBACK')";
     let dir = tempfile::tempdir()?;
     let node = Node::start(dir.path(), &["flush.interval=200ms", "flush.max_interval=200ms"]).await?;
-    let url = node.otlp_http("/v1/traces");
-    let (body, mut acknowledged) = batch(5);
-    send_until_acknowledged(&node.http, &url, body).await?;
+    let urls = [node.otlp_http("/v1/traces")];
+    let mut acknowledged = send_batch(&node.http, &urls, 5).await?;
     node.flush().await?;
     let mut locker = Command::new("python3")
         .args(["-c", LOCK])
@@ -79,9 +72,7 @@ c.execute('ROLLBACK')";
     BufReader::new(locker.stdout.take().context("piped")?).read_line(&mut line)?;
     assert_eq!(line.trim(), "locked");
     for _ in 0..2 {
-        let (body, ids) = batch(5);
-        send_until_acknowledged(&node.http, &url, body).await?;
-        acknowledged.extend(ids);
+        acknowledged.extend(send_batch(&node.http, &urls, 5).await?);
         wait_degraded(&node, true).await?;
     }
     assert_eq!(compare(&acknowledged, &node.span_ids().await?), (vec![], vec![]));
@@ -160,8 +151,7 @@ async fn starts_that_cannot_work_say_why() -> anyhow::Result<()> {
 async fn health_cluster_and_metrics_have_their_documented_shapes() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let node = Node::start(dir.path(), &[]).await?;
-    let (body, _) = batch(5);
-    send_until_acknowledged(&node.http, &node.otlp_http("/v1/traces"), body).await?;
+    send_batch(&node.http, &[node.otlp_http("/v1/traces")], 5).await?;
     let get = |path: &'static str| node.http.get(node.url(path)).send();
     let health: Value = get("/health").await?.json().await?;
     for key in ["unprocessed_entries", "total_segments", "disk_usage_bytes"] {

@@ -1,7 +1,7 @@
 //! Spans with ids of their own, and a client that retries unknown outcomes byte by byte.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use bytes::Bytes;
@@ -56,12 +56,17 @@ pub(crate) fn batch(count: usize) -> (Bytes, Vec<String>) {
     (request("shop", spans).encode_to_vec().into(), ids)
 }
 
-/// Sends the same bytes until they are acknowledged, whatever happens to the node meanwhile.
-pub(crate) async fn send_until_acknowledged(http: &reqwest::Client, url: &str, body: Bytes) -> anyhow::Result<()> {
-    let until = std::time::Instant::now() + DEADLINE;
-    loop {
+/// Sends the same bytes to one address after the other until they are acknowledged, whatever happens to the nodes
+/// meanwhile.
+pub(crate) async fn send_until_acknowledged(
+    http: &reqwest::Client,
+    urls: &[impl AsRef<str>],
+    body: Bytes,
+) -> anyhow::Result<()> {
+    let until = Instant::now() + DEADLINE;
+    for url in urls.iter().cycle() {
         let sent = http
-            .post(url)
+            .post(url.as_ref())
             .header("content-type", "application/x-protobuf")
             .timeout(Duration::from_secs(15))
             .body(body.clone())
@@ -72,10 +77,22 @@ pub(crate) async fn send_until_acknowledged(http: &reqwest::Client, url: &str, b
             Ok(response) if !matches!(response.status().as_u16(), 429 | 502..=504) => {
                 bail!("{} is not retryable: {}", response.status(), response.text().await.unwrap_or_default())
             }
-            _ if std::time::Instant::now() > until => bail!("not acknowledged in time"),
+            _ if Instant::now() > until => bail!("not acknowledged in time"),
             _ => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
+    bail!("no address to send to")
+}
+
+/// Sends `count` new spans in the same way; returns their ids.
+pub(crate) async fn send_batch(
+    http: &reqwest::Client,
+    urls: &[impl AsRef<str>],
+    count: usize,
+) -> anyhow::Result<Vec<String>> {
+    let (body, ids) = batch(count);
+    send_until_acknowledged(http, urls, body).await?;
+    Ok(ids)
 }
 
 /// Ids that are there more or less often than once, `(missing, doubled)`.

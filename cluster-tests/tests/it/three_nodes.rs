@@ -3,23 +3,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use signaldb_catalog::test_postgres::Server;
 
-use crate::cluster::{Cluster, Load, send_anywhere};
+use crate::cluster::{Cluster, Load, assert_everywhere};
 use crate::node::{Node, flight_number, free_ports, scale};
-use crate::spans::{batch, compare};
+use crate::spans::{batch, send_batch, send_until_acknowledged};
 
 const COUNT: &str = "SELECT count(*) FROM traces";
 const FAST_FLUSH: [&str; 2] = ["flush.interval=200ms", "flush.max_interval=200ms"];
-
-/// Every node has the same spans, each once.
-async fn assert_everywhere(cluster: &Cluster, acknowledged: &[String]) -> anyhow::Result<()> {
-    for (at, node) in cluster.nodes.iter().enumerate() {
-        let found = node.span_ids().await?;
-        let (missing, doubled) = compare(acknowledged, &found);
-        assert!(missing.is_empty() && doubled.is_empty(), "node {}: missing {missing:?}, doubled {doubled:?}", at + 1);
-        assert_eq!(found.len(), acknowledged.len(), "nothing is there that was not acknowledged in the end");
-    }
-    Ok(())
-}
 
 /// Scenario: flushes every 200 ms while a client exports through one node after the other and, after each
 /// acknowledgment, counts through another, alternately over HTTP and Flight.
@@ -32,13 +21,12 @@ async fn every_node_counts_what_any_node_acknowledged() -> anyhow::Result<()> {
     for node in &cluster.nodes {
         flights.push(node.flight_client().await?);
     }
-    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.otlp_http("/v1/traces")).collect();
+    let urls = cluster.urls();
     let mut acknowledged = 0;
     for export in 0..60 * scale() {
         let random = uuid::Uuid::new_v4().as_u128();
         let (writer, reader) = ((random % 3) as usize, ((random + 1 + random / 3 % 2) % 3) as usize);
-        let (body, ids) = batch(1 + export % 3);
-        send_anywhere(&cluster.http, &urls[writer..=writer], 0, body).await?;
+        let ids = send_batch(&cluster.http, &urls[writer..=writer], 1 + export % 3).await?;
         acknowledged += ids.len() as i64;
         let counted = match export % 2 {
             0 => cluster.nodes[reader].number(COUNT).await?,
@@ -163,9 +151,8 @@ async fn a_rolling_restart_fails_no_request() -> anyhow::Result<()> {
 async fn without_a_majority_writes_and_strong_reads_are_refused() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let mut cluster = Cluster::start(dir.path(), &[]).await?;
-    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.otlp_http("/v1/traces")).collect();
-    let (body, mut acknowledged) = batch(3);
-    send_anywhere(&cluster.http, &urls, 0, body).await?;
+    let urls = cluster.urls();
+    let mut acknowledged = send_batch(&cluster.http, &urls, 3).await?;
     cluster.nodes[0].kill()?;
     cluster.nodes[2].kill()?;
     let (body, ids) = batch(2);
@@ -184,7 +171,7 @@ async fn without_a_majority_writes_and_strong_reads_are_refused() -> anyhow::Res
     assert_eq!(eventual["stats"]["partial"], true, "never silently: {eventual}");
     cluster.nodes[0].relaunch()?;
     cluster.nodes[0].wait_ready().await?;
-    send_anywhere(&cluster.http, &urls, 1, body).await?;
+    send_until_acknowledged(&cluster.http, &urls[..2], body).await?;
     acknowledged.extend(ids);
     cluster.nodes[2].relaunch()?;
     cluster.wait_ready().await?;
@@ -199,26 +186,19 @@ async fn a_node_that_was_away_for_long_catches_up_from_a_snapshot() -> anyhow::R
     let dir = tempfile::tempdir()?;
     let settings = ["wal.keep_flushed=0s", "wal.max_segment_size=64KiB", "flush.max_interval=60s"];
     let mut cluster = Cluster::start(dir.path(), &settings).await?;
-    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.otlp_http("/v1/traces")).collect();
-    let mut acknowledged = Vec::new();
-    let (body, ids) = batch(5);
-    send_anywhere(&cluster.http, &urls, 0, body).await?;
-    acknowledged.extend(ids);
+    let urls = cluster.urls();
+    let mut acknowledged = send_batch(&cluster.http, &urls, 5).await?;
     let leader = cluster.leader().await?;
     let away = (leader + 1) % 3;
     cluster.nodes[away].kill()?;
     for _ in 0..4 {
         for _ in 0..10 {
-            let (body, ids) = batch(50);
-            send_anywhere(&cluster.http, &urls[leader..=leader], 0, body).await?;
-            acknowledged.extend(ids);
+            acknowledged.extend(send_batch(&cluster.http, &urls[leader..=leader], 50).await?);
         }
         cluster.nodes[leader].flush().await?;
     }
     // Not flushed: the new leader must read these from its log.
-    let (body, ids) = batch(7);
-    send_anywhere(&cluster.http, &urls[leader..=leader], 0, body).await?;
-    acknowledged.extend(ids);
+    acknowledged.extend(send_batch(&cluster.http, &urls[leader..=leader], 7).await?);
     let until = Instant::now() + crate::node::DEADLINE;
     // What is left of the log does not reach back to when the node went away.
     loop {
@@ -246,9 +226,7 @@ async fn a_node_that_was_away_for_long_catches_up_from_a_snapshot() -> anyhow::R
         }
         assert!(Instant::now() < until, "the node that was away never led");
         cluster.nodes[leader].kill()?;
-        let (body, ids) = batch(1);
-        send_anywhere(&cluster.http, &urls[away..=away], 0, body).await?;
-        acknowledged.extend(ids);
+        acknowledged.extend(send_batch(&cluster.http, &urls[away..=away], 1).await?);
         cluster.nodes[leader].relaunch()?;
         cluster.wait_ready().await?;
     }
@@ -292,13 +270,11 @@ async fn nodes_share_a_catalog_in_postgresql() -> anyhow::Result<()> {
 async fn a_node_that_does_not_belong_is_refused_by_name() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let mut cluster = Cluster::start(dir.path(), &[]).await?;
-    let urls: Vec<String> = cluster.nodes.iter().map(|node| node.otlp_http("/v1/traces")).collect();
-    let (body, acknowledged) = batch(3);
-    send_anywhere(&cluster.http, &urls, 0, body).await?;
+    let urls = cluster.urls();
+    let acknowledged = send_batch(&cluster.http, &urls, 3).await?;
 
     cluster.nodes[2].kill()?;
-    let store = cluster.nodes[2].dir.parent().map(|root| root.join("shared/storage/signaldb-store.json"));
-    let store = store.unwrap_or_default();
+    let store = cluster.root.join("shared/storage/signaldb-store.json");
     let honest = std::fs::read(&store)?;
     std::fs::write(&store, r#"{"store_id": "somebody-else"}"#)?;
     cluster.nodes[2].relaunch()?;
@@ -317,10 +293,9 @@ async fn a_node_that_does_not_belong_is_refused_by_name() -> anyhow::Result<()> 
     cluster.wait_ready().await?;
 
     // A stranger with another name finds the peers and gets no answer from them.
-    let root = cluster.nodes[2].dir.parent().map(std::path::Path::to_owned).unwrap_or_default();
     let mut ports = [cluster.nodes[0].ports, cluster.nodes[1].ports, cluster.nodes[2].ports];
     ports[2] = free_ports()?;
-    let settings = Cluster::settings(&root, &ports, 2, &["cluster.name=other"]);
+    let settings = Cluster::settings(&cluster.root, &ports, 2, &["cluster.name=other"]);
     let stranger = Node::launch(&dir.path().join("stranger"), settings, ports[2])?;
     let until = Instant::now() + crate::node::DEADLINE;
     loop {
