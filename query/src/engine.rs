@@ -20,7 +20,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt;
 use signaldb_catalog::{Access, Identity};
 use signaldb_lake::{Lake, LakeError, MemBatch};
-use signaldb_model::{DatasetId, NodeId, Position, TableId, TenantId};
+use signaldb_model::{DatasetId, GroupId, NodeId, Position, TableId, TenantId};
 use signaldb_raft::{Group, Groups, ReadError};
 use signaldb_signals::{SignalTable, schema};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -109,6 +109,7 @@ impl fmt::Debug for QueryEngine {
 pub struct RunningQuery {
     pub schema: SchemaRef,
     /// Groups that did not answer, so that their newest rows are missing; only an eventual read goes on without them.
+    /// The meta group is among them when it could not be asked where the tenant's rows are.
     pub missing_groups: Vec<u32>,
     /// `None` says that the result is complete.
     batches: mpsc::Receiver<Result<Option<RecordBatch>, QueryError>>,
@@ -323,13 +324,7 @@ impl Snapshotter {
     /// Views first, metadata second: then a flush that is in Iceberg and not yet applied is neither lost nor doubled.
     pub(crate) async fn table(&self, dataset: &DatasetId, table: SignalTable) -> Result<StoredTable, QueryError> {
         let id = TableId { tenant: self.tenant.clone(), dataset: dataset.clone(), code: table.code() };
-        let homes = match self.consistency {
-            _ if self.min_position.is_some() => {
-                self.groups.homes_now(&self.tenant, LEADER_TIMEOUT).await.map_err(read_error)?
-            }
-            Consistency::Strong => self.groups.homes_now(&self.tenant, LEADER_TIMEOUT).await.map_err(read_error)?,
-            Consistency::Eventual => self.groups.homes(&self.tenant),
-        };
+        let homes = self.homes().await?;
         if let Some(position) =
             self.min_position.filter(|position| homes.iter().all(|home| home.id() != position.group))
         {
@@ -340,7 +335,7 @@ impl Snapshotter {
         for group in homes {
             let view = match self.view(&group, &id).await {
                 Err(error) if self.may_miss() && error.kind == QueryErrorKind::Unavailable => {
-                    self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(group.id().0);
+                    self.miss(group.id());
                     continue;
                 }
                 view => view?,
@@ -368,6 +363,19 @@ impl Snapshotter {
         }
         stored.files = self.lake.data_files(&metadata).await.map_err(lake_error)?;
         Ok(stored)
+    }
+
+    /// The groups that hold rows of the tenant. Where nobody can say that a tenant is new, the meta group is missing:
+    /// its rows may be anywhere.
+    async fn homes(&self) -> Result<Vec<Arc<Group>>, QueryError> {
+        let timeout = if self.may_miss() { EVENTUAL_TIMEOUT } else { LEADER_TIMEOUT };
+        match self.groups.homes_now(&self.tenant, timeout).await {
+            Err(_) if self.may_miss() => {
+                self.miss(GroupId::META);
+                Ok(Vec::new())
+            }
+            homes => homes.map_err(read_error),
+        }
     }
 
     /// What the group's leader, wherever it is, holds of a table; asked again while leadership moves.
@@ -414,6 +422,11 @@ impl Snapshotter {
     /// Whether the answer may lack the newest rows of a group, and say so.
     fn may_miss(&self) -> bool {
         self.consistency == Consistency::Eventual && self.min_position.is_none()
+    }
+
+    /// Has the answer say that it lacks the newest rows of a group.
+    fn miss(&self, group: GroupId) {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(group.0);
     }
 
     async fn view_here(

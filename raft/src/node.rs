@@ -244,18 +244,26 @@ impl Groups {
         ids.iter().filter_map(|id| self.data.get(&GroupId(*id))).cloned().collect()
     }
 
-    /// The same, as of now: a tenant that another node has placed just before is known.
+    /// The same, as of now: a tenant that another node has placed just before is known. Empty only when the meta
+    /// group's leader proves that the tenant has no groups.
     ///
     /// # Errors
-    /// When the meta group has no leader.
+    /// When the meta group has no leader that answers within `timeout`, or this node does not follow it in time.
     pub async fn homes_now(&self, tenant: &TenantId, timeout: Duration) -> Result<Vec<Arc<Group>>, ReadError> {
         let known = self.homes(tenant);
         // Placements are not moved: one that is known is current.
         if !known.is_empty() {
             return Ok(known);
         }
-        let index = self.meta_group.read_index().await?;
-        self.meta_group.wait_applied(index, timeout).await?;
+        let followed = async {
+            let index = self.meta_group.read_index().await?;
+            self.meta_group.wait_applied(index, timeout).await
+        };
+        let late = |_| {
+            let reason = format!("no leader answered within {timeout:?}");
+            Err(ReadError::Unavailable { group: GroupId::META.0, reason })
+        };
+        tokio::time::timeout(timeout, followed).await.unwrap_or_else(late)?;
         Ok(self.homes(tenant))
     }
 

@@ -1,10 +1,12 @@
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use anyhow::Context;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::{Value, json};
 use signaldb_catalog::test_postgres::Server;
 
 use crate::cluster::{Cluster, Load, assert_everywhere};
-use crate::node::{Node, flight_number, free_ports, scale};
+use crate::node::{DEADLINE, Node, flight_number, free_ports, scale};
 use crate::spans::{batch, send_batch, send_until_acknowledged};
 
 const COUNT: &str = "SELECT count(*) FROM traces";
@@ -129,7 +131,7 @@ async fn a_rolling_restart_fails_no_request() -> anyhow::Result<()> {
         cluster.nodes[at].relaunch()?;
         cluster.nodes[at].wait_ready().await?;
     }
-    let until = Instant::now() + crate::node::DEADLINE;
+    let until = Instant::now() + DEADLINE;
     loop {
         let state: Value = cluster.http.get(cluster.nodes[0].url("/api/v1/cluster")).send().await?.json().await?;
         let led =
@@ -165,7 +167,7 @@ async fn without_a_majority_writes_and_strong_reads_are_refused() -> anyhow::Res
     let query = cluster.nodes[1].sql_json(COUNT).await.expect_err("nobody can prove what is committed");
     assert!(query.to_string().contains("503"), "{query}");
     let eventual = cluster.http.post(cluster.nodes[1].url("/api/v1/sql?consistency=eventual"));
-    let eventual = eventual.json(&serde_json::json!({"query": COUNT})).send().await?;
+    let eventual = eventual.json(&json!({"query": COUNT})).send().await?;
     assert!(eventual.headers().contains_key("x-signaldb-missing-groups"));
     let eventual: Value = eventual.error_for_status()?.json().await?;
     assert_eq!(eventual["stats"]["partial"], true, "never silently: {eventual}");
@@ -176,6 +178,67 @@ async fn without_a_majority_writes_and_strong_reads_are_refused() -> anyhow::Res
     cluster.nodes[2].relaunch()?;
     cluster.wait_ready().await?;
     assert_everywhere(&cluster, &acknowledged).await
+}
+
+/// Scenario: a tenant writes for the first time while one node is away; that node comes back alone and is asked for an
+/// eventual answer; then the others come back.
+/// Guarantees: it does not know where the tenant's rows are and says so, the meta group is missing, instead of taking
+/// the tenant for a new one; a tenant that is new, and a node that knows, answer without a mark.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eventual_answer_tells_a_new_tenant_from_an_unknown_one() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(dir.path(), &[]).await?;
+    let tenant = HeaderMap::from_iter([(HeaderName::from_static("x-tenant-id"), HeaderValue::from_static("late"))]);
+    let late = reqwest::Client::builder().default_headers(tenant).build()?;
+    for node in &cluster.nodes {
+        wait_eventual_count(&late, node, 0).await?;
+    }
+    cluster.nodes[2].kill()?;
+    send_batch(&late, &cluster.urls()[..2], 3).await?;
+    cluster.nodes[0].kill()?;
+    cluster.nodes[1].kill()?;
+    cluster.nodes[2].relaunch()?;
+    assert_eq!(eventual_count(&late, &cluster.nodes[2]).await?, (0, Some("0".to_owned())));
+    cluster.nodes[0].relaunch()?;
+    cluster.nodes[1].relaunch()?;
+    cluster.wait_ready().await?;
+    for node in &cluster.nodes {
+        wait_eventual_count(&late, node, 3).await?;
+    }
+    Ok(())
+}
+
+/// Waits until an eventual answer is whole and counts `expected` spans.
+async fn wait_eventual_count(http: &reqwest::Client, node: &Node, expected: i64) -> anyhow::Result<()> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let answer = eventual_count(http, node).await?;
+        if answer == (expected, None) {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < until, "{answer:?}, expected {expected} spans and no missing group");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// An eventual count, and the groups that it says are missing; asked again while the node starts.
+async fn eventual_count(http: &reqwest::Client, node: &Node) -> anyhow::Result<(i64, Option<String>)> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let request = http.post(node.url("/api/v1/sql?consistency=eventual")).json(&json!({"query": COUNT}));
+        let answer = request.timeout(Duration::from_secs(30)).send().await;
+        match answer.and_then(reqwest::Response::error_for_status) {
+            Ok(response) => {
+                let missing = response.headers().get("x-signaldb-missing-groups");
+                let missing = missing.and_then(|groups| groups.to_str().ok()).map(str::to_owned);
+                let body: Value = response.json().await?;
+                assert_eq!(body["stats"]["partial"] == true, missing.is_some(), "{body}");
+                return Ok((body["rows"][0][0].as_i64().context("a number")?, missing));
+            }
+            Err(error) => anyhow::ensure!(Instant::now() < until, "no answer: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Scenario: a node is away while the others write, flush, and purge their logs; it comes back, and then the others go
@@ -199,7 +262,7 @@ async fn a_node_that_was_away_for_long_catches_up_from_a_snapshot() -> anyhow::R
     }
     // Not flushed: the new leader must read these from its log.
     acknowledged.extend(send_batch(&cluster.http, &urls[leader..=leader], 7).await?);
-    let until = Instant::now() + crate::node::DEADLINE;
+    let until = Instant::now() + DEADLINE;
     // What is left of the log does not reach back to when the node went away.
     loop {
         let state: Value = cluster.http.get(cluster.nodes[leader].url("/api/v1/cluster")).send().await?.json().await?;
@@ -254,7 +317,7 @@ async fn nodes_share_a_catalog_in_postgresql() -> anyhow::Result<()> {
     let acknowledged = load.stop().await?;
     assert_everywhere(&cluster, &acknowledged).await?;
     // Flushers pause between attempts while the catalog is down.
-    let until = Instant::now() + crate::node::DEADLINE;
+    let until = Instant::now() + DEADLINE;
     while let Err(error) = cluster.nodes[1].flush().await {
         assert!(Instant::now() < until, "{error}");
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -297,7 +360,7 @@ async fn a_node_that_does_not_belong_is_refused_by_name() -> anyhow::Result<()> 
     ports[2] = free_ports()?;
     let settings = Cluster::settings(&cluster.root, &ports, 2, &["cluster.name=other"]);
     let stranger = Node::launch(&dir.path().join("stranger"), settings, ports[2])?;
-    let until = Instant::now() + crate::node::DEADLINE;
+    let until = Instant::now() + DEADLINE;
     loop {
         let said = std::fs::read_to_string(stranger.dir.join("node.log"))?;
         if said.contains("\"other\"") && said.contains("\"test\"") {
