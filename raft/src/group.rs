@@ -107,7 +107,7 @@ pub struct Group {
     refusal: Refusal,
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
-    /// When the leader was heard last.
+    /// When a node that leads, or believes so, called last.
     heard: Mutex<std::time::Instant>,
     silence_max: Duration,
     panicked: Mutex<Option<String>>,
@@ -341,7 +341,7 @@ impl Group {
         Ok((appends, next))
     }
 
-    /// A leader called: what [`Self::has_leader`] goes by.
+    /// Notes that the leader called just now, for [`Self::has_leader`].
     pub(crate) fn heard(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = std::time::Instant::now();
     }
