@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::Stream;
@@ -19,7 +19,7 @@ use tonic::codegen::http::HeaderMap;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use crate::group::Group;
 
@@ -29,6 +29,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 const WINDOW_BYTES: u32 = 16 << 20;
+/// Pause between two lines in the log about a peer that refuses this node.
+const REFUSAL_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Three connections a peer, so that a large append never delays a vote or a heartbeat on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,6 +74,8 @@ pub struct Peers {
     /// Whether the node has read from its disk if it belongs to a cluster.
     knows_itself: AtomicBool,
     stopping: AtomicBool,
+    /// When the log said last that a peer refuses this node.
+    refusals: Mutex<HashMap<NodeId, Instant>>,
 }
 
 impl Peers {
@@ -84,6 +88,7 @@ impl Peers {
             voters: RwLock::default(),
             groups: RwLock::default(),
             knows_itself: AtomicBool::new(false),
+            refusals: Mutex::default(),
         }
     }
 
@@ -209,7 +214,20 @@ impl Peers {
         let response = tokio::time::timeout(timeout, call).await;
         let response =
             response.map_err(|_| Status::deadline_exceeded(format!("node {node} did not answer {method}")))?;
-        B::decode(response?.into_inner()).map_err(|error| Status::internal(format!("answer of node {node}: {error}")))
+        let response = response.inspect_err(|status| self.note_refusal(node, status))?;
+        B::decode(response.into_inner()).map_err(|error| Status::internal(format!("answer of node {node}: {error}")))
+    }
+
+    /// A node that the others refuse says so in its own log, where its operator looks.
+    fn note_refusal(&self, node: NodeId, status: &Status) {
+        if !matches!(status.code(), Code::Unauthenticated | Code::FailedPrecondition) {
+            return;
+        }
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.get(&node).is_none_or(|at| at.elapsed() >= REFUSAL_INTERVAL) {
+            refusals.insert(node, Instant::now());
+            tracing::warn!(peer = %node, reason = status.message(), "a peer refuses this node");
+        }
     }
 
     /// Opens a stream to a peer: `requests` go there, the answers come back in order.
@@ -227,7 +245,8 @@ impl Peers {
         let mut request = Request::new(requests);
         *request.metadata_mut() = self.metadata(node);
         client.ready().await.map_err(|error| Status::unavailable(format!("node {node}: {error}")))?;
-        Ok(client.streaming(request, path(method)?, RawCodec).await?.into_inner())
+        let response = client.streaming(request, path(method)?, RawCodec).await;
+        Ok(response.inspect_err(|status| self.note_refusal(node, status))?.into_inner())
     }
 
     fn client(&self, node: NodeId, lane: Lane) -> Result<Grpc<Channel>, Status> {
@@ -263,7 +282,7 @@ impl Peers {
         let text = |key: &str| headers.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let secret = text("authorization").strip_prefix("Bearer ").unwrap_or_default();
         if !same(secret.as_bytes(), self.config.secret.as_bytes()) {
-            return Err(Status::unauthenticated("the peer does not know cluster.secret"));
+            return Err(Status::unauthenticated("the caller's cluster.secret is not that of the node it calls"));
         }
         let refuse = |message: String| Err(Status::failed_precondition(message));
         if text(CLUSTER_KEY) != self.config.cluster {
