@@ -107,8 +107,9 @@ pub struct Group {
     refusal: Refusal,
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
-    /// When a node that leads, or believes so, called last.
-    heard: Mutex<std::time::Instant>,
+    /// When a node that leads, or believes so, called last; `None` until one does: the leader that the vote on disk names
+    /// proves nothing.
+    heard: Mutex<Option<std::time::Instant>>,
     silence_max: Duration,
     panicked: Mutex<Option<String>>,
     synced: Mutex<synced::SyncedQuorum>,
@@ -184,7 +185,7 @@ impl Group {
             refusal: deps.refusal.clone(),
             peers: Arc::clone(&deps.peers),
             clock: Arc::clone(&deps.clock),
-            heard: Mutex::new(std::time::Instant::now()),
+            heard: Mutex::default(),
             silence_max: 3 * config.election_timeout.1,
             panicked: Mutex::default(),
             synced: Mutex::default(),
@@ -343,14 +344,15 @@ impl Group {
 
     /// Notes that the leader called just now, for [`Self::has_leader`].
     pub(crate) fn heard(&self) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = std::time::Instant::now();
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::time::Instant::now());
     }
 
     /// Whether a leader is there, by what was heard lately and not by whom was elected once.
     pub(crate) fn has_leader(&self) -> bool {
         let seen = self.leadership();
         if self.level == AckLevel::LocalFsync || !seen.here {
-            let recent = self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < self.silence_max;
+            let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let recent = heard.is_some_and(|at| at.elapsed() < self.silence_max);
             return seen.here || (seen.leader.is_some() && recent);
         }
         let acked = self.raft.metrics().borrow_watched().last_quorum_acked;
