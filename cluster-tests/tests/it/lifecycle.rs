@@ -98,7 +98,8 @@ async fn wait_degraded(node: &Node, wanted: bool) -> anyhow::Result<()> {
     }
 }
 
-/// Scenario: a second process on the same data directory, a taken port, an unknown setting, another cluster's store.
+/// Scenario: a second process on the same data directory, a taken port, an unknown setting, a peer port that is open to
+/// others without a secret, another cluster's store.
 /// Guarantees: each is refused with what is wrong and what to do.
 #[tokio::test(flavor = "multi_thread")]
 async fn starts_that_cannot_work_say_why() -> anyhow::Result<()> {
@@ -114,6 +115,9 @@ async fn starts_that_cannot_work_say_why() -> anyhow::Result<()> {
     assert!(taken.contains("used by another signaldb process") && taken.contains("--data-dir"), "{taken}");
     let unknown = fail(&["server", "--set", "flush.intervall=1s"])?;
     assert!(unknown.contains("intervall") && unknown.contains("interval"), "{unknown}");
+    let cluster = "cluster.peers=['1=10.0.0.1:50051','2=10.0.0.2:50051','3=10.0.0.3:50051']";
+    let open = fail(&["server", "--set", "node.id=1", "--set", cluster, "--set", "listen.peer=0.0.0.0:50051"])?;
+    assert!(open.contains("cluster.secret") && open.contains("listen.peer"), "{open}");
     let port = node.url("").rsplit(':').next().unwrap_or_default().to_owned();
     let other = dir.path().join("other").display().to_string();
     let listen = format!("listen.http=127.0.0.1:{port}");

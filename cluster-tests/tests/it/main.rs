@@ -14,5 +14,6 @@ mod freshness;
 mod lifecycle;
 mod node;
 mod otlp;
+mod peer_port;
 mod spans;
 mod three_nodes;

@@ -61,6 +61,16 @@ impl Node {
         Ok(())
     }
 
+    /// A setting for the next start; it takes the place of an earlier one.
+    pub(crate) fn set(&mut self, setting: &str) {
+        self.settings.push(setting.to_owned());
+    }
+
+    /// Everything that the process said, over all its starts.
+    pub(crate) fn log(&self) -> anyhow::Result<String> {
+        std::fs::read_to_string(self.dir.join("node.log")).context("read the node's log")
+    }
+
     /// Waits until the process ends by itself; returns what it said.
     pub(crate) async fn wait_ended(&mut self) -> anyhow::Result<String> {
         let until = Instant::now() + DEADLINE;
@@ -68,7 +78,7 @@ impl Node {
             anyhow::ensure!(Instant::now() < until, "the node did not end");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(std::fs::read_to_string(self.dir.join("node.log"))?)
+        self.log()
     }
 
     /// Starts the process again on the same directory, after it ended.
@@ -79,15 +89,13 @@ impl Node {
 
     pub(crate) async fn wait_ready(&mut self) -> anyhow::Result<()> {
         let until = Instant::now() + DEADLINE;
-        let url = self.url("/ready");
         loop {
             if let Some(status) = self.child.try_wait()? {
-                let log = std::fs::read_to_string(self.dir.join("node.log")).unwrap_or_default();
+                let log = self.log().unwrap_or_default();
                 let last: Vec<&str> = log.lines().rev().take(5).collect();
                 bail!("the node ended with {status}: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / "));
             }
-            let ready = self.http.get(&url).timeout(Duration::from_secs(2)).send().await;
-            if ready.is_ok_and(|response| response.status().is_success()) {
+            if self.is_ready().await {
                 return Ok(());
             }
             if Instant::now() > until {
@@ -95,6 +103,12 @@ impl Node {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Whether the node says that it can acknowledge writes.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let ready = self.http.get(self.url("/ready")).timeout(Duration::from_secs(2)).send().await;
+        ready.is_ok_and(|response| response.status().is_success())
     }
 
     /// `kill -9`, and waits until the process is gone.
@@ -132,6 +146,11 @@ impl Node {
 
     pub(crate) fn flight(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports[3])
+    }
+
+    /// Where other nodes call this one.
+    pub(crate) fn peer(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports[4])
     }
 
     pub(crate) async fn sql_json(&self, query: &str) -> anyhow::Result<Value> {

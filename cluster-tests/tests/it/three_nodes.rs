@@ -275,9 +275,7 @@ async fn a_node_that_was_away_for_long_catches_up_from_a_snapshot() -> anyhow::R
     }
     cluster.nodes[away].relaunch()?;
     cluster.wait_ready().await?;
-    while !std::fs::read_to_string(cluster.nodes[away].dir.join("node.log"))?
-        .contains("snapshot from the leader installed")
-    {
+    while !cluster.nodes[away].log()?.contains("snapshot from the leader installed") {
         assert!(Instant::now() < until, "the node that was away was given no snapshot");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -362,7 +360,7 @@ async fn a_node_that_does_not_belong_is_refused_by_name() -> anyhow::Result<()> 
     let stranger = Node::launch(&dir.path().join("stranger"), settings, ports[2])?;
     let until = Instant::now() + DEADLINE;
     loop {
-        let said = std::fs::read_to_string(stranger.dir.join("node.log"))?;
+        let said = stranger.log()?;
         if said.contains("\"other\"") && said.contains("\"test\"") {
             break;
         }
