@@ -1,6 +1,7 @@
-"""Real clients against a running node: OpenTelemetry SDK in, ADBC and PyIceberg out.
+"""Real clients against running nodes: OpenTelemetry SDK in through one, ADBC out through each, PyIceberg at the catalog.
 
-Addresses come from the environment; the last line says whether every span id agrees.
+Addresses come from the environment, and the ids of spans that others wrote before; the last line says whether every span
+id agrees.
 """
 
 import os
@@ -74,18 +75,18 @@ def export_logs_and_metrics():
     meters.shutdown()
 
 
-def adbc(acknowledged):
-    with flight_sql.connect(os.environ["SIGNALDB_FLIGHT"]) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT span_id FROM traces WHERE service_name = 'python-shop'")
+def adbc(address, acknowledged, earlier):
+    with flight_sql.connect(address) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT span_id FROM traces")
         found = sorted(row[0] for row in cursor.fetchall())
-        assert found == sorted(acknowledged), (len(found), len(acknowledged))
+        assert found == sorted(acknowledged + earlier), (address, len(found), len(acknowledged), len(earlier))
         cursor.execute("SELECT attributes['http.route'], http_response_status_code FROM traces WHERE service_name = 'python-shop' LIMIT 1")
         assert cursor.fetchone() == ("/pay", 200)
-        cursor.execute("SELECT body, attributes['order'] FROM logs")
+        cursor.execute("SELECT body, attributes['order'] FROM logs WHERE service_name = 'python-shop'")
         assert cursor.fetchall() == [("paid order-1", "order-1")]
-        cursor.execute("SELECT value_int, attributes['region'] FROM metrics_sum WHERE metric_name = 'orders'")
+        cursor.execute("SELECT value_int, attributes['region'] FROM metrics_sum WHERE metric_name = 'orders' AND service_name = 'python-shop'")
         assert cursor.fetchone() == (3, "eu")
-        cursor.execute("SELECT count FROM metrics_histogram WHERE metric_name = 'latency'")
+        cursor.execute("SELECT count FROM metrics_histogram WHERE metric_name = 'latency' AND service_name = 'python-shop'")
         assert cursor.fetchone() == (1,)
         objects = connection.adbc_get_objects(depth="tables").read_all().to_pylist()
         tables = {
@@ -101,7 +102,7 @@ def adbc(acknowledged):
         assert connection.adbc_get_info()["vendor_name"] == "SignalDB"
 
 
-def pyiceberg(acknowledged):
+def pyiceberg(acknowledged, earlier):
     urllib.request.urlopen(urllib.request.Request(os.environ["SIGNALDB_HTTP"] + "/api/v1/admin/flush", method="POST"))
     catalog = load_catalog("signaldb", type="sql", uri=os.environ["SIGNALDB_CATALOG"], init_catalog_tables="false")
     assert ("default", "default", "traces") in catalog.list_tables("default.default")
@@ -109,6 +110,8 @@ def pyiceberg(acknowledged):
     rows = table.scan(row_filter="service_name == 'python-shop'").to_arrow()
     found = sorted(value.hex() for value in rows["span_id"].to_pylist())
     assert found == sorted(acknowledged), (len(found), len(acknowledged))
+    everybody = sorted(value.hex() for value in table.scan().to_arrow()["span_id"].to_pylist())
+    assert everybody == sorted(acknowledged + earlier), (len(everybody), len(acknowledged), len(earlier))
     assert table.scan(row_filter="service_name == 'nobody'").to_arrow().num_rows == 0
     assert set(rows["http_route"].to_pylist()) == {"/pay"}
     assert dict(rows["attributes"].to_pylist()[0])["cart.total"] == "9.5"
@@ -118,6 +121,8 @@ if __name__ == "__main__":
     sent = export_spans()
     assert len(sent) == 40, len(sent)
     export_logs_and_metrics()
-    adbc(sent)
-    pyiceberg(sent)
-    print(f"{len(sent)} spans: every span id agrees")
+    others = [span for span in os.environ["EARLIER_SPANS"].split(",") if span]
+    for node in os.environ["SIGNALDB_FLIGHT"].split(","):
+        adbc(node, sent, others)
+    pyiceberg(sent, others)
+    print(f"{len(sent)} and {len(others)} spans: every span id agrees")

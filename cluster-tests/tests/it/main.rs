@@ -15,5 +15,6 @@ mod lifecycle;
 mod node;
 mod otlp;
 mod peer_port;
+mod rust_sdk;
 mod spans;
 mod three_nodes;
