@@ -107,8 +107,8 @@ pub struct Group {
     refusal: Refusal,
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
-    /// When a node that leads, or believes so, called last; `None` until one does: the leader that the vote on disk names
-    /// proves nothing.
+    /// When a node that leads, or believes so, called last; `None` until one does: the leader that the vote on disk
+    /// names proves nothing.
     heard: Mutex<Option<std::time::Instant>>,
     silence_max: Duration,
     panicked: Mutex<Option<String>>,
