@@ -1,28 +1,35 @@
-//! The object store: a local directory now, written so that what a catalog row points to survives power loss.
+//! The store of the tables: a local directory, or a bucket that speaks S3, behind one type.
 //!
-//! Neither `iceberg` nor `object_store` sync files or directories; this does: temporary file, fsync, rename, fsync of
-//! the directory.
+//! What [`Store::write`] returned for survives power loss: a file is synced with its directory, a PUT is durable when it
+//! is answered. Locations are whole URLs, `file:///...` or `s3://bucket/...`, as Iceberg's metadata names them.
 
-use std::fs;
-use std::io::{self, Write};
+mod filesystem;
+mod object;
+mod s3;
+
+use std::fmt;
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::BoxStream;
-use iceberg::io::{
-    FileIO, FileIOBuilder, FileMetadata, FileRead, FileWrite, InputFile, OutputFile, Storage, StorageConfig,
-    StorageFactory,
-};
-use iceberg::{Error, ErrorKind, Result};
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use object_store::path::Path;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OnceCell;
+
+use self::filesystem::Filesystem;
+use self::object::{Objects, failed};
+
+pub use self::object::ObjectFailure;
+pub use self::s3::{S3Credentials, S3Options};
 
 /// Name of the file that says which cluster a store belongs to.
 const STORE_FILE: &str = "signaldb-store.json";
+/// Where the objects of a store in memory are.
+const MEMORY_URL: &str = "memory://tables";
 
 /// The store failed; nothing that was not already durable may be relied on.
 #[derive(Debug, thiserror::Error)]
@@ -34,19 +41,70 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
-    #[error("storage url {0:?} is not file:///PATH")]
+    #[error("{action} {location}")]
+    Object {
+        action: &'static str,
+        location: String,
+        #[source]
+        source: ObjectFailure,
+    },
+    #[error("storage url {0:?} is not file:///PATH, s3://BUCKET or memory://")]
     Url(String),
+    #[error("storage prefix {0:?} has a part that is empty, `.` or `..`")]
+    Prefix(String),
+    #[error("{location} is not in the store {root}")]
+    Elsewhere { location: String, root: String },
     #[error("store {root} belongs to cluster store {found}, the catalog and log to {expected}")]
     Foreign { root: String, found: String, expected: String },
     #[error("a storage task panicked")]
     Panicked,
 }
 
-/// One directory tree under a `file:///` root.
-#[derive(Debug, Clone)]
-pub struct Store {
+impl StoreError {
+    /// Nothing is there; the store itself answered.
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Object { source, .. } => source.not_found,
+            _ => false,
+        }
+    }
+}
+
+/// What a kind of store does with one location.
+#[async_trait]
+trait Backend: Send + Sync {
+    /// Writes a whole file, durable when this returns; readers see all of it or none.
+    async fn write(&self, location: &str, content: Bytes) -> Result<(), StoreError>;
+    /// Makes something be at `location`: `content`, or, where the store can tell, what came first.
+    async fn create(&self, location: &str, content: Bytes) -> Result<(), StoreError>;
+    async fn read(&self, location: &str) -> Result<Bytes, StoreError>;
+    /// Reads a range that is not empty; it may come short at the end of the file.
+    async fn read_range(&self, location: &str, range: Range<u64>) -> Result<Bytes, StoreError>;
+    async fn exists(&self, location: &str) -> Result<bool, StoreError>;
+    /// Deletes a file, if it is there.
+    async fn delete(&self, location: &str) -> Result<(), StoreError>;
+}
+
+/// One tree of files, and whose it is. Cheap to clone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
     root: String,
-    io: FileIO,
+    backend: Box<dyn Backend>,
+    /// The bucket's URL and the bucket, for scans; `None` for local files.
+    objects: Option<(String, Arc<dyn ObjectStore>)>,
+    /// The cluster store that writes are for, once somebody claimed this one.
+    owner: OnceLock<String>,
+    /// The store was found to belong to `owner`.
+    claimed: OnceCell<()>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Store").field(&self.0.root).finish()
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -55,251 +113,156 @@ struct StoreIdentity {
 }
 
 impl Store {
-    /// Opens the tree at `url` (`file://PATH`), creating it when missing.
+    /// Opens the tree at `url` and below it `prefix`: `file://PATH`, which is created when missing, `s3://BUCKET`, which
+    /// is not asked before the first use, or `memory://`, which forgets everything when it is dropped.
     ///
     /// # Errors
-    /// [`StoreError::Url`] for other schemes.
-    pub fn open(url: &str, prefix: &str) -> std::result::Result<Self, StoreError> {
-        let path = url.strip_prefix("file://").ok_or_else(|| StoreError::Url(url.to_owned()))?;
-        let path = Path::new(path).join(prefix);
-        let failed = |source| StoreError::Io { action: "create", path: path.display().to_string(), source };
-        create_dirs(&std::path::absolute(&path).map_err(failed)?).map_err(failed)?;
-        let path = fs::canonicalize(&path).map_err(failed)?;
-        let root = format!("file://{}", path.display());
-        Ok(Self { root, io: FileIOBuilder::new(Arc::new(DurableFsFactory)).build() })
+    /// [`StoreError::Url`] for other schemes, [`StoreError::Prefix`], or what the directory or the options say.
+    ///
+    /// # Panics
+    /// For `s3://` outside a Tokio runtime: the one that opens the store drives its connections.
+    pub fn open(url: &str, prefix: &str, options: &S3Options) -> Result<Self, StoreError> {
+        match url.split_once("://") {
+            Some(("file", path)) => Ok(Self::new(Filesystem::make_root(path, prefix)?, Box::new(Filesystem), None)),
+            Some(("s3", rest)) => {
+                let (bucket, path) = rest.split_once('/').unwrap_or((rest, ""));
+                if bucket.is_empty() {
+                    return Err(StoreError::Url(url.to_owned()));
+                }
+                let bucket_url = format!("s3://{bucket}");
+                let root = below(&bucket_url, [path, prefix])?;
+                let objects = s3::connect(bucket, options, tokio::runtime::Handle::current());
+                let objects = objects.map_err(failed("open", &bucket_url))?;
+                Ok(Self::over(Arc::new(objects), bucket_url, root))
+            }
+            Some(("memory", _)) => {
+                let root = below(MEMORY_URL, [prefix])?;
+                Ok(Self::over(Arc::new(InMemory::new()), MEMORY_URL.to_owned(), root))
+            }
+            _ => Err(StoreError::Url(url.to_owned())),
+        }
     }
 
-    /// `file:///...` without a trailing slash.
+    fn over(objects: Arc<dyn ObjectStore>, url: String, root: String) -> Self {
+        let backend = Objects::new(Arc::clone(&objects), url.clone());
+        Self::new(root, Box::new(backend), Some((url, objects)))
+    }
+
+    fn new(root: String, backend: Box<dyn Backend>, objects: Option<(String, Arc<dyn ObjectStore>)>) -> Self {
+        Self(Arc::new(Inner { root, backend, objects, owner: OnceLock::new(), claimed: OnceCell::new() }))
+    }
+
+    /// `file:///...` or `s3://bucket/...`, without a trailing slash.
     pub fn root(&self) -> &str {
-        &self.root
+        &self.0.root
     }
 
-    pub fn file_io(&self) -> &FileIO {
-        &self.io
+    /// The URL under which scans find the objects, and the objects; `None` for local files, which every reader knows.
+    pub fn objects(&self) -> Option<(&str, Arc<dyn ObjectStore>)> {
+        self.0.objects.as_ref().map(|(url, objects)| (url.as_str(), Arc::clone(objects)))
     }
 
     /// Writes a file that is durable when this returns.
-    pub async fn write(&self, location: &str, content: Bytes) -> std::result::Result<(), StoreError> {
-        let path = PathBuf::from(location.trim_start_matches("file://"));
-        run("write", location, move || write_durably(&path, &content)).await
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`] when the store is not the one that was claimed; any other failure is unknown: the file may
+    /// be there, whole.
+    pub async fn write(&self, location: &str, content: Bytes) -> Result<(), StoreError> {
+        self.check_owner().await?;
+        self.0.backend.write(location, content).await
     }
 
-    pub async fn read(&self, location: &str) -> std::result::Result<Bytes, StoreError> {
-        let path = PathBuf::from(location.trim_start_matches("file://"));
-        run("read", location, move || fs::read(path).map(Bytes::from)).await
+    pub async fn read(&self, location: &str) -> Result<Bytes, StoreError> {
+        self.0.backend.read(location).await
     }
 
-    /// Makes the store belong to `store_id`, or checks that it does.
+    /// Reads exactly `range`.
+    ///
+    /// # Errors
+    /// Also when the file ends before the range does.
+    pub async fn read_range(&self, location: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let length = range.end - range.start;
+        let content = self.0.backend.read_range(location, range).await?;
+        if content.len() as u64 != length {
+            let source = io::ErrorKind::UnexpectedEof.into();
+            return Err(StoreError::Io { action: "read", path: location.to_owned(), source });
+        }
+        Ok(content)
+    }
+
+    pub async fn exists(&self, location: &str) -> Result<bool, StoreError> {
+        self.0.backend.exists(location).await
+    }
+
+    /// Deletes a file; one that is not there is deleted already.
+    pub async fn delete(&self, location: &str) -> Result<(), StoreError> {
+        self.check_owner().await?;
+        self.0.backend.delete(location).await
+    }
+
+    /// Makes the store belong to `store_id`, or checks that it does. When it does not answer now, the first write looks.
     ///
     /// # Errors
     /// [`StoreError::Foreign`] names both.
-    pub async fn claim(&self, store_id: &str) -> std::result::Result<(), StoreError> {
-        let location = format!("{}/{STORE_FILE}", self.root);
-        let found = match self.read(&location).await {
-            Ok(content) => serde_json::from_slice::<StoreIdentity>(&content)
-                .map_or_else(|_| String::from_utf8_lossy(&content).into_owned(), |identity| identity.store_id),
-            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                let identity = StoreIdentity { store_id: store_id.to_owned() };
-                let content = serde_json::to_vec_pretty(&identity).expect("an identity is plain JSON");
-                return self.write(&location, content.into()).await;
-            }
-            Err(error) => return Err(error),
-        };
-        if found == store_id {
-            return Ok(());
+    pub async fn claim(&self, store_id: &str) -> Result<(), StoreError> {
+        let owner = self.0.owner.get_or_init(|| store_id.to_owned());
+        self.identify(store_id).await?;
+        if owner == store_id {
+            // Somebody who looks at the same time will find the same.
+            let _ = self.0.claimed.set(());
         }
-        Err(StoreError::Foreign { root: self.root.clone(), found, expected: store_id.to_owned() })
+        Ok(())
     }
 
     /// Whether the store can be written to.
-    pub async fn ping(&self) -> std::result::Result<(), StoreError> {
-        self.read(&format!("{}/{STORE_FILE}", self.root)).await.map(drop)
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.read(&self.identity()).await.map(drop)
     }
-}
 
-async fn run<T: Send + 'static>(
-    action: &'static str,
-    location: &str,
-    act: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> std::result::Result<T, StoreError> {
-    let outcome = tokio::task::spawn_blocking(act).await.map_err(|_| StoreError::Panicked)?;
-    outcome.map_err(|source| StoreError::Io { action, path: location.to_owned(), source })
-}
-
-fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
-    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    create_dirs(dir)?;
-    let temporary = dir.join(format!(".tmp-{}", uuid::Uuid::new_v4()));
-    let mut file = fs::File::options().write(true).create_new(true).open(&temporary)?;
-    // An fsync error is never retried: the file is abandoned, the caller starts over with another.
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    fs::File::open(dir)?.sync_all()
-}
-
-/// Creates directories and makes each new one durable in its parent.
-fn create_dirs(dir: &Path) -> io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
+    fn identity(&self) -> String {
+        format!("{}/{STORE_FILE}", self.0.root)
     }
-    let parent = dir.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    create_dirs(parent)?;
-    match fs::create_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    fs::File::open(parent)?.sync_all()
-}
 
-/// The same tree as `iceberg` wants it, for reading manifests.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct DurableFs;
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct DurableFsFactory;
-
-#[typetag::serde(name = "signaldb-durable-fs-factory")]
-impl StorageFactory for DurableFsFactory {
-    fn build(&self, _config: &StorageConfig) -> Result<Arc<dyn Storage>> {
-        Ok(Arc::new(DurableFs))
-    }
-}
-
-fn path_of(location: &str) -> PathBuf {
-    PathBuf::from(location.trim_start_matches("file://"))
-}
-
-async fn blocking<T: Send + 'static>(act: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
-    let failed = |error: io::Error| Error::new(ErrorKind::Unexpected, error.to_string()).with_source(error);
-    match tokio::task::spawn_blocking(act).await {
-        Ok(outcome) => outcome.map_err(failed),
-        Err(error) => Err(Error::new(ErrorKind::Unexpected, error.to_string())),
-    }
-}
-
-#[derive(Debug)]
-struct Reader(Arc<fs::File>);
-
-#[async_trait]
-impl FileRead for Reader {
-    async fn read(&self, range: Range<u64>) -> Result<Bytes> {
-        let file = Arc::clone(&self.0);
-        blocking(move || {
-            let mut buffer = vec![0; usize::try_from(range.end - range.start).map_err(io::Error::other)?];
-            file.read_exact_at(&mut buffer, range.start)?;
-            Ok(Bytes::from(buffer))
-        })
-        .await
-    }
-}
-
-/// Collects a file in memory and writes it durably when it is closed.
-#[derive(Debug)]
-struct Writer {
-    path: PathBuf,
-    content: Vec<u8>,
-}
-
-#[async_trait]
-impl FileWrite for Writer {
-    async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        self.content.extend_from_slice(&bytes);
+    async fn check_owner(&self) -> Result<(), StoreError> {
+        let Some(owner) = self.0.owner.get() else { return Ok(()) };
+        self.0.claimed.get_or_try_init(|| self.identify(owner)).await?;
         Ok(())
     }
 
-    async fn close(&mut self) -> Result<()> {
-        let (path, content) = (self.path.clone(), std::mem::take(&mut self.content));
-        blocking(move || write_durably(&path, &content)).await
-    }
-}
-
-#[async_trait]
-#[typetag::serde(name = "signaldb-durable-fs")]
-impl Storage for DurableFs {
-    async fn exists(&self, path: &str) -> Result<bool> {
-        let path = path_of(path);
-        blocking(move || path.try_exists()).await
-    }
-
-    async fn metadata(&self, path: &str) -> Result<FileMetadata> {
-        let path = path_of(path);
-        Ok(FileMetadata { size: blocking(move || Ok(fs::metadata(path)?.len())).await? })
-    }
-
-    async fn read(&self, path: &str) -> Result<Bytes> {
-        let path = path_of(path);
-        blocking(move || fs::read(path).map(Bytes::from)).await
-    }
-
-    async fn reader(&self, path: &str) -> Result<Box<dyn FileRead>> {
-        let path = path_of(path);
-        Ok(Box::new(Reader(Arc::new(blocking(move || fs::File::open(path)).await?))))
-    }
-
-    async fn write(&self, path: &str, content: Bytes) -> Result<()> {
-        let path = path_of(path);
-        blocking(move || write_durably(&path, &content)).await
-    }
-
-    async fn writer(&self, path: &str) -> Result<Box<dyn FileWrite>> {
-        Ok(Box::new(Writer { path: path_of(path), content: Vec::new() }))
-    }
-
-    async fn delete(&self, path: &str) -> Result<()> {
-        let path = path_of(path);
-        blocking(move || match fs::remove_file(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            outcome => outcome,
-        })
-        .await
-    }
-
-    async fn delete_prefix(&self, path: &str) -> Result<()> {
-        let path = path_of(path);
-        blocking(move || if path.is_dir() { fs::remove_dir_all(path) } else { Ok(()) }).await
-    }
-
-    async fn delete_stream(&self, mut paths: BoxStream<'static, String>) -> Result<()> {
-        while let Some(path) = paths.next().await {
-            self.delete(&path).await?;
+    async fn identify(&self, store_id: &str) -> Result<(), StoreError> {
+        let location = self.identity();
+        let content = match self.0.backend.read(&location).await {
+            Err(error) if error.is_not_found() => {
+                let identity = StoreIdentity { store_id: store_id.to_owned() };
+                let content = serde_json::to_vec_pretty(&identity).expect("an identity is plain JSON");
+                self.0.backend.create(&location, content.into()).await?;
+                // Somebody else may have been first, and not every server says so.
+                self.0.backend.read(&location).await?
+            }
+            outcome => outcome?,
+        };
+        let found = serde_json::from_slice::<StoreIdentity>(&content)
+            .map_or_else(|_| String::from_utf8_lossy(&content).into_owned(), |identity| identity.store_id);
+        if found == store_id {
+            return Ok(());
         }
-        Ok(())
+        Err(StoreError::Foreign { root: self.0.root.clone(), found, expected: store_id.to_owned() })
     }
+}
 
-    fn new_input(&self, path: &str) -> Result<InputFile> {
-        Ok(InputFile::new(Arc::new(self.clone()), path.to_owned()))
+/// A root below a bucket. Keys are what locations say, unescaped, so a prefix must be one that a key can have.
+fn below<const N: usize>(bucket_url: &str, parts: [&str; N]) -> Result<String, StoreError> {
+    let parts = parts.map(|part| part.trim_matches('/'));
+    let path = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+    if path.is_empty() {
+        return Ok(bucket_url.to_owned());
     }
-
-    fn new_output(&self, path: &str) -> Result<OutputFile> {
-        Ok(OutputFile::new(Arc::new(self.clone()), path.to_owned()))
-    }
+    Path::parse(&path).map_err(|_| StoreError::Prefix(path.clone()))?;
+    Ok(format!("{bucket_url}/{path}"))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_store_belongs_to_one_cluster() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let store = Store::open(&format!("file://{}", dir.path().display()), "data").expect("opens");
-        store.claim("one").await.expect("claims");
-        store.claim("one").await.expect("is its own");
-        let error = store.claim("two").await.expect_err("refuses");
-        assert!(error.to_string().contains("one") && error.to_string().contains("two"), "{error}");
-        store.ping().await.expect("is there");
-        assert!(Store::open("s3://bucket", "").is_err());
-    }
-
-    #[tokio::test]
-    async fn files_are_whole_or_absent() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let store = Store::open(&format!("file://{}", dir.path().display()), "").expect("opens");
-        let location = format!("{}/a/b/c.bin", store.root());
-        store.write(&location, Bytes::from_static(b"content")).await.expect("writes");
-        assert_eq!(store.read(&location).await.expect("reads"), "content");
-        let names: Vec<_> = fs::read_dir(dir.path().join("a/b")).expect("lists").collect();
-        assert_eq!(names.len(), 1, "no temporary file stays");
-    }
-}
+mod tests;

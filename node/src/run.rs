@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow, bail};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use signaldb_api::{App, AppDeps, Listeners, serve, serve_starting};
 use signaldb_catalog::{Access, CatalogError, Database, IcebergCatalog, TenantConfig};
-use signaldb_lake::{Lake, LakeConfig, Store};
+use signaldb_lake::{Lake, LakeConfig, S3Options, Store};
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
 use signaldb_query::{QueryConfig, QueryEngine};
 use signaldb_raft::admission::Refuse;
@@ -117,7 +117,7 @@ impl Node {
         });
         let access = access.await?;
         let (url, prefix) = config.storage();
-        let store = Store::open(&url, &prefix).context("storage")?;
+        let store = Store::open(&url, &prefix, &S3Options::default()).context("storage")?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let memory = usize::try_from(config.memory.limit.bytes()).unwrap_or(usize::MAX);
         let lake_config = LakeConfig {
