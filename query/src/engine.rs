@@ -12,6 +12,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::optimizer::Optimizer;
@@ -140,7 +141,7 @@ impl RunningQuery {
 
 impl QueryEngine {
     /// # Errors
-    /// When the spill directory cannot be used.
+    /// When the spill directory or the store's URL cannot be used.
     pub fn new(
         config: QueryConfig,
         lake: Lake,
@@ -155,6 +156,10 @@ impl QueryEngine {
             .with_max_temp_directory_size(config.spill_bytes_max);
         let runtime =
             RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_disk_manager_builder(disk).build_arc()?;
+        if let Some((url, objects)) = lake.store().objects() {
+            let url = ObjectStoreUrl::parse(url)?;
+            runtime.register_object_store(url.as_ref(), objects);
+        }
         let template = template(&config, &runtime);
         let running = Semaphore::new(config.concurrency);
         Ok(Self(Arc::new(Inner { config, lake, groups, access, runtime, template, running, cpu })))

@@ -86,8 +86,21 @@ impl From<DataFusionError> for QueryError {
         {
             return Self::from_status(status);
         }
-        Self { kind: kind(&error), message: message(&error), position }
+        let kind = if store_failed(&error) { QueryErrorKind::Unavailable } else { kind(&error) };
+        Self { kind, message: message(&error), position }
     }
+}
+
+/// Whether the object store is at fault, however deep it is wrapped: nothing is wrong with the query then.
+fn store_failed(error: &DataFusionError) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if error.is::<object_store::Error>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 fn kind(error: &DataFusionError) -> QueryErrorKind {

@@ -1,5 +1,6 @@
 //! A stored table at one moment: data files of one metadata version, and the memtable rows above its watermarks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -25,6 +26,7 @@ use object_store::path::Path;
 use signaldb_signals::Rows;
 use signaldb_signals::schema::TableSchema;
 
+use crate::error::{QueryError, QueryErrorKind};
 use crate::remote::{self, RemoteRows};
 use crate::{memory, prune};
 
@@ -95,7 +97,18 @@ impl StoredTable {
         exact: bool,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let url = ObjectStoreUrl::local_filesystem();
+        let groups = state.config().target_partitions().min(files.len()).max(1);
+        let (mut stores, mut grouped) = (BTreeSet::new(), vec![Vec::<PartitionedFile>::new(); groups]);
+        for (at, file) in files.iter().enumerate() {
+            let (store, file) = place(file)?;
+            stores.insert(store);
+            grouped[at % groups].push(file);
+        }
+        let url = stores.pop_first().unwrap_or_else(ObjectStoreUrl::local_filesystem);
+        if let Some(other) = stores.first() {
+            let message = format!("the table has files in {url} and in {other}; a scan reads one store");
+            return Err(QueryError::new(QueryErrorKind::Internal, message).into());
+        }
         let runtime = state.runtime_env();
         let footers = CachedParquetFileReaderFactory::new(
             runtime.object_store(&url)?,
@@ -107,11 +120,6 @@ impl StoredTable {
             .with_enable_page_index(true)
             .with_bloom_filter_on_read(true)
             .with_parquet_file_reader_factory(Arc::new(footers));
-        let groups = state.config().target_partitions().min(files.len()).max(1);
-        let mut grouped: Vec<Vec<PartitionedFile>> = vec![Vec::new(); groups];
-        for (at, file) in files.iter().enumerate() {
-            grouped[at % groups].push(partitioned_file(file)?);
-        }
         let rows: u64 = files.iter().map(|file| file.record_count()).sum();
         let rows = usize::try_from(rows).unwrap_or(usize::MAX);
         let rows = if exact { Precision::Exact(rows) } else { Precision::Inexact(rows) };
@@ -132,9 +140,9 @@ fn physical_filter(state: &dyn Session, schema: &SchemaRef, filters: &[Expr]) ->
     state.create_physical_expr(filter, &schema).map(Some)
 }
 
-fn partitioned_file(file: &DataFile) -> Result<PartitionedFile> {
-    let path = file.file_path().trim_start_matches("file://");
-    let location = Path::from_absolute_path(path).map_err(|error| DataFusionError::External(Box::new(error)))?;
+/// The store that holds a file, and the file in it.
+fn place(file: &DataFile) -> Result<(ObjectStoreUrl, PartitionedFile)> {
+    let (store, location) = locate(file.file_path())?;
     let meta = ObjectMeta {
         location,
         // Data files never change, so that the cache of footers needs no time.
@@ -143,5 +151,39 @@ fn partitioned_file(file: &DataFile) -> Result<PartitionedFile> {
         e_tag: None,
         version: None,
     };
-    Ok(PartitionedFile::new_from_meta(meta))
+    Ok((store, PartitionedFile::new_from_meta(meta)))
+}
+
+/// `s3://bucket/key` is the key in the bucket's store; anything else is a path of a local file.
+fn locate(path: &str) -> Result<(ObjectStoreUrl, Path)> {
+    let invalid = |error: object_store::path::Error| DataFusionError::External(Box::new(error));
+    match path.split_once("://") {
+        Some((scheme, rest)) if scheme != "file" => {
+            let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+            Ok((ObjectStoreUrl::parse(format!("{scheme}://{bucket}"))?, Path::parse(key).map_err(invalid)?))
+        }
+        _ => {
+            let path = path.trim_start_matches("file://");
+            Ok((ObjectStoreUrl::local_filesystem(), Path::from_absolute_path(path).map_err(invalid)?))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_found_in_their_store() {
+        for (path, store, location) in [
+            ("file:///data/t/a b.parquet", "file:///", "data/t/a b.parquet"),
+            ("/data/t/x.parquet", "file:///", "data/t/x.parquet"),
+            ("s3://bucket/t/day=1/x.parquet", "s3://bucket/", "t/day=1/x.parquet"),
+            ("memory://tables/x.parquet", "memory://tables/", "x.parquet"),
+        ] {
+            let (found, key) = locate(path).expect(path);
+            assert_eq!((found.as_str(), key.as_ref()), (store, location), "{path}");
+        }
+        assert!(locate("s3://bucket/a//b").is_err());
+    }
 }
