@@ -4,6 +4,7 @@
 
 mod layers;
 mod seeds;
+mod storage;
 mod values;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use signaldb_model::NodeId;
 
 pub use layers::{ConfigError, Sources, load};
+pub use storage::{Adapter, AdapterOptions, Storage};
 pub use values::{ByteSize, DiskReserve, MemoryLimit, Secret, Time, hide_password};
 
 /// Everything that can be set. See `docs/configuration.md` for the file.
@@ -161,25 +163,6 @@ pub struct Discovery {
     pub ttl: Time,
 }
 
-#[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Storage {
-    /// Which adapter holds the tables.
-    pub default: String,
-    pub adapters: BTreeMap<String, Adapter>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Adapter {
-    /// `filesystem`.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// `file://PATH`; default `file://<node.data_dir>/storage`.
-    pub url: Option<String>,
-    pub prefix: String,
-}
-
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Auth {
@@ -320,13 +303,6 @@ impl Default for Discovery {
     }
 }
 
-impl Default for Storage {
-    fn default() -> Self {
-        let local = Adapter { kind: "filesystem".to_owned(), ..Adapter::default() };
-        Self { default: "local".to_owned(), adapters: BTreeMap::from([("local".to_owned(), local)]) }
-    }
-}
-
 impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: "text".to_owned() }
@@ -378,13 +354,14 @@ impl Config {
         format!("sqlite://{}", self.node.data_dir.join(file).display())
     }
 
-    /// Url and prefix of the adapter that holds the tables.
-    pub fn storage(&self) -> (String, String) {
-        let default = Adapter::default();
-        let adapter = self.storage.adapters.get(&self.storage.default).unwrap_or(&default);
-        let url = adapter.url.clone();
-        let url = url.unwrap_or_else(|| format!("file://{}", self.node.data_dir.join("storage").display()));
-        (url, adapter.prefix.clone())
+    /// The adapter that holds the tables, its url known.
+    pub fn storage(&self) -> (String, Adapter) {
+        let adapter = self.storage.adapters.get(&self.storage.default).cloned().unwrap_or_default();
+        let url = adapter.url.clone().unwrap_or_else(|| match adapter.kind.as_str() {
+            "memory" => "memory://".to_owned(),
+            _ => format!("file://{}", self.node.data_dir.join("storage").display()),
+        });
+        (url, adapter)
     }
 }
 

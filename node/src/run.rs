@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow, bail};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use signaldb_api::{App, AppDeps, Listeners, serve, serve_starting};
 use signaldb_catalog::{Access, CatalogError, Database, IcebergCatalog, TenantConfig};
-use signaldb_lake::{Lake, LakeConfig, S3Options, Store};
+use signaldb_lake::{Lake, LakeConfig, S3Credentials, S3Options, Store, StoreError};
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
 use signaldb_query::{QueryConfig, QueryEngine};
 use signaldb_raft::admission::Refuse;
@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, DefaultSchemas, Tenant};
+use crate::config::{AdapterOptions, Config, DefaultSchemas, Tenant};
 use crate::data_dir::{DataDir, below_reserve};
 use crate::{banner, peer_port};
 
@@ -34,6 +34,8 @@ const STOP_TIMEOUT: Duration = Duration::from_millis(3500);
 const TRIM_INTERVAL: Duration = Duration::from_secs(10);
 /// How long a start waits for its databases.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a start waits for the object store, which writes can do without.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a node looks at its own health.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -116,8 +118,11 @@ impl Node {
             Access::open(database, config.auth.enabled, &tenants).await
         });
         let access = access.await?;
-        let (url, prefix) = config.storage();
-        let store = Store::open(&url, &prefix, &S3Options::default()).context("storage")?;
+        let (url, adapter) = config.storage();
+        if adapter.kind == "memory" {
+            tracing::warn!("the store is in memory: tables are lost when the node stops");
+        }
+        let store = Store::open(&url, &adapter.prefix, &s3_options(&adapter.options)).context("storage")?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let memory = usize::try_from(config.memory.limit.bytes()).unwrap_or(usize::MAX);
         let lake_config = LakeConfig {
@@ -258,6 +263,18 @@ fn peers_config(config: &Config) -> anyhow::Result<PeersConfig> {
     })
 }
 
+fn s3_options(options: &AdapterOptions) -> S3Options {
+    let keys = options.access_key_id.as_ref().zip(options.secret_access_key.as_ref());
+    S3Options {
+        endpoint: options.endpoint.clone(),
+        region: options.region.clone(),
+        allow_http: options.allow_http,
+        path_style: options.path_style,
+        credentials: keys
+            .map(|(id, secret)| S3Credentials { access_key_id: id.0.clone(), secret_access_key: secret.0.clone() }),
+    }
+}
+
 fn tenant(tenant: &Tenant) -> anyhow::Result<TenantConfig> {
     let datasets = tenant.datasets.iter().map(|dataset| DatasetId::new(&dataset.id));
     let datasets = datasets.collect::<Result<Vec<_>, _>>().context("auth.tenants.datasets.id")?;
@@ -279,14 +296,16 @@ async fn claim_store(lake: &Lake, groups: &Groups) -> anyhow::Result<()> {
         Ok(found) => bail!("the catalog belongs to cluster store {found}, the log to {store_id}"),
         Err(error) => tracing::warn!(%error, "the catalog does not answer; it is checked at the first flush"),
     }
-    match lake.store().claim(store_id).await {
-        Err(error @ signaldb_lake::StoreError::Foreign { .. }) => Err(error.into()),
-        Err(error) => {
-            tracing::warn!(%error, "the object store does not answer");
-            Ok(())
+    match tokio::time::timeout(CLAIM_TIMEOUT, lake.store().claim(store_id)).await {
+        Ok(Err(error @ StoreError::Foreign { .. })) => return Err(error.into()),
+        Ok(Err(error)) => {
+            let error = anyhow!(error);
+            tracing::warn!("the object store does not answer; it is checked at the first write: {error:#}");
         }
-        Ok(()) => Ok(()),
+        Err(_) => tracing::warn!("the object store does not answer in time; it is checked at the first write"),
+        Ok(Ok(())) => {}
     }
+    Ok(())
 }
 
 async fn bind(config: &Config) -> anyhow::Result<Listeners> {

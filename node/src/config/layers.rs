@@ -7,11 +7,13 @@ use signaldb_model::NodeId;
 use thiserror::Error;
 use toml::{Table, Value};
 
-use super::{Config, Time, seeds};
+use super::{Config, Time, seeds, storage};
 
 /// The file that is read when none is named, if it exists.
 const DEFAULT_FILE: &str = "signaldb.toml";
 const PREFIX: &str = "SIGNALDB_";
+/// Keys whose values are texts, whatever else they look like, and are not shown.
+const SECRETS: &[&str] = &["secret", "admin_key", "access_key_id", "secret_access_key"];
 /// A power loss of every node may cost this much of what is acknowledged at `quorum`.
 const SYNC_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
@@ -137,14 +139,17 @@ fn environment_key(name: &str) -> Option<String> {
 
 /// Puts a value at a dotted key. It is read as TOML, and as text when it is not TOML.
 fn insert(table: &mut Table, key: &str, text: &str) -> Result<(), ConfigError> {
-    let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut parsed| parsed.remove("v"));
-    let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
     let mut parts: Vec<&str> = key.split('.').collect();
     let last = parts.pop().unwrap_or_default();
+    let secret = SECRETS.contains(&last);
+    let value = format!("v = {text}").parse::<Table>().ok().and_then(|mut parsed| parsed.remove("v"));
+    let value = value.filter(|value| value.is_str() || !secret);
+    let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
     let mut current = table;
     for part in parts {
         let next = current.entry(part).or_insert_with(|| Value::Table(Table::new()));
-        let message = format!("{text:?} is set below a key that is not a section");
+        let shown = if secret { "***" } else { text };
+        let message = format!("{shown:?} is set below a key that is not a section");
         current = next.as_table_mut().ok_or_else(|| ConfigError::Value { key: key.to_owned(), message })?;
     }
     current.insert(last.to_owned(), value);
@@ -171,14 +176,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if !matches!(config.schema.catalog_type.as_str(), "sql" | "memory") {
         return wrong("schema.catalog_type", format!("{:?} is not sql or memory", config.schema.catalog_type));
     }
-    let Some(adapter) = config.storage.adapters.get(&config.storage.default) else {
-        let names: Vec<&String> = config.storage.adapters.keys().collect();
-        return wrong("storage.default", format!("{:?} is not one of the adapters {names:?}", config.storage.default));
-    };
-    if adapter.kind != "filesystem" {
-        let key = format!("storage.adapters.{}.type", config.storage.default);
-        return wrong(&key, format!("{:?} is not built yet; expected filesystem", adapter.kind));
-    }
+    storage::check(config)?;
     if config.auth.enabled && config.auth.tenants.is_empty() {
         return wrong("auth.tenants", "authentication is on and there are no tenants; expected one or more".to_owned());
     }

@@ -94,6 +94,71 @@ fn the_contracts_example_is_accepted() {
     assert!(!shown.contains("sk-acme"), "secrets are hidden: {shown}");
 }
 
+#[test]
+fn a_bucket_is_configured_and_its_keys_are_hidden() {
+    let environment = [
+        ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__TYPE", "s3"),
+        ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__URL", "s3://tables"),
+        ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__PREFIX", "prod"),
+        ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__OPTIONS__ENDPOINT", "http://s3:8333"),
+        ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__OPTIONS__ALLOW_HTTP", "true"),
+        // Not a number, although it reads like one.
+        ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__OPTIONS__ACCESS_KEY_ID", "1234567890"),
+        ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__OPTIONS__SECRET_ACCESS_KEY", "12e34"),
+    ];
+    let config = with(&["storage.adapters.local.options.path_style=false"], &environment).expect("valid");
+    let (url, adapter) = config.storage();
+    assert_eq!((url.as_str(), adapter.prefix.as_str()), ("s3://tables", "prod"));
+    let expected = AdapterOptions {
+        endpoint: Some("http://s3:8333".to_owned()),
+        region: None,
+        allow_http: Some(true),
+        path_style: Some(false),
+        access_key_id: Some(Secret("1234567890".to_owned())),
+        secret_access_key: Some(Secret("12e34".to_owned())),
+    };
+    assert_eq!(adapter.options, expected);
+    for shown in [toml::to_string(&config).expect("writes"), format!("{config:?}")] {
+        assert!(shown.contains("s3://tables") && shown.contains("http://s3:8333"), "{shown}");
+        assert!(!shown.contains("1234567890") && !shown.contains("12e34"), "secrets are hidden: {shown}");
+    }
+}
+
+#[test]
+fn mistakes_about_a_store_name_the_key() {
+    let s3 = ["storage.adapters.local.type=s3", "storage.adapters.local.url=s3://tables"];
+    let cases = [
+        (&["type=ftp"][..], &["local.type", "ftp", "filesystem"][..]),
+        (&["type=filesystem", "url=s3://tables"], &["local.url", "s3://tables", "file://"]),
+        (&["type=filesystem", "options.region=eu-west-1"], &["local.options", "s3"]),
+        (&["url=\"file:///x\""], &["local.url", "file:///x", "s3://BUCKET"]),
+        (&["url=\"s3://\""], &["local.url", "s3://BUCKET"]),
+        (&["url=\"s3://a b\""], &["local.url", "a b"]),
+        (&["options.endpoint=s3:8333"], &["local.options.endpoint", "s3:8333", "https://"]),
+        (&["options.endpoint=http://s3"], &["local.options.endpoint", "allow_http"]),
+        (&["options.endpoint=https://u:hidden@s3"], &["local.options.endpoint", "access_key_id"]),
+        (&["options.allow_http=perhaps"], &["local.options.allow_http", "perhaps", "boolean"]),
+        (&["options.path_style=1"], &["local.options.path_style", "boolean"]),
+        (&["options.access_key_id=hidden"], &["local.options.secret_access_key", "missing"]),
+        (&["options.secret_access_key=hidden"], &["local.options.access_key_id", "missing"]),
+        (&["options.bucket=x"], &["local.options", "bucket", "endpoint"]),
+    ];
+    for (assignments, expected) in cases {
+        let assignments = assignments.iter().map(|assignment| format!("storage.adapters.local.{assignment}"));
+        let all: Vec<String> = s3.iter().map(|text| (*text).to_owned()).chain(assignments).collect();
+        let error = with(&all.iter().map(String::as_str).collect::<Vec<_>>(), &[]).expect_err(&all.join(" "));
+        for part in expected {
+            assert!(error.contains(part), "{all:?}: {error}");
+        }
+        assert!(!error.contains("hidden"), "{error}");
+    }
+    with(&s3, &[]).expect("the environment has the rest");
+    let missing = with(&s3[..1], &[]).expect_err("which bucket?");
+    assert!(missing.contains("local.url") && missing.contains("s3://BUCKET"), "{missing}");
+    let memory = with(&["storage.adapters.local.type=memory"], &[]).expect("valid");
+    assert_eq!(memory.storage().0, "memory://");
+}
+
 /// The TOML blocks of shared/seeds 000 to 002, as they stand there.
 #[test]
 fn every_block_of_the_seed_documents_is_accepted() {
