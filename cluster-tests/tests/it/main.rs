@@ -13,6 +13,7 @@ mod crate_graph;
 mod freshness;
 mod lifecycle;
 mod node;
+mod object_store;
 mod otlp;
 mod peer_port;
 mod rust_sdk;
