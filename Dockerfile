@@ -8,6 +8,9 @@ RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libclan
  && cargo build --locked --release -p signaldb-node
 
 FROM debian:bookworm-slim
+# The certificates of S3 servers.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends ca-certificates >/dev/null \
+ && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 1000 --create-home --home-dir /data signaldb
 COPY --from=build /src/target/release/signaldb /usr/local/bin/signaldb
 # The names of the roles; they all run in one process until they are split.
