@@ -9,7 +9,7 @@ use serde_json::Value;
 pub(crate) struct Invariants {
     /// Who said that it leads, by group and term.
     leaders: BTreeMap<(u64, u64), u64>,
-    /// The furthest commit that anybody reported, by group.
+    /// Accounts that were looked at.
     samples: u64,
     violations: Vec<String>,
 }
