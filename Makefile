@@ -4,13 +4,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ENV := . scripts/env.sh;
 
-.PHONY: help deps test-deps run cluster test jepsen lint bench install clean
+.PHONY: help deps test-deps jepsen-deps run cluster test jepsen lint bench install clean
 
 help:
 	@echo "make run      build the release binary and run one node on loopback (data in .data/)"
 	@echo "make cluster  three nodes as three processes on this machine, until Ctrl-C (data in .data/cluster/)"
 	@echo "make test     run every test that CI runs"
 	@echo "make jepsen   break three release nodes for two minutes and judge what they did (exit 0 valid, 1 invalid, 2 unknown)"
+	@echo "              CATALOG=postgres: with their catalog in a private PostgreSQL"
 	@echo "make lint     format check and clippy"
 	@echo "make bench    measure a release node; appends to bench/RESULTS.md"
 	@echo "make install  install the binary and the names of its roles into PREFIX (default /usr/local)"
@@ -39,10 +40,14 @@ test: test-deps
 	export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
 	cargo test --locked --workspace
 
-jepsen: deps
+CATALOG ?= sqlite
+jepsen-deps:
+	@scripts/install-deps.sh jepsen $(if $(filter postgres,$(CATALOG)),tests)
+
+jepsen: jepsen-deps
 	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench -p signaldb-jepsen; \
 	target=$${CARGO_TARGET_DIR:-target}; export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
-	"$$target/release/signaldb-jepsen" --node "$$target/release/signaldb"
+	"$$target/release/signaldb-jepsen" --node "$$target/release/signaldb" --catalog "$(CATALOG)"
 
 lint: deps
 	@$(ENV) cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Installs what building needs on Debian or Ubuntu, and only what is missing; with the argument `tests` also what the
-# tests need. Needs root (or sudo) for packages.
+# Installs what building needs on Debian or Ubuntu, and only what is missing; with the arguments `tests` and `jepsen` also
+# what those need. Needs root (or sudo) for packages.
 set -euo pipefail
+
+wanted=" $* "
+wants() { [[ $wanted == *" $1 "* ]]; }
 
 RUST_VERSION=1.95.0
 RUST_MINIMUM=1.94
@@ -29,7 +32,9 @@ if ! ldconfig -p | grep -qE 'libclang(-[0-9.]+)?\.so'; then
   packages+=("libclang1-$version" "libclang-common-$version-dev")
 fi
 # A private PostgreSQL for each test that wants one.
-if [ "${1:-}" = tests ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then packages+=(postgresql); fi
+if wants tests && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then packages+=(postgresql); fi
+# Moves the wall clocks of nodes.
+if wants jepsen && ! ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1; then packages+=(libfaketime); fi
 if [ ${#packages[@]} -gt 0 ]; then
   echo "installing: ${packages[*]}"
   sudo=$([ "$(id -u)" = 0 ] || echo sudo)

@@ -8,16 +8,41 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::clock::{self, Clocks};
 use crate::link::{Links, Relay};
+use crate::postgres::Server;
+use crate::workload::TENANTS;
 
 pub(crate) const NODES: usize = 3;
 
+/// How long a clock that was moved may take to show it.
+const CLOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What holds the Iceberg catalog and the nodes' database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Catalog {
+    /// Files that the nodes share.
+    Sqlite,
+    /// A private server.
+    Postgres,
+}
+
+/// How far a read must look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Consistency {
+    Strong,
+    /// What the node knows by itself.
+    Eventual,
+}
+
 /// Three nodes. Dropping it ends them.
 pub(crate) struct Cluster {
+    /// Absolute: nodes run in directories of their own.
     dir: PathBuf,
     binary: PathBuf,
+    /// OTLP gRPC, OTLP HTTP, HTTP, Flight and peers.
     ports: [[u16; 5]; NODES],
     /// By (from, to).
     relays: BTreeMap<(usize, usize), Relay>,
@@ -26,12 +51,32 @@ pub(crate) struct Cluster {
     children: Mutex<[Option<Child>; NODES]>,
     /// Processes that ended by themselves: no fault asks for that.
     deaths: Mutex<Vec<String>>,
+    /// `None` when clocks cannot be moved here.
+    clocks: Option<Clocks>,
+    /// `None` when the catalog is in SQLite.
+    postgres: Option<Server>,
     pub(crate) http: reqwest::Client,
 }
 
 impl Cluster {
-    pub(crate) async fn start(binary: &Path, dir: &Path) -> anyhow::Result<Self> {
-        let ports = [free_ports()?, free_ports()?, free_ports()?];
+    /// Starts nodes that keep what they write, and what they say, below `dir`.
+    pub(crate) async fn start(binary: &Path, dir: &Path, catalog: Catalog) -> anyhow::Result<Self> {
+        let free = free_ports(5 * NODES)?;
+        let ports: [[u16; 5]; NODES] = std::array::from_fn(|node| std::array::from_fn(|at| free[5 * node + at]));
+        let postgres = match catalog {
+            Catalog::Sqlite => None,
+            Catalog::Postgres => {
+                let log = dir.join("postgres.log");
+                Some(tokio::task::spawn_blocking(move || Server::start(&log)).await??)
+            }
+        };
+        let clocks = match Clocks::find(dir) {
+            Ok(clocks) => Some(clocks),
+            Err(error) => {
+                println!("clocks are not moved in this run: {error:#}");
+                None
+            }
+        };
         let (links, mut relays) = (Links::default(), BTreeMap::new());
         for (from, to) in pairs() {
             let target = SocketAddr::from(([127, 0, 0, 1], ports[to][4]));
@@ -46,8 +91,11 @@ impl Cluster {
             links,
             children: Mutex::default(),
             deaths: Mutex::default(),
+            clocks,
+            postgres,
             http,
         };
+        cluster.reset_clocks()?;
         for node in 0..NODES {
             cluster.launch(node)?;
         }
@@ -58,8 +106,8 @@ impl Cluster {
     }
 
     fn launch(&self, node: usize) -> anyhow::Result<()> {
-        let dir = self.dir.join(format!("node-{}", node + 1));
-        let shared = self.shared();
+        let dir = self.dir.join(name(node));
+        let shared = self.dir.join("shared");
         std::fs::create_dir_all(&dir)?;
         std::fs::create_dir_all(&shared)?;
         let address = |to: usize| match self.relays.get(&(node, to)) {
@@ -67,12 +115,16 @@ impl Cluster {
             None => format!("127.0.0.1:{}", self.ports[to][4]),
         };
         let peers: Vec<String> = (0..NODES).map(|to| format!("\"{}={}\"", to + 1, address(to))).collect();
+        let (catalog, database) = match &self.postgres {
+            Some(server) => (server.address(), server.address()),
+            None => (self.sqlite("catalog"), self.sqlite("signaldb")),
+        };
         let mut settings = vec![
             format!("node.id={}", node + 1),
             "cluster.name=jepsen".to_owned(),
             format!("cluster.peers=[{}]", peers.join(",")),
-            format!("schema.catalog_uri=sqlite://{}/catalog.db", shared.display()),
-            format!("database.dsn=sqlite://{}/signaldb.db", shared.display()),
+            format!("schema.catalog_uri={catalog}"),
+            format!("database.dsn={database}"),
             "storage.adapters.local.type=filesystem".to_owned(),
             format!("storage.adapters.local.url=file://{}/storage", shared.display()),
             "flush.interval=500ms".to_owned(),
@@ -88,14 +140,36 @@ impl Cluster {
         for setting in settings {
             command.arg("--set").arg(setting);
         }
+        if let Some(clocks) = &self.clocks {
+            clocks.load_into(&mut command, &name(node));
+        }
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let child = child.with_context(|| format!("start {}", self.binary.display()))?;
         self.children.lock().unwrap_or_else(PoisonError::into_inner)[node] = Some(child);
         Ok(())
     }
 
-    pub(crate) fn shared(&self) -> PathBuf {
-        self.dir.join("shared")
+    fn sqlite(&self, file: &str) -> String {
+        format!("sqlite://{}/shared/{file}.db", self.dir.display())
+    }
+
+    /// How PyIceberg opens a table of a tenant: as Python that makes `table`. Blocking.
+    pub(crate) fn pyiceberg(&self, tenant: &str, table: &str) -> anyhow::Result<String> {
+        let namespace = format!("{tenant}.default");
+        Ok(match &self.postgres {
+            None => format!(
+                "from pyiceberg.catalog import load_catalog
+catalog = load_catalog('signaldb', type='sql', uri='sqlite:///{}/shared/catalog.db')
+table = catalog.load_table(('{namespace}', '{table}'))",
+                self.dir.display()
+            ),
+            // Its catalog would need a driver that nothing else here needs.
+            Some(server) => format!(
+                "from pyiceberg.table import StaticTable
+table = StaticTable.from_metadata('{}')",
+                server.metadata_location(&namespace, table)?
+            ),
+        })
     }
 
     async fn wait_ready(&self, node: usize) -> anyhow::Result<()> {
@@ -124,8 +198,11 @@ impl Cluster {
     /// Notes a process that ended although nobody killed it, and forgets it.
     fn look(&self, node: usize) {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(status) = children[node].as_mut().and_then(|child| child.try_wait().ok().flatten()) {
-            let log = self.dir.join(format!("node-{}/node.log", node + 1));
+        if let Some(child) = &mut children[node]
+            && let Ok(Some(status)) = child.try_wait()
+        {
+            clock::forget(child.id());
+            let log = self.dir.join(name(node)).join("node.log");
             let death = format!("node {} ended by itself with {status}; its log is {}", node + 1, log.display());
             self.deaths.lock().unwrap_or_else(PoisonError::into_inner).push(death);
             children[node] = None;
@@ -155,6 +232,7 @@ impl Cluster {
         let killed = child.kill().is_ok();
         // Reaped, so that its ports are free.
         let _ = child.wait();
+        clock::forget(child.id());
         killed
     }
 
@@ -165,9 +243,48 @@ impl Cluster {
         if gone { self.launch(node) } else { Ok(()) }
     }
 
+    /// Whether clocks can be moved.
+    pub(crate) fn has_clocks(&self) -> bool {
+        self.clocks.is_some()
+    }
+
+    /// Sets a node's wall clock to `offset` seconds from the true time.
+    pub(crate) fn set_clock(&self, node: usize, offset: i64) -> anyhow::Result<()> {
+        let Some(clocks) = &self.clocks else { return Ok(()) };
+        clocks.set(&name(node), offset).with_context(|| format!("move the clock of node {}", node + 1))
+    }
+
+    fn reset_clocks(&self) -> anyhow::Result<()> {
+        (0..NODES).try_for_each(|node| self.set_clock(node, 0))
+    }
+
+    /// Whether a node itself says, soon, that its clock is at `offset`.
+    pub(crate) async fn shows_clock(&self, node: usize, offset: i64) -> bool {
+        let until = Instant::now() + CLOCK_TIMEOUT;
+        loop {
+            // The header `date` would not do: servers keep it while their clock is behind it.
+            let query = "SELECT to_unixtime(now())";
+            let rows = self.sql(node, TENANTS[0], query, Consistency::Eventual, CLOCK_TIMEOUT).await;
+            let shown = rows.ok().and_then(|rows| rows.first()?[0].as_i64());
+            if shown.is_some_and(|shown| clock::is_at(shown, clock::now(), offset)) {
+                return true;
+            }
+            if Instant::now() > until {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Links pass again and clocks are right: what needs no process to be started.
+    pub(crate) fn calm(&self) -> anyhow::Result<()> {
+        self.links.heal();
+        self.reset_clocks()
+    }
+
     /// Ends every fault and waits until all nodes are ready.
     pub(crate) async fn heal(&self) -> anyhow::Result<()> {
-        self.links.heal();
+        self.calm()?;
         for node in 0..NODES {
             self.signal(node, "-CONT");
             self.revive(node)?;
@@ -191,6 +308,25 @@ impl Cluster {
         None
     }
 
+    /// Rows of a query at one node.
+    pub(crate) async fn sql(
+        &self,
+        node: usize,
+        tenant: &str,
+        query: &str,
+        consistency: Consistency,
+        timeout: Duration,
+    ) -> anyhow::Result<Vec<Value>> {
+        let path = match consistency {
+            Consistency::Strong => "/api/v1/sql?consistency=strong",
+            Consistency::Eventual => "/api/v1/sql?consistency=eventual",
+        };
+        let request = self.http.post(self.url(node, path)).timeout(timeout).header("x-tenant-id", tenant);
+        let response = request.json(&json!({"query": query})).send().await?.error_for_status()?;
+        let body: Value = response.json().await?;
+        Ok(body["rows"].as_array().context("rows")?.clone())
+    }
+
     /// `/api/v1/cluster` of one node.
     pub(crate) async fn state(&self, node: usize) -> Option<Value> {
         let sent = self.http.get(self.url(node, "/api/v1/cluster")).timeout(Duration::from_secs(2)).send().await;
@@ -210,17 +346,32 @@ pub(crate) fn pairs() -> impl Iterator<Item = (usize, usize)> {
     (0..NODES).flat_map(|from| (0..NODES).filter(move |to| *to != from).map(move |to| (from, to)))
 }
 
+fn name(node: usize) -> String {
+    format!("node-{}", node + 1)
+}
+
 /// Ports below those that the system gives to outgoing connections.
-fn free_ports() -> anyhow::Result<[u16; 5]> {
+pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+    // All are held until the last is found, so that no two are the same.
     let mut held: Vec<TcpListener> = Vec::new();
     let mut port = 10_000 + u16::try_from(std::time::UNIX_EPOCH.elapsed()?.subsec_nanos() % 20_000)?;
-    while held.len() < 5 {
+    while held.len() < count {
         port = if port >= 32_000 { 10_000 } else { port + 7 };
         held.extend(TcpListener::bind(("127.0.0.1", port)).ok());
     }
-    let mut ports = [0; 5];
-    for (port, listener) in ports.iter_mut().zip(&held) {
-        *port = listener.local_addr()?.port();
+    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_ports_differ() -> anyhow::Result<()> {
+        let mut ports = free_ports(20)?;
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), 20);
+        Ok(())
     }
-    Ok(ports)
 }

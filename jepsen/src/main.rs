@@ -5,12 +5,15 @@
 //! nemesis breaks things, and a checker looks for what must not be.
 
 mod checker;
+mod clock;
 mod cluster;
 mod history;
 mod invariants;
 mod link;
 mod nemesis;
+mod postgres;
 mod random;
+mod report;
 mod workload;
 
 use std::path::PathBuf;
@@ -24,11 +27,12 @@ use clap::Parser;
 use tokio::task::JoinSet;
 
 use crate::checker::Verdict;
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::{Catalog, Cluster, NODES};
 use crate::history::History;
 use crate::invariants::Invariants;
+use crate::nemesis::Strike;
 use crate::random::Random;
-use crate::workload::Test;
+use crate::workload::{TENANTS, Test};
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -36,8 +40,11 @@ struct Args {
     #[arg(long)]
     node: PathBuf,
     /// How long faults go on, seconds.
-    #[arg(long, default_value_t = 90)]
+    #[arg(long, default_value_t = 100)]
     seconds: u64,
+    /// What holds the Iceberg catalog and the nodes' database.
+    #[arg(long, value_enum, default_value = "sqlite")]
+    catalog: Catalog,
     /// Makes the choices of an earlier run again (not its timing).
     #[arg(long)]
     seed: Option<u64>,
@@ -63,11 +70,13 @@ async fn main() -> ExitCode {
 async fn run(args: Args) -> anyhow::Result<Verdict> {
     let clock = std::time::UNIX_EPOCH.elapsed().map_or(1, |now| u64::from(now.subsec_nanos()));
     let seed = args.seed.unwrap_or(clock);
-    let kept = tempfile::tempdir().context("make a directory")?.keep();
-    let dir = args.out.clone().unwrap_or(kept);
+    let dir = match &args.out {
+        Some(out) => std::path::absolute(out)?,
+        None => tempfile::tempdir().context("make a directory")?.keep(),
+    };
     std::fs::create_dir_all(&dir)?;
     println!("seed {seed}, history and logs in {}", dir.display());
-    let cluster = Arc::new(Cluster::start(&args.node, &dir).await?);
+    let cluster = Arc::new(Cluster::start(&args.node, &dir, args.catalog).await?);
     let test = Test {
         cluster: Arc::clone(&cluster),
         history: Arc::new(History::new()),
@@ -81,18 +90,20 @@ async fn run(args: Args) -> anyhow::Result<Verdict> {
     for process in 100..103 {
         clients.spawn(workload::read(test.clone(), process));
     }
+    for (n, tenant) in TENANTS.into_iter().enumerate() {
+        for node in 0..NODES {
+            clients.spawn(workload::probe(test.clone(), 200 + n * NODES + node, tenant, node));
+        }
+    }
     let watcher = watch(Arc::clone(&cluster), Arc::clone(&test.stop));
     let mut watchers = JoinSet::new();
     watchers.spawn(watcher);
     // Whatever goes wrong from here on, the history is written and judged.
     let mut troubles = Vec::new();
-    let faults = match break_things(&test, Duration::from_secs(args.seconds)).await {
-        Ok(faults) => faults,
-        Err(error) => {
-            troubles.push(format!("faults ended early: {error:#}"));
-            0
-        }
-    };
+    let mut strikes = Vec::new();
+    if let Err(error) = break_things(&test, Duration::from_secs(args.seconds), &mut strikes).await {
+        troubles.push(format!("faults ended early: {error:#}"));
+    }
     if let Err(error) = cluster.heal().await {
         troubles.push(format!("the cluster did not come back: {error:#}"));
     }
@@ -113,7 +124,7 @@ async fn run(args: Args) -> anyhow::Result<Verdict> {
     let history = Arc::into_inner(test.history).context("clients are gone")?;
     let operations = history.into_operations();
     history::write(&dir.join("history.jsonl"), &operations)?;
-    let mut verdict = checker::check(&operations, faults);
+    let mut verdict = checker::check(&operations, report::effective(&strikes));
     let violations: Vec<String> = invariants.violations().iter().cloned().chain(cluster.deaths()).collect();
     match &mut verdict {
         Verdict::Invalid(found) => found.extend(violations),
@@ -121,33 +132,31 @@ async fn run(args: Args) -> anyhow::Result<Verdict> {
         Verdict::Valid if !troubles.is_empty() => verdict = Verdict::Unknown(troubles.join("; ")),
         _ => {}
     }
-    report(&operations, faults, &invariants, &verdict);
+    report::print(&operations, &strikes, &invariants, &verdict);
     if verdict == Verdict::Valid && args.out.is_none() {
-        drop(cluster);
+        drop((cluster, test.cluster));
         // Only what is valid is not worth keeping.
         let _ = std::fs::remove_dir_all(&dir);
     }
     Ok(verdict)
 }
 
-/// One fault after the other, each at least once if the time allows; returns how many had an effect.
-async fn break_things(test: &Test, how_long: Duration) -> anyhow::Result<u64> {
+/// One fault after the other, each at least once if the time allows; notes them in `strikes`.
+async fn break_things(test: &Test, how_long: Duration, strikes: &mut Vec<Strike>) -> anyhow::Result<()> {
     let until = Instant::now() + how_long;
-    let mut effective = 0;
+    let faults = nemesis::possible(test.cluster.has_clocks());
     for round in 0.. {
-        let fault = match nemesis::ALL.get(round) {
-            Some(fault) => *fault,
-            None => nemesis::ALL[test.random.below(nemesis::ALL.len())],
-        };
+        let fault = faults.get(round).copied().unwrap_or_else(|| faults[test.random.below(faults.len())]);
         tokio::time::sleep(Duration::from_millis(1000 + test.random.next() % 1500)).await;
         if Instant::now() > until {
             break;
         }
-        let worked = nemesis::strike(&test.cluster, &test.random, fault).await?;
-        println!("  {:?}{}", fault, if worked { "" } else { " (without effect)" });
-        effective += u64::from(worked);
+        let begun = test.history.now();
+        let effective = nemesis::strike(&test.cluster, &test.random, fault).await?;
+        strikes.push(Strike { fault, begun, ended: test.history.now(), effective });
+        println!("  {:?}{}", fault, if effective { "" } else { " (without effect)" });
     }
-    Ok(effective)
+    Ok(())
 }
 
 async fn watch(cluster: Arc<Cluster>, stop: Arc<AtomicBool>) -> Invariants {
@@ -161,29 +170,4 @@ async fn watch(cluster: Arc<Cluster>, stop: Arc<AtomicBool>) -> Invariants {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     invariants
-}
-
-fn report(operations: &[history::Operation], faults: u64, invariants: &Invariants, verdict: &Verdict) {
-    use history::{Kind, Outcome};
-    let count = |kind: fn(&Kind) -> bool, outcome| {
-        operations.iter().filter(|one| kind(&one.kind) && one.outcome == outcome).count()
-    };
-    let adds = |outcome| count(|kind| matches!(kind, Kind::Add(_)), outcome);
-    let reads = |outcome| count(|kind| matches!(kind, Kind::Read(_)), outcome);
-    println!(
-        "adds: {} acknowledged, {} refused, {} unknown; reads: {} answered, {} refused; {} final; {faults} faults with effect; \
-         {} samples of node state",
-        adds(Outcome::Ok),
-        adds(Outcome::Fail),
-        adds(Outcome::Info),
-        reads(Outcome::Ok),
-        reads(Outcome::Fail),
-        count(|kind| matches!(kind, Kind::Final(_)), Outcome::Ok),
-        invariants.samples()
-    );
-    match verdict {
-        Verdict::Valid => println!("verdict: valid"),
-        Verdict::Invalid(violations) => println!("{}\nverdict: invalid", violations.join("\n")),
-        Verdict::Unknown(why) => println!("{why}\nverdict: unknown"),
-    }
 }

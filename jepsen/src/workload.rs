@@ -7,11 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use prost::Message;
-use serde_json::{Value, json};
 use signaldb_proto::otlp::collector::trace::v1::ExportTraceServiceRequest;
 use signaldb_proto::otlp::trace::v1::{ResourceSpans, ScopeSpans, Span};
 
-use crate::cluster::{Cluster, NODES};
+use crate::cluster::{Cluster, Consistency, NODES};
 use crate::history::{History, Kind, Operation, Outcome};
 use crate::random::Random;
 
@@ -22,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 /// Attempts on an unknown outcome before it stays unknown.
 const ATTEMPTS: usize = 6;
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a probe waits for its answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What every client needs.
 #[derive(Clone)]
@@ -48,7 +49,7 @@ pub(crate) async fn add(test: Test, process: usize) -> anyhow::Result<()> {
         let invoked = test.history.now();
         let mut outcome = Outcome::Info;
         for attempt in 0..ATTEMPTS {
-            match send(&test.cluster, node, tenant, body.clone()).await {
+            match send(&test.cluster, node, tenant, body.clone(), TIMEOUT).await {
                 Answer::Ok => {
                     outcome = Outcome::Ok;
                     break;
@@ -73,6 +74,24 @@ pub(crate) async fn add(test: Test, process: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Adds one span after the other through one node, each tried once, until told to stop. While other clients wait for a
+/// node that is cut off, the time between the acknowledgments of these says how long nobody could write.
+pub(crate) async fn probe(test: Test, process: usize, tenant: &'static str, node: usize) -> anyhow::Result<()> {
+    while !test.stop.load(Ordering::Relaxed) {
+        let (body, values) = spans(&test.random, 1);
+        let invoked = test.history.now();
+        let outcome = match send(&test.cluster, node, tenant, body, PROBE_TIMEOUT).await {
+            Answer::Ok => Outcome::Ok,
+            Answer::Fail => Outcome::Fail,
+            Answer::Unknown => Outcome::Info,
+        };
+        let (ended, kind) = (test.history.now(), Kind::Add(values));
+        test.history.push(Operation { process, node: node + 1, tenant, invoked, ended, outcome, kind });
+        tokio::time::sleep(PAUSE * 10).await;
+    }
+    Ok(())
+}
+
 fn spans(random: &Random, count: usize) -> (Bytes, Vec<String>) {
     let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
     let (mut spans, mut ids) = (Vec::new(), Vec::new());
@@ -93,8 +112,8 @@ fn spans(random: &Random, count: usize) -> (Bytes, Vec<String>) {
     (ExportTraceServiceRequest { resource_spans }.encode_to_vec().into(), ids)
 }
 
-async fn send(cluster: &Cluster, node: usize, tenant: &str, body: Bytes) -> Answer {
-    let request = cluster.http.post(cluster.otlp(node)).timeout(TIMEOUT).body(body);
+async fn send(cluster: &Cluster, node: usize, tenant: &str, body: Bytes, timeout: Duration) -> Answer {
+    let request = cluster.http.post(cluster.otlp(node)).timeout(timeout).body(body);
     let request = request.header("content-type", "application/x-protobuf").header("x-tenant-id", tenant);
     match request.send().await {
         Ok(response) if response.status().is_success() => Answer::Ok,
@@ -122,10 +141,7 @@ pub(crate) async fn read(test: Test, process: usize) -> anyhow::Result<()> {
 
 /// The whole set of a tenant, by a strong read.
 async fn set(cluster: &Cluster, node: usize, tenant: &str) -> anyhow::Result<Vec<String>> {
-    let request = cluster.http.post(cluster.url(node, "/api/v1/sql")).timeout(TIMEOUT).header("x-tenant-id", tenant);
-    let response = request.json(&json!({"query": "SELECT span_id FROM traces"})).send().await?.error_for_status()?;
-    let body: Value = response.json().await?;
-    let rows = body["rows"].as_array().context("rows")?;
+    let rows = cluster.sql(node, tenant, "SELECT span_id FROM traces", Consistency::Strong, TIMEOUT).await?;
     rows.iter().map(|row| row[0].as_str().map(str::to_owned).with_context(|| format!("{row} is no id"))).collect()
 }
 
@@ -145,8 +161,8 @@ pub(crate) async fn last_reads(test: &Test, python: Option<&str>) -> anyhow::Res
         let flush = test.cluster.http.post(test.cluster.url(0, "/api/v1/admin/flush")).header("x-tenant-id", tenant);
         flush.timeout(Duration::from_secs(60)).send().await?.error_for_status()?;
         let invoked = test.history.now();
-        let (program, shared) = (python.to_owned(), test.cluster.shared());
-        let read = tokio::task::spawn_blocking(move || pyiceberg(&program, &shared, tenant)).await?;
+        let (program, cluster) = (python.to_owned(), Arc::clone(&test.cluster));
+        let read = tokio::task::spawn_blocking(move || pyiceberg(&program, &cluster, tenant)).await?;
         match read {
             Ok(values) => {
                 let (ended, kind) = (test.history.now(), Kind::Final(values));
@@ -162,14 +178,12 @@ pub(crate) async fn last_reads(test: &Test, python: Option<&str>) -> anyhow::Res
     Ok(missing)
 }
 
-fn pyiceberg(python: &str, shared: &std::path::Path, tenant: &str) -> anyhow::Result<Vec<String>> {
-    const SCRIPT: &str = "import sys
-from pyiceberg.catalog import load_catalog
-catalog = load_catalog('signaldb', type='sql', uri='sqlite:///' + sys.argv[1] + '/catalog.db')
-table = catalog.load_table((sys.argv[2] + '.default', 'traces'))
+fn pyiceberg(python: &str, cluster: &Cluster, tenant: &str) -> anyhow::Result<Vec<String>> {
+    let script = cluster.pyiceberg(tenant, "traces")?
+        + "
 for value in table.scan(selected_fields=('span_id',)).to_arrow()['span_id']:
     print(value.as_py().hex())";
-    let output = std::process::Command::new(python).args(["-c", SCRIPT]).arg(shared).arg(tenant).output()?;
+    let output = std::process::Command::new(python).args(["-c", &script]).output()?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }

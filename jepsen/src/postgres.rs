@@ -1,0 +1,125 @@
+//! A private PostgreSQL for one run, from Debian's binaries, on a free port of loopback.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::cluster::free_ports;
+
+/// A running server in a directory of its own. Dropping it ends it and removes its data.
+#[derive(Debug)]
+pub(crate) struct Server {
+    /// `None` until it was started.
+    child: Option<Child>,
+    port: u16,
+    bin: PathBuf,
+    /// Whether this process is root: PostgreSQL refuses to be, and runs as `postgres`.
+    root: bool,
+    dir: tempfile::TempDir,
+}
+
+impl Server {
+    /// Makes a new database cluster and waits until it answers; it writes its log to `log`. Blocking.
+    pub(crate) fn start(log: &Path) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir().context("make a directory for PostgreSQL")?;
+        // Only root may give it away.
+        let root = run(Command::new("chown").arg("postgres").arg(dir.path())).is_ok();
+        let port = *free_ports(1)?.first().context("a free port")?;
+        let mut server = Self { child: None, port, bin: binaries()?, root, dir };
+        let mut initdb = server.command("initdb");
+        run(initdb.arg("-D").arg(server.data()).args(["-A", "trust", "-U", "postgres", "--no-sync"]))?;
+        server.launch(log)?;
+        Ok(server)
+    }
+
+    fn launch(&mut self, log: &Path) -> anyhow::Result<()> {
+        let log = std::fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
+        let socket = format!("unix_socket_directories={}", self.dir.path().display());
+        let mut postgres = self.command("postgres");
+        postgres.arg("-D").arg(self.data()).args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-c", &socket]);
+        postgres.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = self.child.insert(postgres.spawn().context("start postgres")?);
+        let until = Instant::now() + Duration::from_secs(60);
+        let port = self.port.to_string();
+        while run(Command::new(self.bin.join("pg_isready")).args(["-h", "127.0.0.1", "-p", &port])).is_err() {
+            if let Some(status) = child.try_wait()? {
+                bail!("PostgreSQL ended with {status}");
+            }
+            ensure!(Instant::now() < until, "PostgreSQL does not answer");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let program = self.bin.join(name);
+        let mut command = if self.root { Command::new("setpriv") } else { Command::new(&program) };
+        if self.root {
+            command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(&program);
+        }
+        command.current_dir(self.dir.path());
+        command
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Where the current metadata of an Iceberg table is, as the catalog says. Blocking.
+    pub(crate) fn metadata_location(&self, namespace: &str, table: &str) -> anyhow::Result<String> {
+        let query = format!(
+            "SELECT metadata_location FROM iceberg_tables WHERE table_namespace = '{namespace}' AND table_name = '{table}'"
+        );
+        let address = self.address();
+        let found = run(Command::new(self.bin.join("psql")).args(["-X", "-A", "-t", "-c", &query, &address]))?;
+        ensure!(!found.trim().is_empty(), "the catalog has no table {namespace}.{table}");
+        Ok(found.trim().to_owned())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        // At once: its data goes with it.
+        let _ = run(Command::new("kill").args(["-QUIT", &child.id().to_string()]));
+        let _ = child.wait();
+    }
+}
+
+/// Standard output of a command that succeeds.
+fn run(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {}", command.get_program().display(), said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The newest version's.
+fn binaries() -> anyhow::Result<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let found = versions.map(|entry| entry.path()).filter(|version| version.join("bin/initdb").exists());
+    let newest = found.max_by_key(|version| number(version));
+    Ok(newest.context("PostgreSQL is not installed: scripts/install-deps.sh tests does it")?.join("bin"))
+}
+
+fn number(version: &Path) -> Option<u32> {
+    version.file_name()?.to_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_numbers() {
+        let newest = ["9.6", "9", "15", "16"].map(Path::new).into_iter().max_by_key(|version| number(version));
+        assert_eq!(newest, Some(Path::new("16")));
+        assert!(number(Path::new("/usr/lib/postgresql/100")) > number(Path::new("/usr/lib/postgresql/99")));
+    }
+}
