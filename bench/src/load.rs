@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use bytes::Bytes;
 use prost::Message;
 use signaldb_proto::otlp::collector::logs::v1::ExportLogsServiceRequest;
@@ -18,6 +19,8 @@ use crate::node::Node;
 
 pub(crate) const RECORDS_A_REQUEST: u64 = 1000;
 const SERVICES: u64 = 20;
+/// Attempts for each pair of runs whose follower stays one.
+const PAIR_ATTEMPTS: usize = 3;
 
 /// Stand-ins that are found again in the encoded bytes and replaced by fresh ids and times.
 const TRACE_ID: [u8; 16] = *b"TRACE-ID-16bytes";
@@ -315,6 +318,18 @@ pub(crate) struct Run {
     pub(crate) latency: Latency,
 }
 
+impl Run {
+    fn of(begun: Instant, times: Vec<Duration>) -> Self {
+        let records = times.len() as u64 * RECORDS_A_REQUEST;
+        Self { records, seconds: begun.elapsed().as_secs_f64(), latency: Latency::of(times) }
+    }
+
+    /// Records/s.
+    pub(crate) fn rate(&self) -> f64 {
+        self.records as f64 / self.seconds
+    }
+}
+
 /// Sends `requests`, each once, over `connections`; paced to `rate` records/s when it is given. Throttled requests are
 /// sent again and count from their first attempt.
 pub(crate) async fn run(
@@ -350,15 +365,100 @@ pub(crate) async fn run(
             }
         });
     }
+    Ok(Run::of(begun, all(tasks).await?))
+}
+
+/// Sends requests over `connections` as fast as they are acknowledged, for `lasts`. Each is made when it is sent: all of
+/// them would not fit into memory.
+pub(crate) async fn run_for(
+    urls: &[String],
+    template: &Arc<Template>,
+    connections: usize,
+    lasts: Duration,
+) -> anyhow::Result<Run> {
+    let next = Arc::new(AtomicU64::new(0));
+    let begun = Instant::now();
+    let mut tasks = JoinSet::new();
+    for connection in 0..connections {
+        let url = urls[connection % urls.len()].clone();
+        let (template, next) = (Arc::clone(template), Arc::clone(&next));
+        tasks.spawn(async move {
+            let http = reqwest::Client::new();
+            let mut times = Vec::new();
+            while begun.elapsed() < lasts {
+                let body = template.fresh(next.fetch_add(1, Ordering::Relaxed));
+                let sent = Instant::now();
+                send(&http, &url, body).await?;
+                times.push(sent.elapsed());
+            }
+            anyhow::Ok(times)
+        });
+    }
+    Ok(Run::of(begun, all(tasks).await?))
+}
+
+async fn all(mut tasks: JoinSet<anyhow::Result<Vec<Duration>>>) -> anyhow::Result<Vec<Duration>> {
     let mut times = Vec::new();
     while let Some(task) = tasks.join_next().await {
         times.extend(task??);
     }
-    Ok(Run {
-        records: requests * RECORDS_A_REQUEST,
-        seconds: begun.elapsed().as_secs_f64(),
-        latency: Latency::of(times),
-    })
+    Ok(times)
+}
+
+/// The same load with every node, and with one stopped that leads nothing of it.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) every: Run,
+    pub(crate) stopped: Run,
+}
+
+/// Runs of `lasts` in turn, so that drift meets both alike: with every node, then with a follower under SIGSTOP. Clients
+/// use the other nodes in both, and memtables are empty before each.
+pub(crate) async fn stopped_follower(
+    node: &Node,
+    template: &Arc<Template>,
+    connections: usize,
+    pairs: usize,
+    lasts: Duration,
+) -> anyhow::Result<Vec<Pair>> {
+    let urls = node.otlp(Signal::Spans.path());
+    let group = group_of_writes(&urls[0], template).await?;
+    let mut measured = Vec::new();
+    for _ in 0..PAIR_ATTEMPTS * pairs {
+        if measured.len() == pairs {
+            break;
+        }
+        let everybody: Vec<usize> = (0..urls.len()).collect();
+        node.wait_led_by(&everybody).await?;
+        let leader = node.leader_of(group).await?;
+        let follower = (leader + 1) % urls.len();
+        let others: Vec<usize> = everybody.into_iter().filter(|at| *at != follower).collect();
+        let used: Vec<String> = others.iter().map(|at| urls[*at].clone()).collect();
+        node.flush_through(leader).await?;
+        let every = run_for(&used, template, connections, lasts).await?;
+        node.flush_through(leader).await?;
+        if node.leader_of(group).await? == follower {
+            // Leaderships spread by themselves.
+            continue;
+        }
+        node.signal(follower, "-STOP")?;
+        node.wait_led_by(&others).await?;
+        let stopped = run_for(&used, template, connections, lasts).await?;
+        node.signal(follower, "-CONT")?;
+        node.wait_caught_up(follower, leader).await?;
+        measured.push(Pair { every, stopped });
+    }
+    anyhow::ensure!(measured.len() == pairs, "the leadership did not stay");
+    Ok(measured)
+}
+
+/// The group that takes the writes: the position in an acknowledgment names it.
+async fn group_of_writes(url: &str, template: &Template) -> anyhow::Result<u64> {
+    let request = reqwest::Client::new().post(url).header("content-type", "application/x-protobuf");
+    let sent = request.body(template.fresh(0)).send().await?.error_for_status()?;
+    let position = sent.headers().get("x-signaldb-position").context("a position")?.to_str()?;
+    let (group, _) = position.split_once(':').context("a position of a group")?;
+    Ok(group.parse()?)
 }
 
 /// MB/s of single log records of `bytes` random bytes, which do not compress, `proposers` at a time,

@@ -9,6 +9,7 @@ mod node;
 mod report;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -39,6 +40,9 @@ struct Args {
     /// Kills of the leader, to measure how long acknowledgments pause; only in a cluster.
     #[arg(long, default_value_t = 20)]
     kills: u32,
+    /// Pairs of runs with every node and with one follower stopped; only in a cluster.
+    #[arg(long, default_value_t = 4)]
+    pairs: usize,
     /// Connections.
     #[arg(long, default_value_t = 4)]
     connections: usize,
@@ -55,12 +59,14 @@ enum Section {
     Ingest,
     Idle,
     Appends,
+    Stopped,
     Failover,
     Log,
 }
 
 impl Section {
-    const ALL: [Self; 5] = [Self::Ingest, Self::Idle, Self::Appends, Self::Failover, Self::Log];
+    const ALL: [Self; 6] =
+        [Self::Ingest, Self::Idle, Self::Appends, Self::Stopped, Self::Failover, Self::Log];
 }
 
 /// Processes that a measurement starts.
@@ -69,6 +75,9 @@ enum Part {
     #[command(hide = true)]
     LogNode(log::LogNode),
 }
+
+/// How long each run of a pair is.
+const PAIR_LASTS: Duration = Duration::from_secs(3);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -99,14 +108,16 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What only a cluster has: idle cost, appends of single records, and the pause when a leader dies.
+/// What only a cluster has: idle cost, appends of single records, what a stopped node costs the others, and the pause
+/// when a leader dies.
 async fn measure_cluster(args: &Args, binary: &Path) -> anyhow::Result<MeasuredCluster> {
     let wanted = |section| args.only.contains(&section);
     let mut measured = MeasuredCluster { nodes: args.nodes, ..MeasuredCluster::default() };
     let mut node = Node::start(binary, args.nodes).await?;
+    let template = Arc::new(Template::new(Signal::Spans));
+    load::run(&node.otlp("/v1/traces"), &template, 20, args.connections, None).await?;
+    node.flush().await?;
     if wanted(Section::Idle) {
-        load::run(&node.otlp("/v1/traces"), &Template::new(Signal::Spans), 20, args.connections, None).await?;
-        node.flush().await?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         let (idle, before) = (Duration::from_secs(20), node.cpu_seconds()?);
         tokio::time::sleep(idle).await;
@@ -121,6 +132,10 @@ async fn measure_cluster(args: &Args, binary: &Path) -> anyhow::Result<MeasuredC
                 node.flush().await?;
             }
         }
+    }
+    if wanted(Section::Stopped) {
+        measured.pairs = load::stopped_follower(&node, &template, args.connections, args.pairs, PAIR_LASTS).await?;
+        node.flush().await?;
     }
     if wanted(Section::Failover) {
         measured.gaps = load::failover_gaps(&mut node, binary, args.kills).await?;
@@ -144,7 +159,7 @@ async fn measure(args: &Args, binary: &Path, signal: Signal, records: u64) -> an
     node.flush().await?;
     let cpu = node.cpu_seconds()? - warm;
     let written = node.written_bytes().await?.since(&bytes_before);
-    let rate = full.records as f64 / full.seconds;
+    let rate = full.rate();
     let half = load::run(&urls, &template, requests / 4, args.connections, Some(rate / 2.0)).await?;
     let visible = load::ack_to_visible(&node, &urls, &template, signal.table(), 50).await?;
     node.flush().await?;

@@ -46,6 +46,41 @@ impl Node {
         Ok(node)
     }
 
+    /// The groups as one node sees them.
+    async fn groups(&self, at: usize) -> anyhow::Result<Vec<Value>> {
+        let sent = self.http.get(self.url(at, "/api/v1/cluster")).timeout(Duration::from_secs(2)).send().await?;
+        let body: Value = sent.error_for_status()?.json().await?;
+        Ok(body["groups"].as_array().context("groups")?.clone())
+    }
+
+    /// Waits until each of `nodes` sees every group led by one of them.
+    pub(crate) async fn wait_led_by(&self, nodes: &[usize]) -> anyhow::Result<()> {
+        let led = |group: &Value| leader(group).is_some_and(|leader| nodes.contains(&leader));
+        let begun = Instant::now();
+        for at in nodes {
+            while !self.groups(*at).await.is_ok_and(|groups| groups.iter().all(led)) {
+                anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "node {} sees no leader", at + 1);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until node `at` has applied all that node `from` has now.
+    pub(crate) async fn wait_caught_up(&self, at: usize, from: usize) -> anyhow::Result<()> {
+        let wanted = self.groups(from).await?;
+        let has = |groups: &[Value], wanted: &Value| {
+            let mut same = groups.iter().filter(|group| group["group"] == wanted["group"]);
+            same.any(|group| group["applied_index"].as_u64() >= wanted["applied_index"].as_u64())
+        };
+        let begun = Instant::now();
+        while !self.groups(at).await.is_ok_and(|groups| wanted.iter().all(|wanted| has(&groups, wanted))) {
+            anyhow::ensure!(begun.elapsed() < Duration::from_secs(60), "node {} does not catch up", at + 1);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
     async fn wait_ready(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
         for at in 0..self.processes.len() {
@@ -84,7 +119,11 @@ impl Node {
     }
 
     pub(crate) async fn flush(&self) -> anyhow::Result<()> {
-        self.http.post(self.url(0, "/api/v1/admin/flush")).send().await?.error_for_status()?;
+        self.flush_through(0).await
+    }
+
+    pub(crate) async fn flush_through(&self, at: usize) -> anyhow::Result<()> {
+        self.http.post(self.url(at, "/api/v1/admin/flush")).send().await?.error_for_status()?;
         Ok(())
     }
 
@@ -122,16 +161,27 @@ impl Node {
     /// The node that leads the busiest data group.
     pub(crate) async fn leader(&self) -> anyhow::Result<usize> {
         for at in 0..self.processes.len() {
-            let sent = self.http.get(self.url(at, "/api/v1/cluster")).timeout(Duration::from_secs(2)).send().await;
-            let Ok(response) = sent else { continue };
-            let body: Value = response.json().await?;
-            let groups = body["groups"].as_array().context("groups")?.iter().filter(|group| group["group"] != 0);
-            let busy = groups.max_by_key(|group| group["last_log_index"].as_u64()).context("a data group")?;
-            if let Some(leader) = busy["leader"].as_u64() {
-                return Ok(usize::try_from(leader)? - 1);
+            let Ok(groups) = self.groups(at).await else { continue };
+            let data = groups.iter().filter(|group| group["group"] != 0);
+            let busy = data.max_by_key(|group| group["last_log_index"].as_u64()).context("a data group")?;
+            if let Some(leader) = leader(busy) {
+                return Ok(leader);
             }
         }
         bail!("no node knows a leader")
+    }
+
+    /// The node that leads a group, as the first node sees it.
+    pub(crate) async fn leader_of(&self, group: u64) -> anyhow::Result<usize> {
+        let groups = self.groups(0).await?;
+        let found = groups.iter().find(|one| one["group"].as_u64() == Some(group)).context("the group")?;
+        leader(found).context("a leader")
+    }
+
+    pub(crate) fn signal(&self, at: usize, name: &str) -> anyhow::Result<()> {
+        let sent = Command::new("kill").args([name, &self.processes[at].child.id().to_string()]).status()?;
+        anyhow::ensure!(sent.success(), "kill {name} of node {} failed", at + 1);
+        Ok(())
     }
 
     /// Kills one node with SIGKILL.
@@ -170,6 +220,11 @@ pub(crate) fn cpu_seconds_of(pid: u32) -> anyhow::Result<f64> {
     let rest = stat.rsplit_once(')').context("a stat line")?.1;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
+}
+
+/// The node that leads a group, counted from 0.
+fn leader(group: &Value) -> Option<usize> {
+    usize::try_from(group["leader"].as_u64()?).ok()?.checked_sub(1)
 }
 
 fn free_ports() -> anyhow::Result<Ports> {

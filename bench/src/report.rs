@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
-use crate::load::{Latency, Signal};
+use crate::load::{Latency, Pair, Run, Signal};
 use crate::log::Point;
 
 /// Figures of one signal.
@@ -33,27 +33,53 @@ pub(crate) struct MeasuredCluster {
     pub(crate) idle_percent: Option<f64>,
     /// Bytes of a record, proposers, MB/s.
     pub(crate) appends: Vec<(usize, usize, f64)>,
+    /// The same load with every node and with one follower stopped.
+    pub(crate) pairs: Vec<Pair>,
     /// Seconds from `kill -9` of the leader to the next acknowledgment, ascending.
     pub(crate) gaps: Vec<f64>,
 }
 
 pub(crate) fn render_cluster(cluster: &MeasuredCluster) -> String {
-    let mut out = format!("\n{} nodes, CPU and memory summed over them, bytes in the log of one.", cluster.nodes);
+    let nodes = cluster.nodes;
+    let mut out = format!("\nOf {nodes} nodes, CPU and memory are summed, bytes in the log are those of one.\n\n");
+    let mut row = |name: &str, value: &str| {
+        let _ = writeln!(out, "| {name} | {value} |");
+    };
+    row(&format!("{nodes} nodes"), "");
+    row("---", "---");
     if let Some(percent) = cluster.idle_percent {
-        let _ = write!(out, " Idle: {percent:.1} % of a core a node.");
+        row("idle, % of a core a node", &format!("{percent:.2}"));
     }
     if !cluster.gaps.is_empty() {
         let at = |part: f64| cluster.gaps[((cluster.gaps.len() as f64 - 1.0) * part).round() as usize];
-        let (kills, p50, p99) = (cluster.gaps.len(), at(0.5), at(0.99));
-        let _ = write!(out, " Pause over {kills} kills of the leader: p50 {p50:.2} s, p99 {p99:.2} s.");
+        let name = format!("pause over {} kills of the leader p50 / p99, s", cluster.gaps.len());
+        row(&name, &format!("{:.2} / {:.2}", at(0.5), at(0.99)));
     }
-    let append =
-        |(bytes, proposers, rate): &(usize, usize, f64)| format!("{} KiB x {proposers}: {rate:.0}", bytes >> 10);
-    let appends: Vec<String> = cluster.appends.iter().map(append).collect();
-    if !appends.is_empty() {
-        let _ = write!(out, " OTLP requests of one record, MB/s by record and clients: {}.", appends.join(", "));
+    for (bytes, proposers, rate) in &cluster.appends {
+        row(&format!("OTLP requests of one record of {} KiB x {proposers}, MB/s", bytes >> 10), &format!("{rate:.0}"));
     }
-    out.push('\n');
+    if cluster.pairs.is_empty() {
+        return out;
+    }
+    let medians = |of: fn(&Run) -> f64| {
+        let every = median(cluster.pairs.iter().map(|pair| of(&pair.every)).collect());
+        (every, median(cluster.pairs.iter().map(|pair| of(&pair.stopped)).collect()))
+    };
+    let (every, stopped) = medians(Run::rate);
+    let pairs = cluster.pairs.len();
+    row(
+        &format!("spans/s with every node / with one follower stopped, median of {pairs} pairs"),
+        &format!("{every:.0} / {stopped:.0}"),
+    );
+    let (every, stopped) = medians(|run| run.latency.p99);
+    row("ack p99 with every node / with one follower stopped, ms", &format!("{every:.1} / {stopped:.1}"));
+    let ratios: Vec<f64> = cluster.pairs.iter().map(|pair| pair.stopped.rate() / pair.every.rate()).collect();
+    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = ratios.iter().copied().fold(0.0, f64::max);
+    row(
+        "a stopped follower slows nobody: ratio of the rates, median (least to most), expected 0.95 or more",
+        &format!("{:.2} ({least:.2} to {most:.2})", median(ratios)),
+    );
     out
 }
 
@@ -68,6 +94,17 @@ pub(crate) fn render_log(points: &[Point]) -> String {
         let _ = writeln!(out, "| {level} | {kib} KiB | {proposers} | {rate:.1} | {entries:.0} | {p50:.2} / {p99:.2} |");
     }
     out
+}
+
+/// The middle value, or the mean of the two in the middle; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.get(middle) {
+        Some(upper) if values.len().is_multiple_of(2) => f64::midpoint(values[middle - 1], *upper),
+        Some(value) => *value,
+        None => 0.0,
+    }
 }
 
 fn output(program: &str, arguments: &[&str]) -> String {
@@ -122,4 +159,41 @@ pub(crate) fn append(path: &Path, text: &str) -> anyhow::Result<()> {
     let mut file = std::fs::File::options().create(true).append(true).open(path)?;
     file.write_all(text.as_bytes())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(records: u64, p99: f64) -> Run {
+        Run { records, seconds: 2.0, latency: Latency { p50: 1.0, p99 } }
+    }
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+        assert!(median(Vec::new()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn pairs_become_rows() {
+        let pairs = vec![
+            Pair { every: run(2000, 10.0), stopped: run(1900, 11.0) },
+            Pair { every: run(1000, 20.0), stopped: run(1200, 21.0) },
+            Pair { every: run(4000, 30.0), stopped: run(4000, 31.0) },
+        ];
+        let gaps = vec![1.0, 2.0, 3.0];
+        let cluster = MeasuredCluster { nodes: 3, idle_percent: 1.25, appends: vec![(1 << 10, 16, 6.0)], pairs, gaps };
+        let text = render_cluster(&cluster);
+        let lines = [
+            "3 pairs | 1000 / 950 |",
+            "stopped, ms | 20.0 / 21.0 |",
+            "| 1.00 (0.95 to 1.20) |",
+            "1 KiB x 16, MB/s | 6 |",
+        ];
+        for line in lines {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+    }
 }
