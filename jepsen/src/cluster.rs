@@ -61,13 +61,13 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts nodes that keep what they write, and what they say, below `dir`.
     pub(crate) async fn start(binary: &Path, dir: &Path, catalog: Catalog) -> anyhow::Result<Self> {
-        let free = free_ports(5 * NODES)?;
+        let free = free_ports(5 * NODES + 1)?;
         let ports: [[u16; 5]; NODES] = std::array::from_fn(|node| std::array::from_fn(|at| free[5 * node + at]));
         let postgres = match catalog {
             Catalog::Sqlite => None,
             Catalog::Postgres => {
-                let log = dir.join("postgres.log");
-                Some(tokio::task::spawn_blocking(move || Server::start(&log)).await??)
+                let (port, log) = (free[5 * NODES], dir.join("postgres.log"));
+                Some(tokio::task::spawn_blocking(move || Server::start(port, &log)).await??)
             }
         };
         let clocks = match Clocks::find(dir) {
@@ -351,7 +351,7 @@ fn name(node: usize) -> String {
 }
 
 /// Ports below those that the system gives to outgoing connections.
-pub(crate) fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     // All are held until the last is found, so that no two are the same.
     let mut held: Vec<TcpListener> = Vec::new();
     let mut port = 10_000 + u16::try_from(std::time::UNIX_EPOCH.elapsed()?.subsec_nanos() % 20_000)?;

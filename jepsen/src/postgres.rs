@@ -1,12 +1,10 @@
-//! A private PostgreSQL for one run, from Debian's binaries, on a free port of loopback.
+//! A private PostgreSQL for one run, from Debian's binaries, on loopback.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-
-use crate::cluster::free_ports;
 
 /// A running server in a directory of its own. Dropping it ends it and removes its data.
 #[derive(Debug)]
@@ -22,11 +20,10 @@ pub(crate) struct Server {
 
 impl Server {
     /// Makes a new database cluster and waits until it answers; it writes its log to `log`. Blocking.
-    pub(crate) fn start(log: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(port: u16, log: &Path) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir().context("make a directory for PostgreSQL")?;
         // Only root may give it away.
         let root = run(Command::new("chown").arg("postgres").arg(dir.path())).is_ok();
-        let port = *free_ports(1)?.first().context("a free port")?;
         let mut server = Self { child: None, port, bin: binaries()?, root, dir };
         let mut initdb = server.command("initdb");
         run(initdb.arg("-D").arg(server.data()).args(["-A", "trust", "-U", "postgres", "--no-sync"]))?;
