@@ -65,8 +65,7 @@ enum Section {
 }
 
 impl Section {
-    const ALL: [Self; 6] =
-        [Self::Ingest, Self::Idle, Self::Appends, Self::Stopped, Self::Failover, Self::Log];
+    const ALL: [Self; 6] = [Self::Ingest, Self::Idle, Self::Appends, Self::Stopped, Self::Failover, Self::Log];
 }
 
 /// Processes that a measurement starts.

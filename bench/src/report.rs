@@ -184,7 +184,8 @@ mod tests {
             Pair { every: run(4000, 30.0), stopped: run(4000, 31.0) },
         ];
         let gaps = vec![1.0, 2.0, 3.0];
-        let cluster = MeasuredCluster { nodes: 3, idle_percent: 1.25, appends: vec![(1 << 10, 16, 6.0)], pairs, gaps };
+        let cluster =
+            MeasuredCluster { nodes: 3, idle_percent: Some(1.25), appends: vec![(1 << 10, 16, 6.0)], pairs, gaps };
         let text = render_cluster(&cluster);
         let lines = [
             "3 pairs | 1000 / 950 |",

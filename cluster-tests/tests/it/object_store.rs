@@ -154,7 +154,7 @@ fn python() -> anyhow::Result<Option<PathBuf>> {
 
 async fn export(node: &Node, spans: usize) -> anyhow::Result<Vec<String>> {
     let (body, ids) = batch(spans);
-    send_until_acknowledged(&node.http, &node.otlp_http("/v1/traces"), body).await?;
+    send_until_acknowledged(&node.http, &[node.otlp_http("/v1/traces")], body).await?;
     Ok(ids)
 }
 
