@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use signaldb_catalog::Identity;
 use signaldb_model::limits::{ENTRY_BYTES_MAX, ENTRY_BYTES_TARGET};
-use signaldb_model::{AckLevel, Position};
+use signaldb_model::{AckLevel, Position, UnixNanos};
 use signaldb_raft::{Append, Compression, Digest, Group, TableStats, Written};
 use signaldb_signals::SignalKind;
 use signaldb_signals::request::{self, Checked};
@@ -101,7 +101,7 @@ pub(crate) async fn ingest(
     let single = parts.len() == 1;
     let appends = parts.into_iter().enumerate().map(|(part, (payload, tables))| {
         let digest = dedup.digest.map(|digest| if single { digest } else { part_digest(digest, part) });
-        write(app, &group, options.ack, append(&group, kind, identity, Dedup { digest, ..dedup }, payload, tables))
+        write(app, &group, options.ack, append(kind, identity, Dedup { digest, ..dedup }, payload, tables))
     });
     accepted.written = whole(join_all(appends).await)?;
     Ok(accepted)
@@ -200,14 +200,7 @@ fn stats(checked: &Checked) -> Vec<TableStats> {
     checked.tables.iter().map(stats).collect()
 }
 
-fn append(
-    group: &Group,
-    kind: SignalKind,
-    identity: &Identity,
-    dedup: Dedup,
-    payload: Bytes,
-    tables: Vec<TableStats>,
-) -> Append {
+fn append(kind: SignalKind, identity: &Identity, dedup: Dedup, payload: Bytes, tables: Vec<TableStats>) -> Append {
     let compressed = lz4_flex::block::compress(&payload);
     let raw_len = payload.len() as u32;
     let (compression, payload) = if compressed.len() < payload.len() {
@@ -219,7 +212,7 @@ fn append(
         kind: kind as u8,
         tenant: identity.tenant.clone(),
         dataset: identity.dataset.clone(),
-        at: group.now(),
+        at: UnixNanos::default(),
         dedup: dedup.digest.map(|digest| (digest, dedup_seconds(dedup.window))),
         tables,
         compression,

@@ -68,7 +68,8 @@ pub(crate) struct Flusher {
     /// A cut whose tables are not all committed yet; it is finished before another is made.
     pending: Option<u64>,
     failures: u32,
-    not_before: UnixNanos,
+    /// By the clock's elapsed time.
+    not_before: Duration,
 }
 
 /// A table's part of a commit.
@@ -86,7 +87,7 @@ type Encoded = HashMap<(TableId, u64), (uuid::Uuid, Vec<DataFile>)>;
 impl Flusher {
     pub(crate) fn new(lake: Lake, group: Arc<Group>, cluster_id: String) -> Self {
         let memtable = lake.memtable(group.id());
-        Self { lake, group, memtable, cluster_id, pending: None, failures: 0, not_before: UnixNanos(0) }
+        Self { lake, group, memtable, cluster_id, pending: None, failures: 0, not_before: Duration::ZERO }
     }
 
     pub(crate) async fn run(mut self, mut requests: mpsc::Receiver<FlushRequest>, stop: CancellationToken) {
@@ -121,7 +122,7 @@ impl Flusher {
     }
 
     fn due(&self) -> bool {
-        let now = self.lake.clock().now();
+        let now = self.lake.clock().elapsed();
         if now < self.not_before || !self.group.is_leader() {
             return false;
         }
@@ -131,7 +132,7 @@ impl Flusher {
         let config = self.lake.config();
         let loads = self.memtable.loads();
         let bytes: usize = loads.values().map(|load| load.bytes).sum();
-        let old = |since: UnixNanos, limit: Duration| now.saturating_sub(since) >= limit;
+        let old = |since: Duration, limit: Duration| now.saturating_sub(since) >= limit;
         bytes >= config.max_bytes
             || loads.values().any(|load| {
                 let busy = load.bytes > SMALL_TABLE_BYTES && old(load.since, config.interval);
@@ -147,8 +148,7 @@ impl Flusher {
         };
         self.failures += 1;
         let pause = Duration::from_millis(100).saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
-        let now = self.lake.clock().now();
-        self.not_before = UnixNanos(now.0 + u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+        self.not_before = self.lake.clock().elapsed() + pause;
         let chain = chain(failure);
         tracing::warn!(group = %self.group.id(), failures = self.failures, retry_in = ?pause, error = %chain,
             "flush failed; rows stay in the log and in memory");
@@ -164,7 +164,7 @@ impl Flusher {
                 return Ok(());
             }
         }
-        let cut = Command::FlushCut { at: self.lake.clock().now() };
+        let cut = Command::FlushCut { at: UnixNanos::default() };
         let hi = self.group.propose_index(&cut, PROPOSE_TIMEOUT).await?;
         self.pending = Some(hi);
         self.finish_cut(hi).await
@@ -184,7 +184,7 @@ impl Flusher {
         let Some(epoch) = self.memtable.wait_built(hi).await else { return Err(moved) };
         // A table ahead of what every log remembers would hide the rows that are written at the lost indexes next.
         self.group.wait_synced(hi, SYNC_TIMEOUT).await?;
-        let begun = self.lake.clock().now();
+        let begun = self.lake.clock().elapsed();
         let mut encoded = Encoded::new();
         for attempt in 0..ATTEMPTS {
             let mut failed = None;
@@ -193,7 +193,7 @@ impl Flusher {
                 for plan in planned {
                     self.announce(hi, plan).await?;
                 }
-                let took = self.lake.clock().now().saturating_sub(begun);
+                let took = self.lake.clock().elapsed().saturating_sub(begun);
                 metrics::histogram!("signaldb_flush_duration_seconds").record(took.as_secs_f64());
                 tracing::debug!(group = %self.group.id(), hi, tables, ?took, "WAL entry processed: flushed");
                 return failed.map_or(Ok(()), |error| Err(LakeError::Table(Box::new(error))));

@@ -127,7 +127,7 @@ impl Lake {
                 }
                 let log = lake.log(group);
                 let log = log.as_ref().map(|log| log as &dyn LogReader);
-                let built = std::panic::AssertUnwindSafe(|| memtable.build(lake.0.clock.now(), log));
+                let built = std::panic::AssertUnwindSafe(|| memtable.build(lake.0.clock.elapsed(), log));
                 let built = std::panic::catch_unwind(built);
                 if let Err(reason) = built.unwrap_or_else(|panic| Err(panic_text(panic.as_ref()).to_owned())) {
                     // Rows that were acknowledged cannot be shown: better no node than one that leaves them out.

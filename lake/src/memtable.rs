@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use signaldb_model::{TableId, UnixNanos};
+use signaldb_model::TableId;
 use signaldb_raft::{Append, Compression, TableState};
 use signaldb_signals::decode::{DecodedTable, decode};
 use signaldb_signals::request::{EXPANDED_BYTES_MAX, expanded_bytes};
@@ -24,7 +25,7 @@ pub struct MemBatch {
     /// Log index and end of its rows, both ascending.
     entries: Vec<(u64, usize)>,
     /// When the oldest of its rows was applied.
-    since: UnixNanos,
+    since: Duration,
     /// Memory of the columns, bytes; counted once, for it is asked at every request.
     bytes: usize,
 }
@@ -100,7 +101,7 @@ enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TableLoad {
     pub(crate) bytes: usize,
-    pub(crate) since: UnixNanos,
+    pub(crate) since: Duration,
 }
 
 /// Where a new leader reads the rows that it did not decode.
@@ -215,7 +216,7 @@ impl GroupMemtable {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub(crate) fn build(&self, now: UnixNanos, log: Option<&dyn LogReader>) -> Result<(), String> {
+    pub(crate) fn build(&self, now: Duration, log: Option<&dyn LogReader>) -> Result<(), String> {
         loop {
             let (epoch, step) = self.next_step();
             match step {
@@ -278,7 +279,7 @@ impl GroupMemtable {
     }
 
     /// Adds rows unless they were dropped meanwhile; whether they still belong here.
-    fn push(&self, epoch: u64, decoded: Vec<(TableId, DecodedTable)>, now: UnixNanos) -> bool {
+    fn push(&self, epoch: u64, decoded: Vec<(TableId, DecodedTable)>, now: Duration) -> bool {
         let mut state = self.state();
         if state.epoch != epoch {
             return false;
@@ -384,7 +385,7 @@ impl Table {
 }
 
 impl MemBatch {
-    fn new(rows: Rows, entries: Vec<(u64, usize)>, since: UnixNanos) -> Self {
+    fn new(rows: Rows, entries: Vec<(u64, usize)>, since: Duration) -> Self {
         let bytes = rows.memory_bytes();
         Self { rows, entries, since, bytes }
     }
@@ -485,7 +486,7 @@ mod tests {
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
     use prost::Message;
-    use signaldb_model::{DatasetId, TenantId};
+    use signaldb_model::{DatasetId, TenantId, UnixNanos};
     use signaldb_raft::TableStats;
 
     use super::*;
@@ -523,7 +524,7 @@ mod tests {
         for index in 1..=40 {
             table.append(index, append(2));
             table.applied(index);
-            table.build(UnixNanos(index), None).expect("builds");
+            table.build(Duration::from_nanos(index), None).expect("builds");
         }
         let epoch = table.wait_built(40).await.expect("active");
         let view = table.view(&id, epoch).expect("exists");
@@ -532,7 +533,7 @@ mod tests {
         let kept: usize =
             view.batches.iter().filter_map(|batch| batch.above(30)?.upto(35)).map(|b| b.rows.num_rows()).sum();
         assert_eq!(kept, 10);
-        assert_eq!(table.loads()[&id].since, UnixNanos(1));
+        assert_eq!(table.loads()[&id].since, Duration::from_nanos(1));
         table.flushed(&id, 33, 1, "v1");
         let view = table.view(&id, table.epoch()).expect("exists");
         assert_eq!((rows(&view), view.watermark, view.location.as_str()), (14, 33, "v1"));
@@ -550,7 +551,7 @@ mod tests {
             table.append(index, append(1));
         }
         table.applied(7);
-        table.build(UnixNanos(1), None).expect("builds");
+        table.build(Duration::from_nanos(1), None).expect("builds");
         assert_eq!(rows(&table.view(&id, table.epoch()).expect("exists")), 2);
     }
 
@@ -596,7 +597,7 @@ mod tests {
             table.applied(index);
         }
         table.activate();
-        table.build(UnixNanos(1), Some(&Log)).expect("goes on with what is left");
+        table.build(Duration::from_nanos(1), Some(&Log)).expect("goes on with what is left");
         let epoch = table.wait_built(5).await.expect("active");
         assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 2);
     }
@@ -610,25 +611,25 @@ mod tests {
             table.append(index, append(1));
             table.applied(index);
         }
-        table.build(UnixNanos(1), None).expect("a follower decodes nothing");
+        table.build(Duration::from_nanos(1), None).expect("a follower decodes nothing");
         assert_eq!((table.bytes(), table.wait_built(1).await), (0, None));
         table.flushed(&id, 5, 1, "v1");
         table.activate();
         table.append(10, append(1));
         table.applied(10);
-        table.build(UnixNanos(1), Some(&Log)).expect("loads and decodes");
+        table.build(Duration::from_nanos(1), Some(&Log)).expect("loads and decodes");
         let epoch = table.wait_built(10).await.expect("active");
         assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 4, "6, 8, 9 and 10");
         table.deactivate();
         assert_eq!(table.bytes(), 0);
         assert!(table.view(&id, epoch).is_none(), "what was seen under one leadership is not mixed with another");
         table.activate();
-        table.build(UnixNanos(1), Some(&Log)).expect("loads");
+        table.build(Duration::from_nanos(1), Some(&Log)).expect("loads");
         let epoch = table.wait_built(10).await.expect("active again");
         assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 4);
         table.flushed(&id, 10, 2, "v2");
         table.deactivate();
         table.activate();
-        table.build(UnixNanos(1), None).expect("nothing is left to load");
+        table.build(Duration::from_nanos(1), None).expect("nothing is left to load");
     }
 }

@@ -1,8 +1,9 @@
 //! Time as an argument, so that tests and the simulation decide what time it is.
 
 use std::fmt;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +22,13 @@ impl UnixNanos {
     }
 }
 
-/// Source of wall-clock time.
+/// Source of time.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
+    /// Wall-clock time, for what people and tables see. It may jump, forwards and back.
     fn now(&self) -> UnixNanos;
+
+    /// Time since some moment of this process, for what is measured and waited for. It never jumps.
+    fn elapsed(&self) -> Duration;
 }
 
 /// The operating system's clock.
@@ -36,24 +41,43 @@ impl Clock for SystemClock {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         UnixNanos(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
     }
+
+    fn elapsed(&self) -> Duration {
+        static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        BEGUN.elapsed()
+    }
 }
 
 /// A clock that moves only when told.
 #[derive(Debug, Default)]
-pub struct ManualClock(AtomicU64);
+pub struct ManualClock {
+    elapsed: AtomicU64,
+    /// Wall-clock time when nothing had elapsed.
+    origin: AtomicU64,
+}
 
 impl ManualClock {
     pub fn new(now: UnixNanos) -> Self {
-        Self(AtomicU64::new(now.0))
+        Self { elapsed: AtomicU64::new(0), origin: AtomicU64::new(now.0) }
     }
 
+    /// Time passes.
     pub fn advance(&self, by: Duration) {
-        self.0.fetch_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
+        self.elapsed.fetch_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
+    }
+
+    /// The wall clock jumps ahead while no time passes.
+    pub fn jump(&self, by: Duration) {
+        self.origin.fetch_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> UnixNanos {
-        UnixNanos(self.0.load(Ordering::SeqCst))
+        UnixNanos(self.origin.load(Ordering::SeqCst) + self.elapsed.load(Ordering::SeqCst))
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_nanos(self.elapsed.load(Ordering::SeqCst))
     }
 }

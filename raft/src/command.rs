@@ -15,7 +15,7 @@ const FORMAT: u8 = 1;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     Append(Append),
-    /// The cut of a flush; its own index is `hi`. `at` is when it was proposed.
+    /// The cut of a flush; its own index is `hi`. `at` is the group's time, as in [`Append::at`].
     FlushCut {
         at: UnixNanos,
     },
@@ -43,7 +43,8 @@ pub struct Append {
     pub kind: u8,
     pub tenant: TenantId,
     pub dataset: DatasetId,
-    /// When the request was accepted; time enters the state machine only this way.
+    /// The group's time, written by the leader over whatever a proposer put here; time enters the state machine only
+    /// this way.
     pub at: UnixNanos,
     /// Digest and length of the dedup window in seconds; `None` opts out. The proposer decides: a setting that apply
     /// read from its own configuration would give other states on other replicas.
@@ -105,6 +106,22 @@ impl Command {
             Self::Meta(json) => out.head(5).text(json),
         };
         out.0.freeze()
+    }
+
+    /// Writes the group's time into an encoded command that carries one.
+    pub(crate) fn stamp(encoded: Bytes, at: UnixNanos) -> Bytes {
+        let name_len = |at: usize| encoded.get(at).map_or(0, |len| usize::from(*len) + 1);
+        let offset = match encoded.get(1) {
+            // Behind format, kind, the payload's kind, tenant and dataset.
+            Some(1) => 3 + name_len(3) + name_len(3 + name_len(3)),
+            Some(2) => 2,
+            _ => return encoded,
+        };
+        let mut bytes = encoded.try_into_mut().unwrap_or_else(|shared| BytesMut::from(shared.as_ref()));
+        if let Some(field) = bytes.get_mut(offset..offset + 8) {
+            field.copy_from_slice(&at.0.to_le_bytes());
+        }
+        bytes.freeze()
     }
 
     /// Decodes; the payload of an append is a slice of `bytes`, not a copy.

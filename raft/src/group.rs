@@ -8,7 +8,7 @@ use openraft::Instant as _;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
-use signaldb_model::{AckLevel, Clock, GroupId, NodeId, Position, UnixNanos};
+use signaldb_model::{AckLevel, Clock, GroupId, NodeId, Position};
 use signaldb_proto::peer;
 use signaldb_wal::{Durability, Wal};
 use tokio::sync::watch;
@@ -29,6 +29,7 @@ use crate::types::{Peer, Raft};
 
 mod propose;
 mod synced;
+mod time;
 mod trim;
 
 /// How long opening waits for a lone voter to lead and to replay its log.
@@ -113,6 +114,7 @@ pub struct Group {
     silence_max: Duration,
     panicked: Mutex<Option<String>>,
     synced: Mutex<synced::SyncedQuorum>,
+    time: Mutex<time::LeaderTime>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -189,6 +191,7 @@ impl Group {
             silence_max: 3 * config.election_timeout.1,
             panicked: Mutex::default(),
             synced: Mutex::default(),
+            time: Mutex::default(),
             tasks: deps.tasks.clone(),
             stop: deps.stop.clone(),
         });
@@ -446,10 +449,6 @@ impl Group {
 
     pub fn term(&self) -> u64 {
         self.raft.metrics().borrow_watched().current_term
-    }
-
-    pub fn now(&self) -> UnixNanos {
-        self.clock.now()
     }
 
     /// `None` when the group works; else why it stopped for good.

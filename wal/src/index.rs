@@ -24,19 +24,18 @@ pub(crate) struct Batch {
     pub(crate) last: u64,
     /// Index of the record's first entry; a batch cut from the front by a purge keeps it.
     pub(crate) record_first: u64,
-    pub(crate) place: Place,
+    /// The record's payload, while it is queued or was written a moment ago.
+    pub(crate) memory: Option<Bytes>,
+    /// Where it was written; `None` while it is queued.
+    pub(crate) disk: Option<DiskPlace>,
 }
 
-#[derive(Debug, Clone)]
-pub(crate) enum Place {
-    /// Queued for the write thread.
-    Memory(Bytes),
-    Disk {
-        segment: u64,
-        offset: u64,
-        payload_len: u32,
-        payload_crc: u32,
-    },
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DiskPlace {
+    pub(crate) segment: u64,
+    pub(crate) offset: u64,
+    pub(crate) payload_len: u32,
+    pub(crate) payload_crc: u32,
 }
 
 /// One group: its small facts and its batches by first index.
@@ -67,8 +66,14 @@ impl GroupIndex {
         }
     }
 
-    pub(crate) fn append(&mut self, first: u64, last: u64, place: Place) {
-        self.batches.insert(first, Batch { last, record_first: first, place });
+    /// Notes entries that are queued for the write thread.
+    pub(crate) fn append(&mut self, first: u64, last: u64, memory: Bytes) {
+        self.batches.insert(first, Batch { last, record_first: first, memory: Some(memory), disk: None });
+    }
+
+    /// Notes entries that a start found on disk.
+    pub(crate) fn found(&mut self, first: u64, last: u64, disk: DiskPlace) {
+        self.batches.insert(first, Batch { last, record_first: first, memory: None, disk: Some(disk) });
     }
 
     /// Drops entries from `from` on.
@@ -122,21 +127,33 @@ impl GroupIndex {
 
     /// Points the batch of record number `record`, which began at `first`, to its place on disk, whatever was cut from
     /// it meanwhile.
-    pub(crate) fn written(&mut self, record: u64, first: u64, memory: &Bytes, place: &Place) {
-        let same = |batch: &Batch| matches!(&batch.place, Place::Memory(held) if held.as_ptr() == memory.as_ptr());
-        let found = self.batches.range_mut(first..).map(|(_, batch)| batch).find(|batch| same(batch));
-        if let Some(batch) = found {
-            batch.place = place.clone();
-            self.unsynced.push_back((record, batch.last));
+    pub(crate) fn written(&mut self, record: u64, first: u64, memory: &Bytes, disk: DiskPlace) {
+        if let Some(batch) = self.batch_of(first, memory) {
+            batch.disk = Some(disk);
+            let last = batch.last;
+            self.unsynced.push_back((record, last));
         }
+    }
+
+    /// Lets go of the bytes of the record that began at `first`: it is read from disk from now on.
+    pub(crate) fn forget(&mut self, first: u64, memory: &Bytes) {
+        if let Some(batch) = self.batch_of(first, memory)
+            && batch.disk.is_some()
+        {
+            batch.memory = None;
+        }
+    }
+
+    /// The batch of the record that began at `first`: a purge may have cut it from the front, and after a truncation
+    /// another record may begin there.
+    fn batch_of(&mut self, first: u64, memory: &Bytes) -> Option<&mut Batch> {
+        let same = |batch: &&mut Batch| batch.memory.as_ref().is_some_and(|held| held.as_ptr() == memory.as_ptr());
+        self.batches.range_mut(first..).map(|(_, batch)| batch).find(same)
     }
 
     /// The oldest segment that holds an entry of this group.
     pub(crate) fn oldest_segment(&self) -> Option<u64> {
-        self.batches.values().find_map(|batch| match batch.place {
-            Place::Disk { segment, .. } => Some(segment),
-            Place::Memory(_) => None,
-        })
+        self.batches.values().find_map(|batch| batch.disk.map(|disk| disk.segment))
     }
 }
 
@@ -147,8 +164,7 @@ mod tests {
     fn index() -> GroupIndex {
         let mut index = GroupIndex::default();
         for (first, last) in [(1, 3), (4, 4), (5, 9)] {
-            let place = Place::Disk { segment: first, offset: 0, payload_len: 0, payload_crc: 0 };
-            index.append(first, last, place);
+            index.found(first, last, DiskPlace { segment: first, offset: 0, payload_len: 0, payload_crc: 0 });
         }
         index
     }
@@ -169,23 +185,38 @@ mod tests {
     fn what_is_cut_is_not_synced() {
         let mut index = GroupIndex::default();
         let memory = |n: u8| Bytes::from(vec![n]);
-        let place = Place::Disk { segment: 1, offset: 0, payload_len: 0, payload_crc: 0 };
+        let place = DiskPlace { segment: 1, offset: 0, payload_len: 0, payload_crc: 0 };
         let (first, second, third) = (memory(1), memory(2), memory(3));
-        index.append(1, 5, Place::Memory(first.clone()));
-        index.append(6, 9, Place::Memory(second.clone()));
-        index.written(10, 1, &first, &place);
+        index.append(1, 5, first.clone());
+        index.append(6, 9, second.clone());
+        index.written(10, 1, &first, place);
         assert_eq!(index.synced_index(10), 0, "record 10 is not below 10");
         assert_eq!(index.synced_index(11), 5);
         // Cut before its record was written: it never counts.
         index.truncate_from(4);
         assert_eq!(index.synced_index(11), 3);
-        index.written(11, 6, &second, &place);
-        index.append(4, 8, Place::Memory(third.clone()));
-        index.written(13, 4, &third, &place);
+        index.written(11, 6, &second, place);
+        index.append(4, 8, third.clone());
+        index.written(13, 4, &third, place);
         assert_eq!(index.synced_index(13), 3);
         assert_eq!(index.synced_index(14), 8);
         index.purge_upto(8, vec![]);
         assert_eq!(index.synced_index(14), 8);
+    }
+
+    #[test]
+    fn bytes_are_let_go_only_once_they_are_on_disk() {
+        let mut index = GroupIndex::default();
+        let memory = Bytes::from(vec![1]);
+        let place = DiskPlace { segment: 1, offset: 0, payload_len: 1, payload_crc: 0 };
+        index.append(1, 3, memory.clone());
+        index.forget(1, &memory);
+        assert!(index.find(1).expect("held").memory.is_some(), "it is nowhere else yet");
+        index.purge_upto(1, vec![]);
+        index.written(1, 1, &memory, place);
+        index.forget(1, &memory);
+        let batch = index.find(2).expect("held");
+        assert!(batch.memory.is_none() && batch.disk.is_some());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::OpenError;
-use crate::index::{GroupIndex, Place};
+use crate::index::{DiskPlace, GroupIndex};
 use crate::io::{LogFile, LogIo};
 use crate::record::{self, FORMAT, HEADER_BYTES, Header, Kind, SegmentStart};
 
@@ -308,8 +308,7 @@ fn replay(
     groups: &mut BTreeMap<u32, GroupIndex>,
 ) -> Result<(), String> {
     let payload = || read_payload(file, offset, header);
-    let place =
-        Place::Disk { segment: number, offset, payload_len: header.payload_len, payload_crc: header.payload_crc };
+    let place = DiskPlace { segment: number, offset, payload_len: header.payload_len, payload_crc: header.payload_crc };
     match header.kind {
         Kind::SegmentStart | Kind::Footer => {}
         Kind::Checkpoint => {
@@ -326,7 +325,7 @@ fn replay(
         kind => {
             let index = groups.entry(header.group).or_default();
             match kind {
-                Kind::Append => index.append(header.first, header.last, place),
+                Kind::Append => index.found(header.first, header.last, place),
                 Kind::TruncateAfter => index.truncate_from(header.last),
                 Kind::Purge => index.purge_upto(header.last, payload()?),
                 Kind::Vote => index.meta.vote = Some(payload()?),

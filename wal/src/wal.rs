@@ -1,6 +1,6 @@
 //! An open log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::WalConfig;
 use crate::error::{OpenError, WalError};
-use crate::index::{GroupIndex, GroupState, Place};
+use crate::index::{Batch, DiskPlace, GroupIndex, GroupState};
 use crate::io::{LogFile, LogIo};
 use crate::record::{self, FORMAT, Header, Kind};
 use crate::recovery::{self, Segment, TornTail, segment_path};
@@ -22,6 +22,10 @@ use crate::writer::{self, Request, SyncState, Writer};
 
 /// Bytes of entries that go into one record; a longer append becomes several.
 const RECORD_BYTES_TARGET: usize = 4 << 20;
+
+/// Payloads of the newest records are kept in memory up to this many bytes: replication to each follower, apply and the
+/// builder of the tables all read them within moments, and a record is read whole.
+const RECENT_BYTES_MAX: usize = 32 << 20;
 
 /// Runs once, on a thread of the log: it must not block.
 pub type Callback = Box<dyn FnOnce(Result<(), WalError>) + Send>;
@@ -105,7 +109,7 @@ impl Wal {
         let shared = Arc::new(Shared {
             queue: Lock::new(Queue { requests: Vec::new(), closed: false }),
             queue_ready: Signal::default(),
-            groups: Lock::new(Groups { indexes: recovered.groups, purges_queued: 0 }),
+            groups: Lock::new(Groups { indexes: recovered.groups, purges_queued: 0, recent: Recent::default() }),
             segments: Lock::new(recovered.segments),
             sync: Lock::new(SyncState::default()),
             sync_ready: Signal::default(),
@@ -240,14 +244,14 @@ impl Wal {
         let mut out = Vec::new();
         let mut bytes = 0;
         while next <= end {
-            let Some((record_first, last, place)) = self.shared.find(group, next) else {
+            let Some(batch) = self.shared.find(group, next) else {
                 if out.is_empty() {
                     let (first, last) = self.group_state(group).range.unwrap_or((0, 0));
                     return Err(WalError::Missing { group, index: next, first, last });
                 }
                 break;
             };
-            let payload = match self.shared.read_place(&place) {
+            let payload = match self.shared.payload(&batch) {
                 // Purged between the look into the index and the read.
                 Err(WalError::Read { .. }) if self.shared.find(group, next).is_none() => {
                     if !out.is_empty() {
@@ -263,14 +267,16 @@ impl Wal {
                 offset: 0,
                 reason: "entry lengths do not add up".to_owned(),
             })?;
-            for (index, entry) in (record_first..=last.min(end)).zip(entries).filter(|(index, _)| *index >= next) {
+            for (index, entry) in
+                (batch.record_first..=batch.last.min(end)).zip(entries).filter(|(index, _)| *index >= next)
+            {
                 bytes += entry.len();
                 if bytes > bytes_max && !out.is_empty() {
                     return Ok(out);
                 }
                 out.push((index, payload.slice_ref(entry)));
             }
-            next = last + 1;
+            next = batch.last + 1;
         }
         Ok(out)
     }
@@ -393,6 +399,14 @@ struct Groups {
     indexes: BTreeMap<u32, GroupIndex>,
     /// Purges in the index whose record is not yet written; while there are any, no segment is dropped.
     purges_queued: u64,
+    recent: Recent,
+}
+
+/// Written records whose bytes are still in memory, oldest first: group, first index, payload.
+#[derive(Default)]
+struct Recent {
+    records: VecDeque<(u32, u64, Bytes)>,
+    bytes: usize,
 }
 
 impl Shared {
@@ -478,9 +492,20 @@ impl Shared {
         self.segments.lock().insert(number, Segment { file: Arc::clone(file), len });
     }
 
-    pub(crate) fn written(&self, record: u64, group: u32, first: u64, memory: &Bytes, place: &Place) {
-        if let Some(index) = self.groups.lock().indexes.get_mut(&group) {
+    pub(crate) fn written(&self, record: u64, group: u32, first: u64, memory: &Bytes, place: DiskPlace) {
+        let mut groups = self.groups.lock();
+        if let Some(index) = groups.indexes.get_mut(&group) {
             index.written(record, first, memory, place);
+        }
+        groups.recent.bytes += memory.len();
+        groups.recent.records.push_back((group, first, memory.clone()));
+        while groups.recent.bytes > RECENT_BYTES_MAX
+            && let Some((group, first, memory)) = groups.recent.records.pop_front()
+        {
+            groups.recent.bytes -= memory.len();
+            if let Some(index) = groups.indexes.get_mut(&group) {
+                index.forget(first, &memory);
+            }
         }
     }
 
@@ -503,19 +528,16 @@ impl Shared {
         self.groups.lock().purges_queued -= 1;
     }
 
-    fn find(&self, group: u32, index: u64) -> Option<(u64, u64, Place)> {
-        let groups = self.groups.lock();
-        let batch = groups.indexes.get(&group)?.find(index)?;
-        Some((batch.record_first, batch.last, batch.place.clone()))
+    fn find(&self, group: u32, index: u64) -> Option<Batch> {
+        self.groups.lock().indexes.get(&group)?.find(index).cloned()
     }
 
-    fn read_place(&self, place: &Place) -> Result<Bytes, WalError> {
-        let (segment, offset, payload_len, payload_crc) = match place {
-            Place::Memory(payload) => return Ok(payload.clone()),
-            Place::Disk { segment, offset, payload_len, payload_crc } => {
-                (*segment, *offset, *payload_len, *payload_crc)
-            }
-        };
+    fn payload(&self, batch: &Batch) -> Result<Bytes, WalError> {
+        if let Some(payload) = &batch.memory {
+            return Ok(payload.clone());
+        }
+        let DiskPlace { segment, offset, payload_len, payload_crc } =
+            batch.disk.expect("what is not in memory is on disk");
         let failed = |reason: String| WalError::Read { segment, offset, reason };
         let file = self.segments.lock().get(&segment).map(|segment| Arc::clone(&segment.file));
         let file = file.ok_or_else(|| failed("segment was removed".to_owned()))?;
@@ -539,7 +561,7 @@ impl Groups {
     fn note(&mut self, request: &Request) {
         let index = self.indexes.entry(request.group).or_default();
         match request.kind {
-            Kind::Append => index.append(request.first, request.last, Place::Memory(request.payload.clone())),
+            Kind::Append => index.append(request.first, request.last, request.payload.clone()),
             Kind::TruncateAfter => index.truncate_from(request.last),
             Kind::Vote => index.meta.vote = Some(request.payload.to_vec()),
             Kind::Committed => index.meta.committed = Some(request.payload.to_vec()),

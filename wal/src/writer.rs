@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::config::WalConfig;
 use crate::error::WalError;
-use crate::index::Place;
+use crate::index::DiskPlace;
 use crate::io::{LogFile, LogIo};
 use crate::record::{self, FORMAT, GroupMeta, HEADER_BYTES, Header, Kind, SegmentStart};
 use crate::recovery::{TRAILER_BYTES, encode_trailer, segment_path};
@@ -206,13 +206,13 @@ impl Writer {
                 self.shared.purge_written();
             }
             Kind::Append => {
-                let place = Place::Disk {
+                let place = DiskPlace {
                     segment: header.segment,
                     offset,
                     payload_len: header.payload_len,
                     payload_crc: header.payload_crc,
                 };
-                self.shared.written(header.batch, request.group, request.first, &request.payload, &place);
+                self.shared.written(header.batch, request.group, request.first, &request.payload, place);
             }
             Kind::TruncateAfter | Kind::SegmentStart | Kind::Checkpoint | Kind::Footer => {}
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::errors::{ClientWriteError, RaftError};
 use signaldb_model::limits::ENTRY_BYTES_MAX;
-use signaldb_model::{AckLevel, GroupId, Position, UnixNanos};
+use signaldb_model::{AckLevel, GroupId, Position};
 use signaldb_proto::peer;
 
 use super::{Group, LEADER_POLL, Leadership, Written};
@@ -14,9 +14,6 @@ use crate::error::{RejectReason, WriteError};
 use crate::peers::Lane;
 use crate::server::proposed;
 use crate::types::{Applied, EncodedCommand};
-
-/// A proposer's clock may be this far ahead of the leader's.
-const CLOCK_AHEAD_MAX_NANOS: u64 = 60_000_000_000;
 
 impl Group {
     /// Appends and waits until the entry is committed and applied, at the group's level or at the stronger one `asked`.
@@ -139,15 +136,10 @@ impl Group {
             let reason = "a command of the meta group for a data group, or the reverse".to_owned();
             return Err(WriteError::Rejected(RejectReason::Undecodable(reason)));
         }
-        let Command::Append(mut append) = command else { return self.propose_here(encoded, synced, timeout).await };
-        self.refusal.check().map_err(WriteError::Rejected)?;
-        // A clock that is far ahead would end everybody's dedup window.
-        let latest = UnixNanos(self.clock.now().0.saturating_add(CLOCK_AHEAD_MAX_NANOS));
-        if append.at <= latest {
-            return self.propose_here(encoded, synced, timeout).await;
+        if matches!(command, Command::Append(_)) {
+            self.refusal.check().map_err(WriteError::Rejected)?;
         }
-        append.at = latest;
-        self.propose_here(Command::Append(append).encode(), synced, timeout).await
+        self.propose_here(encoded, synced, timeout).await
     }
 
     /// Proposes as the leader. A repeat is waited for at its first copy.
@@ -167,6 +159,7 @@ impl Group {
             return Err(WriteError::Rejected(RejectReason::Stopping));
         }
         let permit = self.admission.admit(encoded.len()).map_err(WriteError::Rejected)?;
+        let encoded = Command::stamp(encoded, self.leader_time());
         let raft = self.raft.clone();
         // In a task of its own: a client that hangs up must not free the permit of an entry that is still in flight.
         let write = self.tasks.spawn(async move {

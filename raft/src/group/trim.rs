@@ -1,9 +1,10 @@
 //! Keeping a group's log short: completed cuts become durable snapshots, and the log behind them goes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
-use signaldb_model::{Clock, GroupId, UnixNanos};
+use signaldb_model::{Clock, GroupId};
 use signaldb_wal::Wal;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +26,8 @@ pub(super) struct Trimmer {
     pub(super) wal: Arc<Wal>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) config: GroupConfig,
-    /// Cuts that are durable snapshots, with the time since when the log behind them is only insurance.
-    pub(super) kept: Vec<(UnixNanos, u64)>,
+    /// Cuts that are durable snapshots, with the (monotonic) time since when the log behind them is only insurance.
+    pub(super) kept: Vec<(Duration, u64)>,
 }
 
 impl Trimmer {
@@ -79,7 +80,7 @@ impl Trimmer {
         let built = self.raft.wait(Some(SNAPSHOT_TIMEOUT)).metrics(built, "the snapshot is durable").await;
         built.map_err(|error| error.to_string())?;
         self.unfinished = None;
-        self.kept.push((self.clock.now(), cut));
+        self.kept.push((self.clock.elapsed(), cut));
         Ok(())
     }
 
@@ -88,7 +89,7 @@ impl Trimmer {
         let idle = self.shared.with_state(|state| state.dirty().next().is_none());
         let leads = self.raft.metrics().borrow_watched().state.is_leader();
         if leads && idle && self.wal.pins_oldest_segment(self.id.0) && self.kept.is_empty() {
-            let cut = Command::FlushCut { at: self.clock.now() };
+            let cut = Command::FlushCut { at: self.shared.with_state(|state| state.now) };
             let written = self.raft.client_write(EncodedCommand(cut.encode())).await;
             written.map_err(|error| error.to_string())?;
         }
@@ -97,8 +98,8 @@ impl Trimmer {
 
     async fn purge(&mut self) -> Result<(), String> {
         let over_budget = self.wal.stats().bytes > self.config.purge_lag_bytes_max;
-        let now = self.clock.now();
-        let old = |at: UnixNanos| now.saturating_sub(at) >= self.config.purge_lag;
+        let now = self.clock.elapsed();
+        let old = |at: Duration| now.saturating_sub(at) >= self.config.purge_lag;
         let purgeable = self.kept.iter().take_while(|(at, _)| over_budget || old(*at)).count();
         match self.kept.drain(..purgeable).next_back() {
             Some((_, upto)) => self.raft.trigger().purge_log(upto).await.map_err(|error| error.to_string()),

@@ -124,6 +124,20 @@ async fn acknowledged_writes_survive_power_loss_and_their_retries_are_found() {
 }
 
 #[tokio::test]
+async fn a_wall_clock_that_jumps_ends_no_dedup_window_but_time_that_passes_does() {
+    let machine = Machine::new();
+    let (groups, sink) = machine.start().await;
+    let first = write(&groups, "one").await;
+    machine.clock.jump(Duration::from_secs(7200));
+    write(&groups, "two").await;
+    assert_eq!(write(&groups, "one").await, crate::Written { deduplicated: true, ..first });
+    machine.clock.advance(Duration::from_secs(720));
+    assert!(!write(&groups, "one").await.deduplicated, "the window is ten minutes, in buckets of one");
+    assert_eq!(texts(&sink), ["one", "two", "one"]);
+    groups.close().await;
+}
+
+#[tokio::test]
 async fn a_completed_cut_becomes_the_snapshot_and_the_log_behind_it_goes() {
     let machine = Machine::new();
     let (groups, _sink) = machine.start().await;
