@@ -130,7 +130,7 @@ fn mistakes_about_a_store_name_the_key() {
     let cases = [
         (&["type=ftp"][..], &["local.type", "ftp", "filesystem"][..]),
         (&["type=filesystem", "url=s3://tables"], &["local.url", "s3://tables", "file://"]),
-        (&["type=filesystem", "options.region=eu-west-1"], &["local.options", "s3"]),
+        (&["type=filesystem", "url=file:///x", "options.region=eu-west-1"], &["local.options", "s3"]),
         (&["url=\"file:///x\""], &["local.url", "file:///x", "s3://BUCKET"]),
         (&["url=\"s3://\""], &["local.url", "s3://BUCKET"]),
         (&["url=\"s3://a b\""], &["local.url", "a b"]),
