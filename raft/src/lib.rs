@@ -17,6 +17,7 @@ mod network;
 pub mod node;
 pub mod peers;
 mod runtime;
+pub mod recovery;
 mod server;
 pub mod sink;
 pub mod state;

@@ -1,0 +1,236 @@
+//! What a start makes of what it finds (R2). Order: [`admit`], then [`at_start`] for each group; write what it says and
+//! fdatasync it; then write the new boot id; then open the groups.
+
+use std::fmt;
+
+use super::Trust;
+
+/// What the disk says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnIdentity {
+    pub disk_id: String,
+    /// Raised durably by every start, before anything is said to a peer. The value found, not yet raised.
+    pub epoch: u64,
+}
+
+/// What peers know of this node's id: the disk in the membership, and the highest epoch that any of them saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownMember {
+    pub disk_id: String,
+    pub epoch: u64,
+}
+
+/// Why a node or a group does not start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The votes are lost with the log: this id could vote twice in a term.
+    Wiped {
+        known: String,
+    },
+    ForeignDisk {
+        known: String,
+        found: String,
+    },
+    /// Votes and acknowledgments of the epochs between are missing.
+    OldCopy {
+        epoch: u64,
+        highest: u64,
+    },
+    /// Damage below the flushed position, and no peer to refill it from.
+    NoPeerToRefill,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let join = "join as a new node, under an id that was never used, with `signaldb cluster add-node`";
+        match self {
+            Self::Wiped { known } => {
+                write!(
+                    f,
+                    "the cluster knows this node id with disk {known}, and this disk has no identity: it was wiped or \
+                     replaced; {join}"
+                )
+            }
+            Self::ForeignDisk { known, found } => {
+                write!(f, "the cluster knows this node id with disk {known}, this is disk {found}; {join}")
+            }
+            Self::OldCopy { epoch, highest } => {
+                write!(
+                    f,
+                    "this disk was last started as epoch {epoch}, the cluster has seen epoch {highest}: it is \
+                     a restored old copy; {join}"
+                )
+            }
+            Self::NoPeerToRefill => f.write_str("damaged entries that were on disk, and no peer holds a copy"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Whether this disk may go on under its node id.
+///
+/// `known` is `None` while no peer answered or none knows the id. That proves nothing, so peers repeat the check when
+/// the node connects, before they take a vote or an acknowledgment from it.
+///
+/// # Errors
+/// The refusal says what to do.
+pub fn admit(own: Option<&OwnIdentity>, known: Option<&KnownMember>) -> Result<(), Refusal> {
+    match (own, known) {
+        (_, None) => Ok(()),
+        (None, Some(known)) => Err(Refusal::Wiped { known: known.disk_id.clone() }),
+        (Some(own), Some(known)) if own.disk_id != known.disk_id => {
+            Err(Refusal::ForeignDisk { known: known.disk_id.clone(), found: own.disk_id.clone() })
+        }
+        (Some(own), Some(known)) if own.epoch < known.epoch => {
+            Err(Refusal::OldCopy { epoch: own.epoch, highest: known.epoch })
+        }
+        (Some(_), Some(_)) => Ok(()),
+    }
+}
+
+/// How the log ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tail {
+    Whole,
+    /// A last record that runs past the end of the file, or into zeros: a process died while it wrote.
+    CutShort,
+    /// Anything else above the flushed position: bytes that were written are not there.
+    Bad,
+}
+
+/// What a start found on the disk of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NodeStart {
+    /// The last start was under this boot id and this mount: the page cache of then is the page cache of now.
+    pub same_boot: bool,
+    /// A write or an fsync failed before. The mark is on this disk, elsewhere, or with a peer.
+    pub poisoned: bool,
+    pub tail: Tail,
+}
+
+/// What it found of one group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GroupStart {
+    /// The last trust record, if there is one.
+    pub trust: Option<Trust>,
+    /// The group holds no entry and purged none.
+    pub empty: bool,
+    /// Appends wait for their sync (see [`super::Acks`]).
+    pub always_syncs: bool,
+    /// Entries below the flushed position are damaged and were put aside: whatever the record says, some
+    /// acknowledgments are not kept.
+    pub quarantined: bool,
+    /// This replica is the only voter, and no other node holds the log.
+    pub alone: bool,
+}
+
+/// What the group starts as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StartDecision {
+    pub trust: Trust,
+    /// The record on disk is another: write `trust` and fdatasync it before the new boot id is written.
+    pub write: bool,
+}
+
+/// What the start of one group makes of its trust record.
+///
+/// Everything that remains of the log must be fdatasynced before the decision is written, as `Wal::open` does. But a tail
+/// that was [`Tail::Bad`] must not be cut durably before it: after a kill in between, the next start would find a whole
+/// log under the same boot.
+///
+/// # Errors
+/// [`Refusal::NoPeerToRefill`].
+pub fn at_start(node: NodeStart, group: GroupStart) -> Result<StartDecision, Refusal> {
+    if group.quarantined && group.alone {
+        return Err(Refusal::NoPeerToRefill);
+    }
+    // Logs of before the first trust record: only the level tells.
+    let unrecorded = if group.empty || group.always_syncs { Trust::Synced } else { Trust::Unsynced };
+    let found = group.trust.unwrap_or(unrecorded);
+    let may_have_lost = !node.same_boot || node.poisoned || node.tail == Tail::Bad;
+    let trust = match found {
+        _ if group.quarantined => Trust::Recovering,
+        Trust::Recovering => Trust::Recovering,
+        Trust::Unsynced if may_have_lost => Trust::Recovering,
+        // All that the page cache held is on disk by now, and nothing is acknowledged before its sync from here on.
+        Trust::Unsynced if group.always_syncs => Trust::Synced,
+        Trust::Unsynced => Trust::Unsynced,
+        Trust::Synced => Trust::Synced,
+    };
+    Ok(StartDecision { trust, write: group.trust != Some(trust) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Trust::{Recovering, Synced, Unsynced};
+    use super::*;
+
+    const KILLED: NodeStart = NodeStart { same_boot: true, poisoned: false, tail: Tail::Whole };
+    const TORN: NodeStart = NodeStart { tail: Tail::CutShort, ..KILLED };
+    const BAD: NodeStart = NodeStart { tail: Tail::Bad, ..KILLED };
+    const POISONED: NodeStart = NodeStart { poisoned: true, ..KILLED };
+    const REBOOTED: NodeStart = NodeStart { same_boot: false, ..KILLED };
+    const REBOOTED_TORN: NodeStart = NodeStart { same_boot: false, ..TORN };
+
+    fn group(trust: Option<Trust>, always_syncs: bool) -> GroupStart {
+        GroupStart { trust, empty: false, always_syncs, quarantined: false, alone: false }
+    }
+
+    #[test]
+    fn every_kind_of_start() {
+        for (found, expected) in [
+            //                killed    torn      bad         poisoned    rebooted    rebooted, torn
+            (Some(Synced), [Synced, Synced, Synced, Synced, Synced, Synced]),
+            (Some(Unsynced), [Unsynced, Unsynced, Recovering, Recovering, Recovering, Recovering]),
+            (Some(Recovering), [Recovering; 6]),
+            (None, [Unsynced, Unsynced, Recovering, Recovering, Recovering, Recovering]),
+        ] {
+            for (node, expected) in [KILLED, TORN, BAD, POISONED, REBOOTED, REBOOTED_TORN].into_iter().zip(expected) {
+                let decision = StartDecision { trust: expected, write: found != Some(expected) };
+                assert_eq!(at_start(node, group(found, false)), Ok(decision), "{found:?} after {node:?}");
+                let quarantined = GroupStart { quarantined: true, ..group(found, false) };
+                let decision = at_start(node, quarantined).map(|decision| decision.trust);
+                assert_eq!(decision, Ok(Recovering), "{found:?} after {node:?} with damage");
+            }
+        }
+    }
+
+    #[test]
+    fn groups_that_always_sync_start_after_a_torn_tail() {
+        for node in [KILLED, TORN, BAD, POISONED, REBOOTED, REBOOTED_TORN] {
+            for found in [Some(Synced), None] {
+                assert_eq!(at_start(node, group(found, true)).map(|decision| decision.trust), Ok(Synced));
+            }
+        }
+        let was_lazy = group(Some(Unsynced), true);
+        assert_eq!(at_start(KILLED, was_lazy), Ok(StartDecision { trust: Synced, write: true }));
+        assert_eq!(at_start(REBOOTED, was_lazy), Ok(StartDecision { trust: Recovering, write: true }));
+    }
+
+    #[test]
+    fn a_reboot_does_not_stop_a_lone_voter_and_damage_does() {
+        let alone = GroupStart { alone: true, ..group(Some(Synced), true) };
+        assert_eq!(at_start(REBOOTED_TORN, alone), Ok(StartDecision { trust: Synced, write: false }));
+        let damaged = GroupStart { quarantined: true, ..alone };
+        assert_eq!(at_start(KILLED, damaged), Err(Refusal::NoPeerToRefill));
+        let new = GroupStart { trust: None, empty: true, ..group(None, false) };
+        assert_eq!(at_start(REBOOTED, new), Ok(StartDecision { trust: Synced, write: true }));
+    }
+
+    #[test]
+    fn wiped_foreign_and_old_disks_are_refused() {
+        let own = |disk: &str, epoch| OwnIdentity { disk_id: disk.to_owned(), epoch };
+        let known = |disk: &str, epoch| KnownMember { disk_id: disk.to_owned(), epoch };
+        assert_eq!(admit(None, None), Ok(()), "a new node of a new cluster");
+        assert_eq!(admit(Some(&own("a", 3)), None), Ok(()), "nobody answers");
+        assert_eq!(admit(Some(&own("a", 3)), Some(&known("a", 3))), Ok(()));
+        assert_eq!(admit(Some(&own("a", 4)), Some(&known("a", 3))), Ok(()), "the last start reached nobody");
+        assert_eq!(admit(None, Some(&known("a", 3))), Err(Refusal::Wiped { known: "a".to_owned() }));
+        let foreign = Refusal::ForeignDisk { known: "a".to_owned(), found: "b".to_owned() };
+        assert_eq!(admit(Some(&own("b", 9)), Some(&known("a", 3))), Err(foreign));
+        let old = Refusal::OldCopy { epoch: 2, highest: 3 };
+        assert_eq!(admit(Some(&own("a", 2)), Some(&known("a", 3))), Err(old.clone()));
+        assert!(old.to_string().contains("epoch 2") && old.to_string().contains("add-node"));
+    }
+}
