@@ -1,5 +1,6 @@
 //! What a RECOVERING replica may do, and when it stops being one (R3, R4).
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{StartDecision, Trust};
@@ -57,8 +58,8 @@ pub struct Gate(Option<Recovery>);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Recovery {
     target: Option<Target>,
-    /// The winner of an unclean recovery, see [`super::promise`].
-    promised: Option<u64>,
+    /// The winner of an unclean recovery, once every voter has promised.
+    chosen: Option<u64>,
 }
 
 /// An answer that does not count.
@@ -91,8 +92,8 @@ impl Gate {
             // written them, so the leader may have lost what a follower acknowledged in its name.
             (Act::ResumeLeadership, _) => false,
             (Act::Append | Act::InstallSnapshot, _) | (_, None) => true,
-            (Act::GrantVote { candidate }, Some(recovery)) => recovery.promised == Some(candidate),
-            (Act::Campaign, Some(recovery)) => recovery.promised == Some(me),
+            (Act::GrantVote { candidate }, Some(recovery)) => recovery.chosen == Some(candidate),
+            (Act::Campaign, Some(recovery)) => recovery.chosen == Some(me),
         }
     }
 
@@ -128,18 +129,22 @@ impl Gate {
         opens
     }
 
-    /// This replica has promised its vote to the winner of an unclean recovery; lost with the process, which is safe:
-    /// the vote itself is durable.
-    pub fn promised(&mut self, winner: u64) {
-        if let Some(recovery) = &mut self.0 {
-            recovery.promised = Some(winner);
+    /// The winner of an unclean recovery has the promise of each of `voters`, as [`super::Plan::Elect`] names them: from
+    /// now on this replica may vote for it. False, and nothing changes, while one is missing: a promise alone opens
+    /// nothing, or a majority of promises would elect past a leader that still counts old acknowledgments.
+    ///
+    /// Lost with the process; then the recovery has to begin anew.
+    pub fn chosen(&mut self, winner: u64, promised: &BTreeSet<u64>, voters: &BTreeSet<u64>) -> bool {
+        let all = !voters.is_empty() && voters.is_subset(promised);
+        if let Some(recovery) = self.0.as_mut().filter(|_| all) {
+            recovery.chosen = Some(winner);
         }
+        all
     }
 
-    /// All voters promised, and this replica was elected by them: it has nobody to ask, and the loss was named. True
-    /// when that opened the gate.
-    pub fn elected_by_promises(&mut self, me: u64) -> bool {
-        let opens = self.0.as_ref().is_some_and(|recovery| recovery.promised == Some(me));
+    /// The chosen replica leads: it has nobody to ask, and the loss was named. True when that opened its gate.
+    pub fn elected(&mut self, me: u64) -> bool {
+        let opens = self.0.as_ref().is_some_and(|recovery| recovery.chosen == Some(me));
         if opens {
             self.0 = None;
         }
@@ -164,9 +169,9 @@ mod tests {
     #[test]
     fn a_recovering_voter_only_follows() {
         let open = Gate::new(StartDecision { trust: Trust::Unsynced, write: false });
-        let mut promised = recovering();
-        promised.promised(1);
-        for (act, by_open, by_recovering, by_promised) in [
+        let mut chosen = recovering();
+        assert!(chosen.chosen(1, &BTreeSet::from([1, 2, 3]), &BTreeSet::from([1, 2, 3])));
+        for (act, by_open, by_recovering, by_chosen) in [
             (Act::GrantVote { candidate: 1 }, true, false, true),
             (Act::GrantVote { candidate: 2 }, true, false, false),
             (Act::Campaign, true, false, true),
@@ -174,10 +179,10 @@ mod tests {
             (Act::Append, true, true, true),
             (Act::InstallSnapshot, true, true, true),
         ] {
-            let got = (open.may(1, act), recovering().may(1, act), promised.may(1, act));
-            assert_eq!(got, (by_open, by_recovering, by_promised), "{act:?}");
+            let got = (open.may(1, act), recovering().may(1, act), chosen.may(1, act));
+            assert_eq!(got, (by_open, by_recovering, by_chosen), "{act:?}");
         }
-        assert!(!promised.may(3, Act::Campaign), "the promise is to another");
+        assert!(!chosen.may(3, Act::Campaign), "another was chosen");
     }
 
     #[test]
@@ -210,11 +215,13 @@ mod tests {
     }
 
     #[test]
-    fn only_the_winner_opens_by_promises() {
+    fn only_the_winner_of_all_promises_opens() {
+        let (voters, two) = (BTreeSet::from([1, 2, 3]), BTreeSet::from([1, 2]));
         let mut gate = recovering();
-        assert!(!gate.elected_by_promises(1));
-        gate.promised(1);
-        assert!(!gate.elected_by_promises(2));
-        assert!(gate.elected_by_promises(1) && gate.is_open());
+        assert!(!gate.chosen(1, &two, &voters) && !gate.may(1, Act::Campaign), "a promise is missing");
+        assert!(!gate.elected(1));
+        assert!(gate.chosen(1, &voters, &voters));
+        assert!(!gate.elected(2));
+        assert!(gate.elected(1) && gate.is_open());
     }
 }

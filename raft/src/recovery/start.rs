@@ -135,9 +135,9 @@ pub struct StartDecision {
 
 /// What the start of one group makes of its trust record.
 ///
-/// Everything that remains of the log must be fdatasynced before the decision is written, as `Wal::open` does. But a tail
-/// that was [`Tail::Bad`] must not be cut durably before it: after a kill in between, the next start would find a whole
-/// log under the same boot.
+/// Everything that remains of the log must be fdatasynced before the decision is written, as `Wal::open` does. But a
+/// tail that was [`Tail::Bad`] must not be cut durably before it: after a kill in between, the next start would find a
+/// whole log under the same boot.
 ///
 /// # Errors
 /// [`Refusal::NoPeerToRefill`].

@@ -6,8 +6,8 @@
 //! 1. A coordinator asks every voter for its [`Report`] and plans ([`plan_unclean_recovery`]).
 //! 2. Each voter [`promise`]s: it durably votes for the winner in the planned term. No older leader finds a quorum any
 //!    more, whatever it still counts.
-//! 3. The winner, with the promise of **every** voter, campaigns. It leads the longest log that is left; the others
-//!    recover from it by R3.
+//! 3. With the promise of **every** voter the winner is chosen ([`super::Gate::chosen`], told to all): only now the
+//!    gates let it campaign and be voted for. It leads the longest log that is left; the others recover from it by R3.
 //!
 //! Each log is a prefix of its replica's history, so the longest one, by (term, index), holds every committed entry
 //! that any of them still holds. With a majority synced, as at `quorum-fsync`, that is all of them.
@@ -59,6 +59,8 @@ pub enum Plan {
         winner: u64,
         term: u64,
         last: Option<LogEnd>,
+        /// They have to promise, all of them.
+        voters: BTreeSet<u64>,
         loss: Loss,
     },
 }
@@ -156,14 +158,14 @@ pub fn plan_unclean_recovery(reports: &[Report], consent: Consent) -> Result<Pla
         missing,
     };
     let term = reports.map(|report| report.term).max().unwrap_or(0) + 1;
-    Ok(Plan::Elect { winner: longest.voter, term, last: longest.last, loss })
+    Ok(Plan::Elect { winner: longest.voter, term, last: longest.last, voters: answered, loss })
 }
 
 /// Whether a voter may promise its vote to the winner of a plan; between report and promise a leader may have reached
 /// it.
 ///
 /// On `true`: save the vote durably, as if granted (openraft: `raft.vote` with the planned term and the winner's last
-/// log id checks the same again), then [`super::Gate::promised`].
+/// log id checks the same again) and say so. The gate stays shut until all have.
 pub fn promise(own_term: u64, own_last: Option<LogEnd>, winner: LeaderVote, winner_last: Option<LogEnd>) -> bool {
     winner.term > own_term && winner_last >= own_last
 }
