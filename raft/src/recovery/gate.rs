@@ -129,8 +129,8 @@ impl Gate {
         opens
     }
 
-    /// The winner of an unclean recovery has the promise of each of `voters`, as [`super::Plan::Elect`] names them: from
-    /// now on this replica may vote for it. False, and nothing changes, while one is missing: a promise alone opens
+    /// The winner of an unclean recovery has the promise of each of `voters`, as [`super::Plan::Elect`] names them:
+    /// from now on this replica may vote for it. False, and nothing changes, while one is missing: a promise alone opens
     /// nothing, or a majority of promises would elect past a leader that still counts old acknowledgments.
     ///
     /// Lost with the process; then the recovery has to begin anew.
