@@ -17,5 +17,6 @@ mod object_store;
 mod otlp;
 mod peer_port;
 mod rust_sdk;
+mod recovery_model;
 mod spans;
 mod three_nodes;
