@@ -16,7 +16,7 @@ mod node;
 mod object_store;
 mod otlp;
 mod peer_port;
-mod rust_sdk;
 mod recovery_model;
+mod rust_sdk;
 mod spans;
 mod three_nodes;

@@ -4,7 +4,7 @@
 //! must survive the power loss of all waits for this index: stronger acknowledgments, and Iceberg commits, for a table
 //! that is ahead of every log would hide whatever is written at the lost indexes next.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -15,51 +15,35 @@ use tokio::sync::{oneshot, watch};
 use super::Group;
 use crate::error::ReadError;
 use crate::peers::Lane;
+use crate::recovery::{LeaderVote, SyncedReports};
 
 /// How long a follower may take to sync, and its leader to wait for it.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the followers of one leadership reported.
+/// What the voters reported to this node's newest leadership.
 #[derive(Debug)]
 pub(super) struct SyncedQuorum {
-    term: u64,
-    /// The last index that a follower has on disk and that matches this leader's log.
-    reported: BTreeMap<u64, u64>,
+    leader: LeaderVote,
+    reports: SyncedReports,
     /// Changes with every report.
     changed: watch::Sender<()>,
 }
 
 impl Default for SyncedQuorum {
     fn default() -> Self {
-        Self { term: 0, reported: BTreeMap::new(), changed: watch::Sender::new(()) }
+        let leader = LeaderVote { term: 0, node: 0 };
+        Self { leader, reports: SyncedReports::new(leader), changed: watch::Sender::new(()) }
     }
 }
 
 impl SyncedQuorum {
-    /// Takes a report that belongs to the leadership of `term`; those of an earlier one say nothing about its log.
-    fn note(&mut self, follower: NodeId, term: u64, index: u64) {
-        if term < self.term {
-            return;
+    fn note(&mut self, voter: NodeId, leader: LeaderVote, index: u64) {
+        if leader.term > self.leader.term {
+            (self.leader, self.reports) = (leader, SyncedReports::new(leader));
         }
-        if term > self.term {
-            self.term = term;
-            self.reported.clear();
-        }
-        let known = self.reported.entry(follower.0).or_default();
-        *known = index.max(*known);
+        self.reports.report(voter.0, leader, index);
         self.changed.send_replace(());
     }
-}
-
-/// The highest index that a majority of every configuration has on disk. During a membership change both count.
-fn quorum_synced(synced: &BTreeMap<u64, u64>, configs: &[BTreeSet<u64>]) -> u64 {
-    let of = |voters: &BTreeSet<u64>| {
-        let mut indexes: Vec<u64> = voters.iter().map(|voter| synced.get(voter).copied().unwrap_or(0)).collect();
-        indexes.sort_unstable();
-        // Ascending: the voters from here to the end are a majority.
-        indexes.get((indexes.len().max(1) - 1) / 2).copied().unwrap_or(0)
-    };
-    configs.iter().map(of).min().unwrap_or(0)
 }
 
 impl Group {
@@ -70,7 +54,11 @@ impl Group {
 
     /// Takes a follower's report to this node as the leader of `term`.
     pub(crate) fn note_synced(&self, follower: NodeId, term: u64, index: u64) {
-        self.synced.lock().unwrap_or_else(std::sync::PoisonError::into_inner).note(follower, term, index);
+        self.synced().note(follower, LeaderVote { term, node: self.node.0 }, index);
+    }
+
+    fn synced(&self) -> MutexGuard<'_, SyncedQuorum> {
+        self.synced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The quorum-synced index, as the leader knows it; on other nodes how far their own disk is.
@@ -79,10 +67,13 @@ impl Group {
         if !metrics.state.is_leader() {
             return self.synced_index();
         }
-        let quorum = self.synced.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut synced = if quorum.term == metrics.current_term { quorum.reported.clone() } else { BTreeMap::new() };
-        synced.insert(self.node.0, self.synced_index());
-        quorum_synced(&synced, metrics.membership_config.membership().get_joint_config())
+        let leader = LeaderVote { term: metrics.current_term, node: self.node.0 };
+        let mut quorum = self.synced();
+        if leader.term > quorum.leader.term {
+            (quorum.leader, quorum.reports) = (leader, SyncedReports::new(leader));
+        }
+        quorum.reports.report(self.node.0, leader, self.synced_index());
+        quorum.reports.index(metrics.membership_config.membership().get_joint_config()).unwrap_or(0)
     }
 
     /// Waits, as the leader, until a majority has the committed entry at `index` on disk, and makes them hurry.
@@ -93,7 +84,7 @@ impl Group {
     /// Cancel safety: safe.
     pub async fn wait_synced(&self, index: u64, timeout: Duration) -> Result<(), ReadError> {
         let failed = |reason: &str| ReadError::Unavailable { group: self.id.0, reason: reason.to_owned() };
-        let mut changed = self.synced.lock().unwrap_or_else(std::sync::PoisonError::into_inner).changed.subscribe();
+        let mut changed = self.synced().changed.subscribe();
         if self.quorum_synced_index() >= index {
             return Ok(());
         }
@@ -165,38 +156,5 @@ impl Group {
             Ok(Some(found)) if found == term => Ok(index),
             _ => Err(failed(format!("entry {index} of term {term} is not here any more"))),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_majority_of_every_configuration_counts() {
-        let set = |nodes: &[u64]| nodes.iter().copied().collect::<BTreeSet<_>>();
-        let synced = BTreeMap::from([(1, 10), (2, 7), (3, 3), (4, 1)]);
-        for (configs, expected) in [
-            (vec![set(&[1])], 10),
-            (vec![set(&[1, 2])], 7),
-            (vec![set(&[1, 2, 3])], 7),
-            (vec![set(&[1, 2, 3, 4])], 3),
-            (vec![set(&[1, 2, 9])], 7),
-            (vec![set(&[1, 8, 9])], 0),
-            (vec![set(&[1, 2, 3]), set(&[2, 3, 4])], 3),
-            (vec![], 0),
-        ] {
-            assert_eq!(quorum_synced(&synced, &configs), expected, "{configs:?}");
-        }
-    }
-
-    #[test]
-    fn reports_of_another_leadership_do_not_count() {
-        let mut quorum = SyncedQuorum::default();
-        quorum.note(NodeId(2), 4, 100);
-        quorum.note(NodeId(2), 5, 10);
-        quorum.note(NodeId(3), 4, 90);
-        quorum.note(NodeId(2), 5, 8);
-        assert_eq!((quorum.term, quorum.reported), (5, BTreeMap::from([(2, 10)])));
     }
 }
