@@ -79,6 +79,7 @@ pub(crate) async fn run_node(args: LogNode) -> anyhow::Result<()> {
     let config = GroupsConfig {
         address: address.clone(),
         wal_dir: args.dir,
+        boot_id: "bench".into(),
         wal: WalConfig::default(),
         data_groups: 1,
         heartbeat_interval: Duration::from_millis(500),

@@ -235,10 +235,21 @@ async fn patiently<T>(setting: &str, open: impl AsyncFn() -> Result<T, CatalogEr
     }
 }
 
+/// Names this boot of the machine; every read of it that fails is another boot, which is the safe guess.
+fn boot_id() -> String {
+    let path = std::env::var("SIGNALDB_BOOT_ID_PATH").unwrap_or_else(|_| "/proc/sys/kernel/random/boot_id".to_owned());
+    let read = std::fs::read_to_string(&path).map(|id| id.trim().to_owned());
+    read.unwrap_or_else(|error| {
+        tracing::warn!(path, %error, "the machine's boot cannot be told; starting as after a crash of the machine");
+        format!("unknown, started at {}", SystemClock.now().0)
+    })
+}
+
 fn groups_config(config: &Config) -> GroupsConfig {
     GroupsConfig {
         address: config.listen.peer.clone(),
         wal_dir: config.wal_dir(),
+        boot_id: boot_id(),
         wal: WalConfig {
             segment_bytes_max: config.wal.max_segment_size.0,
             sync_interval: config.wal.sync_interval.0,

@@ -255,6 +255,87 @@ pub struct SyncResponse {
     pub synced: u64,
 }
 
+/// Of a group: asks its leader how far a recovering replica has to get, or a voter for a [`RecoveryReport`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct RecoveryRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+}
+
+/// What a leader's core answers to a recovering replica: its vote and the last entry of its log, committed or not.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct RecoveryTarget {
+    #[prost(message, required, tag = "1")]
+    pub leader: Vote,
+    #[prost(uint64, tag = "2")]
+    pub last_index: u64,
+}
+
+/// What a voter says of itself when a majority may have lost entries.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct RecoveryReport {
+    /// As the trust record has it: `trust/1 synced`, `unsynced` or `recovering`.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub trust: bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    #[prost(message, optional, tag = "3")]
+    pub last: Option<LogId>,
+    #[prost(uint64, optional, tag = "4")]
+    pub committed: Option<u64>,
+    /// The voters of each configuration of its membership.
+    #[prost(message, repeated, tag = "5")]
+    pub configs: Vec<Voters>,
+}
+
+/// One configuration.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Voters {
+    #[prost(uint64, repeated, tag = "1")]
+    pub ids: Vec<u64>,
+}
+
+/// Asks a voter to promise its vote to the winner of a recovery; durable before it is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct PromiseRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    #[prost(uint64, tag = "3")]
+    pub winner: u64,
+    /// Where the winner's log ends.
+    #[prost(message, optional, tag = "4")]
+    pub last: Option<LogId>,
+}
+
+/// Whether the voter promised.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct PromiseResponse {
+    #[prost(bool, tag = "1")]
+    pub promised: bool,
+}
+
+/// Tells every voter that all of `voters` have promised: the winner may campaign now. Answered with nothing.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ChosenRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(uint64, tag = "2")]
+    pub winner: u64,
+    #[prost(uint64, repeated, tag = "3")]
+    pub voters: Vec<u64>,
+    #[prost(uint64, repeated, tag = "4")]
+    pub promised: Vec<u64>,
+    /// What may be lost, for people.
+    #[prost(string, tag = "5")]
+    pub loss: String,
+}
+
+/// No answer but that it arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct Done {}
+
 /// Asks a leader for the index that a strong read must see.
 #[derive(Clone, PartialEq, Message)]
 pub struct ReadIndexRequest {

@@ -10,7 +10,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use signaldb_model::{AckLevel, Clock, GroupId, NodeId, Position};
 use signaldb_proto::peer;
-use signaldb_wal::{Durability, Wal};
+use signaldb_wal::Wal;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +21,7 @@ use crate::error::{OpenError, ReadError};
 use crate::log_store::LogStore;
 use crate::network::Network;
 use crate::peers::{Lane, Peers};
+use crate::recovery::{Acks, Gate, StartDecision};
 use crate::sink::ApplySink;
 use crate::state::GroupState;
 use crate::state_machine::{Shared, StateMachine};
@@ -28,6 +29,7 @@ use crate::state_store::StateStore;
 use crate::types::{Peer, Raft};
 
 mod propose;
+mod recover;
 mod synced;
 mod time;
 mod trim;
@@ -115,6 +117,7 @@ pub struct Group {
     panicked: Mutex<Option<String>>,
     synced: Mutex<synced::SyncedQuorum>,
     time: Mutex<time::LeaderTime>,
+    gate: Mutex<Gate>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -153,6 +156,7 @@ impl Group {
     pub(crate) async fn open(
         id: GroupId,
         voters: &BTreeMap<u64, Peer>,
+        decision: StartDecision,
         config: &GroupConfig,
         deps: &GroupDeps,
         sink: Arc<dyn ApplySink>,
@@ -170,10 +174,11 @@ impl Group {
             (false, true) => AckLevel::QuorumFsync,
             (false, false) => AckLevel::Quorum,
         };
-        let durability = if level == AckLevel::Quorum { Durability::Written } else { Durability::Synced };
-        let log = LogStore::new(Arc::clone(&deps.wal), id, durability);
+        let gate = Gate::new(decision);
+        let log = LogStore::new(Arc::clone(&deps.wal), id, Acks::new(decision.trust, level != AckLevel::Quorum));
         let network = Network { group: id, peers: Arc::clone(&deps.peers) };
-        let raft_config = Arc::new(raft_config(id, config).map_err(failed)?);
+        let raft_config =
+            Arc::new(openraft::Config { enable_elect: gate.is_open(), ..raft_config(id, config).map_err(failed)? });
         let raft = Raft::new(node.0, raft_config, network, log.clone(), machine).await;
         let group = Arc::new(Self {
             id,
@@ -192,6 +197,7 @@ impl Group {
             panicked: Mutex::default(),
             synced: Mutex::default(),
             time: Mutex::default(),
+            gate: Mutex::new(gate),
             tasks: deps.tasks.clone(),
             stop: deps.stop.clone(),
         });
@@ -203,6 +209,7 @@ impl Group {
         } else if !group.is_initialized().await.map_err(failed)? {
             group.start_initializing(voters.clone());
         }
+        group.start_recovering();
         group.start_snapshots(config, deps, completed_cut);
         Ok(group)
     }
@@ -264,6 +271,8 @@ impl Group {
             shared: Arc::clone(&self.shared),
             store: Arc::clone(&deps.store),
             unfinished: None,
+            log: self.log.clone(),
+            seen: 0,
             wal: Arc::clone(&deps.wal),
             clock: Arc::clone(&deps.clock),
             config: config.clone(),
@@ -324,7 +333,7 @@ impl Group {
 
     /// Whether this node would take rows as a leader.
     pub(crate) fn is_willing(&self) -> bool {
-        self.refusal.check().is_ok() && !self.tasks.is_closed()
+        self.refusal.check().is_ok() && !self.tasks.is_closed() && !self.is_recovering()
     }
 
     /// Reads appends from the log, `from` to `to` inclusive, until about `bytes_max`; returns where to go on. Blocking.
@@ -493,7 +502,11 @@ impl Group {
             synced_index: self.quorum_synced_index(),
             flushed_index: flushed,
             purged_index: metrics.purged.map_or(0, |id| id.index),
-            state: format!("{:?}", metrics.state).to_lowercase(),
+            state: if self.is_recovering() {
+                "recovering".to_owned()
+            } else {
+                format!("{:?}", metrics.state).to_lowercase()
+            },
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
         }

@@ -3,7 +3,8 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -13,6 +14,7 @@ use signaldb_wal::{AppendEntry, Durability, Wal, WalError};
 use tokio::sync::oneshot;
 
 use crate::codec;
+use crate::recovery::{AckAfter, Acks, Trust};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
 /// Bytes of entries that one read returns at most: bounds an append message and what apply holds at once.
@@ -23,13 +25,59 @@ const READ_BYTES_MAX: usize = 4 << 20;
 pub(crate) struct LogStore {
     wal: Arc<Wal>,
     group: GroupId,
-    /// When an append counts as flushed: openraft's progress is cumulative, so this is a policy of the whole group.
-    durability: Durability,
+    /// When an append counts as flushed, and what must be on disk first. Locked over the decision and the queueing.
+    acks: Arc<Mutex<Acks>>,
 }
 
+/// With a sync this far behind, appends wait for it: what a power loss could take stays small (DESIGN section 3).
+const SYNC_LAG_MAX: Duration = Duration::from_secs(1);
+
 impl LogStore {
-    pub(crate) fn new(wal: Arc<Wal>, group: GroupId, durability: Durability) -> Self {
-        Self { wal, group, durability }
+    pub(crate) fn new(wal: Arc<Wal>, group: GroupId, acks: Acks) -> Self {
+        Self { wal, group, acks: Arc::new(Mutex::new(acks)) }
+    }
+
+    fn acks(&self) -> MutexGuard<'_, Acks> {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn trust(&self) -> Trust {
+        self.acks().trust()
+    }
+
+    /// The gate opened: the record that protected the group is replaced by one that lets it vote.
+    pub(crate) fn left_recovery(&self) {
+        let mut acks = self.acks();
+        if let Some(trust) = acks.left_recovery() {
+            self.wal.save_trust(self.group.0, trust.encode().into(), Durability::Written, None);
+        }
+    }
+
+    /// When everything is on disk, says so on disk: a crash from here on costs no recovery.
+    pub(crate) fn note_idle(&self) {
+        let mut acks = self.acks();
+        if self.wal.synced_index(self.group.0) < self.last_index() {
+            return;
+        }
+        if let Some(trust) = acks.idle() {
+            self.wal.save_trust(self.group.0, trust.encode().into(), Durability::Written, None);
+        }
+    }
+
+    /// The newest entry that was known to be committed; it may be lost.
+    pub(crate) fn saved_committed(&self) -> io::Result<Option<LogId>> {
+        self.wal.group_state(self.group.0).committed.map(|id| codec::decode_log_id(&id)).transpose()
+    }
+
+    /// The last index that the log holds, or held.
+    pub(crate) fn last_index(&self) -> u64 {
+        let state = self.wal.group_state(self.group.0);
+        state.range.map_or(state.purged.map_or(0, |(index, _)| index), |(_, last)| last)
+    }
+
+    /// The persisted vote.
+    pub(crate) fn vote(&self) -> io::Result<Option<Vote>> {
+        self.wal.group_state(self.group.0).vote.map(|vote| codec::decode_vote(&vote)).transpose()
     }
 
     fn last_log_id(&self) -> io::Result<Option<LogId>> {
@@ -120,7 +168,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        self.wal.group_state(self.group.0).vote.map(|vote| codec::decode_vote(&vote)).transpose()
+        self.vote()
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
@@ -183,9 +231,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     /// Never beyond the log: a torn tail or another voter may have left the record ahead of the entries.
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        let saved = self.wal.group_state(self.group.0).committed;
-        let saved = saved.map(|id| codec::decode_log_id(&id)).transpose()?;
-        Ok(saved.min(self.last_log_id()?))
+        Ok(self.saved_committed()?.min(self.last_log_id()?))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
@@ -193,16 +239,39 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        let mut changes_membership = false;
         let entries: Vec<AppendEntry> = entries
             .into_iter()
-            .map(|entry| AppendEntry {
-                index: entry.log_id.index,
-                term: entry.log_id.leader_id.term,
-                bytes: codec::encode_entry(&entry),
+            .map(|entry| {
+                changes_membership |= matches!(entry.payload, openraft::EntryPayload::Membership(_));
+                AppendEntry {
+                    index: entry.log_id.index,
+                    term: entry.log_id.leader_id.term,
+                    bytes: codec::encode_entry(&entry),
+                }
             })
             .collect();
-        let done = Box::new(move |outcome: Result<(), WalError>| callback.io_completed(outcome.map_err(to_io)));
-        self.wal.append(self.group.0, &entries, self.durability, done);
+        if entries.is_empty() {
+            callback.io_completed(Ok(()));
+            return Ok(());
+        }
+        let must_sync = changes_membership || self.wal.sync_lag() > SYNC_LAG_MAX;
+        let mut acks = self.acks();
+        let before = acks.append(must_sync);
+        if let Some(trust) = before.record {
+            self.wal.save_trust(self.group.0, trust.encode().into(), Durability::Written, None);
+        }
+        let (durability, noted, shared) = match before.ack {
+            AckAfter::Write => (Durability::Written, None, Arc::clone(&self.acks)),
+            AckAfter::Sync => (Durability::Synced, Some(acks.trust()), Arc::clone(&self.acks)),
+        };
+        let done = Box::new(move |outcome: Result<(), WalError>| {
+            if let (Ok(()), Some(trust)) = (&outcome, noted) {
+                shared.lock().unwrap_or_else(PoisonError::into_inner).synced(trust);
+            }
+            callback.io_completed(outcome.map_err(to_io));
+        });
+        self.wal.append(self.group.0, &entries, durability, done);
         Ok(())
     }
 

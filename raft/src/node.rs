@@ -28,6 +28,7 @@ use crate::types::Peer;
 
 mod balance;
 mod formation;
+mod start;
 
 /// How long a stopping node waits for others to take its leaderships.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,6 +41,8 @@ pub struct GroupsConfig {
     /// Where peers reach this node, `host:port`.
     pub address: String,
     pub wal_dir: PathBuf,
+    /// Names this boot of the machine: another one means that the page cache is gone.
+    pub boot_id: String,
     pub wal: WalConfig,
     /// Data groups of a new cluster; an existing one keeps what it was founded with.
     pub data_groups: u32,
@@ -102,6 +105,7 @@ pub struct OpenLog {
     wal: Arc<Wal>,
     store: Arc<dyn StateStore>,
     peers: Arc<Peers>,
+    decisions: start::Decisions,
 }
 
 impl OpenLog {
@@ -113,10 +117,14 @@ impl OpenLog {
         io: Arc<dyn LogIo>,
         store: Arc<dyn StateStore>,
     ) -> Result<Self, OpenError> {
-        let wal = open_wal(config, io).await?;
+        let wal = open_wal(config, Arc::clone(&io)).await?;
         check_disk(store.as_ref(), wal.disk_id())?;
+        let alone = peers.addresses.len() <= 1;
+        let (log, settings) = (Arc::clone(&wal), config.clone());
+        let decided = tokio::task::spawn_blocking(move || start::decide(&log, io.as_ref(), &settings, alone)).await;
+        let decisions = decided.map_err(|error| OpenError::Group { group: 0, reason: error.to_string() })??;
         let peers = Arc::new(Peers::new(peers, wal.disk_id().to_owned()));
-        Ok(Self { wal, store, peers })
+        Ok(Self { wal, store, peers, decisions })
     }
 
     pub fn peers(&self) -> &Arc<Peers> {
@@ -158,7 +166,8 @@ impl Groups {
         clock: Arc<dyn Clock>,
         sink: Arc<dyn ApplySink>,
     ) -> Result<Self, OpenError> {
-        let OpenLog { wal, store, peers } = log;
+        let OpenLog { wal, store, peers, decisions } = log;
+        let decision = |group: GroupId| decisions.get(&group.0).copied().unwrap_or(start::NEW);
         let deps = GroupDeps {
             wal: Arc::clone(&wal),
             store,
@@ -193,7 +202,8 @@ impl Groups {
             (false, false) => BTreeMap::new(),
         };
         peers.set_voters(formation::listed(&voters));
-        let meta_group = Group::open(GroupId::META, &voters, &group_config, &deps, meta_sink).await?;
+        let meta_group =
+            Group::open(GroupId::META, &voters, decision(GroupId::META), &group_config, &deps, meta_sink).await?;
         if !fresh {
             let members = meta_group.members();
             formation::check_members(&peers, &members)?;
@@ -204,7 +214,8 @@ impl Groups {
         let founding = found(&meta_group, &meta, &config, &voters).await?;
         let mut data = BTreeMap::new();
         for id in (1..=founding.data_groups).map(GroupId) {
-            let group = Group::open(id, founding.voters_or(&voters), &group_config, &deps, Arc::clone(&sink)).await?;
+            let voters = founding.voters_or(&voters);
+            let group = Group::open(id, voters, decision(id), &group_config, &deps, Arc::clone(&sink)).await?;
             data.insert(id, group);
         }
         let stop_balancing = deps.stop.child_token();
@@ -326,7 +337,11 @@ impl Groups {
         }
         let leaderless = |group: &&Arc<Group>| !group.has_leader() || group.failure().is_some();
         let groups = std::iter::once(&self.meta_group).chain(self.data.values()).filter(leaderless);
-        groups.map(|group| format!("group {} has no leader", group.id())).collect()
+        let leaderless = groups.map(|group| format!("group {} has no leader", group.id()));
+        let all = || std::iter::once(&self.meta_group).chain(self.data.values());
+        let recovering = all().filter(|group| group.is_recovering());
+        let recovering = recovering.map(|group| format!("group {} is recovering", group.id()));
+        leaderless.chain(recovering).collect()
     }
 
     /// The failure after which the process must stop, if there was one.
@@ -349,6 +364,12 @@ impl Groups {
         futures::future::join_all(groups.map(|group| group.shutdown())).await;
         if in_flight.is_err() && tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await.is_err() {
             tracing::warn!("writes in flight did not end");
+        }
+        // Whatever happens to the machine from here on, nothing is lost.
+        for group in std::iter::once(&self.meta_group).chain(self.data.values()) {
+            if let Err(error) = group.settle(CLOSE_TIMEOUT).await {
+                tracing::warn!(group = %group.id(), %error, "the log is not marked as synced");
+            }
         }
         let wal = Arc::clone(&self.wal);
         if tokio::task::spawn_blocking(move || wal.close()).await.is_err() {

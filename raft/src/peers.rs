@@ -126,7 +126,8 @@ impl Peers {
     /// Whether this node takes leaderships; unknown before the first data group is open.
     pub(crate) fn is_willing(&self) -> bool {
         let stopping = self.stopping.load(Ordering::Acquire);
-        !stopping && self.group(1).is_some_and(|group| group.is_willing())
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        !stopping && groups.len() > 1 && groups.values().all(|group| group.is_willing())
     }
 
     /// From now on nobody should give this node a leadership.

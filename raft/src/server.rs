@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::error::{RejectReason, WriteError};
 use crate::group::Group;
 use crate::peers::{MESSAGE_BYTES_MAX, Peers};
+use crate::recovery::{Act, LeaderVote, Report};
 use crate::state_machine::SnapshotBytes;
 use crate::{codec, wire};
 
@@ -162,12 +163,18 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
         "Vote" => {
             let request: peer::VoteRequest = decode(body)?;
             let raft = group(peers, request.group)?;
+            if !raft.may(Act::GrantVote { candidate: request.vote.node }) {
+                return Ok(encode(&abstain(&raft)));
+            }
             let response = raft.raft().vote(wire::vote_request_in(&request)).await.map_err(stopped)?;
             encode(&wire::vote_response_out(&response))
         }
         "PreVote" => {
             let request: peer::VoteRequest = decode(body)?;
             let raft = group(peers, request.group)?;
+            if !raft.may(Act::GrantVote { candidate: request.vote.node }) {
+                return Ok(encode(&abstain(&raft)));
+            }
             let response = raft.raft().pre_vote(wire::vote_request_in(&request)).await.map_err(stopped)?;
             encode(&wire::vote_response_out(&response))
         }
@@ -184,6 +191,9 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
         "TransferLeader" => {
             let request: peer::TransferRequest = decode(body)?;
             let raft = group(peers, request.group)?;
+            if !raft.may(Act::Campaign) {
+                return Ok(encode(&peer::TransferResponse { not_flushed: true, ..Default::default() }));
+            }
             let response = raft.raft().handle_transfer_leader(wire::transfer_request_in(&request)).await;
             encode(&wire::transfer_response_out(&response.map_err(stopped)?))
         }
@@ -193,6 +203,28 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
             let group = group(peers, request.group)?;
             let written = group.propose_for_peer(request.command, request.synced, timeout).await;
             encode(&propose_response(written))
+        }
+        "RecoveryTarget" => {
+            let request: peer::RecoveryRequest = decode(body)?;
+            let target = group(peers, request.group)?.recovery_target().await;
+            encode(&target.map_err(|error| Status::unavailable(error.to_string()))?)
+        }
+        "RecoveryReport" => {
+            let request: peer::RecoveryRequest = decode(body)?;
+            let report = group(peers, request.group)?.recovery_report().await;
+            encode(&recovery_report(&report.map_err(|error| Status::unavailable(error.to_string()))?))
+        }
+        "RecoveryPromise" => {
+            let request: peer::PromiseRequest = decode(body)?;
+            let winner = LeaderVote { term: request.term, node: request.winner };
+            let promised = group(peers, request.group)?.promise(winner, wire::id_in(request.last)).await;
+            encode(&peer::PromiseResponse { promised })
+        }
+        "RecoveryChosen" => {
+            let request: peer::ChosenRequest = decode(body)?;
+            let (promised, voters) = (request.promised.into_iter().collect(), request.voters.into_iter().collect());
+            group(peers, request.group)?.chosen(request.winner, &promised, &voters, &request.loss).await;
+            encode(&peer::Done {})
         }
         "Sync" => {
             let request: peer::SyncRequest = decode(body)?;
@@ -208,6 +240,21 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
         }
         other => return Err(Status::unimplemented(format!("peers do not know {other}; it is of a newer version"))),
     })
+}
+
+/// A replica that may have lost entries grants nothing, and shows its vote, so that a candidate learns of its term.
+fn abstain(group: &Group) -> peer::VoteResponse {
+    peer::VoteResponse { vote: wire::vote_out(&group.own_vote()), granted: false, last_log_id: None }
+}
+
+fn recovery_report(report: &Report) -> peer::RecoveryReport {
+    peer::RecoveryReport {
+        trust: report.trust.encode().into(),
+        term: report.term,
+        last: report.last.map(|end| peer::LogId { term: end.term, index: end.index }),
+        committed: report.committed,
+        configs: report.configs.iter().map(|ids| peer::Voters { ids: ids.iter().copied().collect() }).collect(),
+    }
 }
 
 fn decode<M: Message + Default>(body: Bytes) -> Result<M, Status> {

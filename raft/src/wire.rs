@@ -25,7 +25,7 @@ fn id_out(id: Option<LogId>) -> Option<peer::LogId> {
     id.map(|id| peer::LogId { term: id.leader_id.term, index: id.index })
 }
 
-fn id_in(id: Option<peer::LogId>) -> Option<LogId> {
+pub(crate) fn id_in(id: Option<peer::LogId>) -> Option<LogId> {
     id.map(|id| LogId::new_term_index(id.term, id.index))
 }
 

@@ -22,4 +22,4 @@ pub use config::WalConfig;
 pub use error::{OpenError, WalError};
 pub use index::GroupState;
 pub use io::{LogFile, LogIo, RealIo};
-pub use wal::{AppendEntry, Callback, Durability, Wal, WalStats};
+pub use wal::{AppendEntry, Callback, Durability, POISON_FILE, Wal, WalStats};

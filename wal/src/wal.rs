@@ -27,6 +27,9 @@ const RECORD_BYTES_TARGET: usize = 4 << 20;
 /// builder of the tables all read them within moments, and a record is read whole.
 const RECENT_BYTES_MAX: usize = 32 << 20;
 
+/// Left beside the segments by a failed write or fsync: the next start must not trust what it reads back.
+pub const POISON_FILE: &str = "poisoned";
+
 /// Runs once, on a thread of the log: it must not block.
 pub type Callback = Box<dyn FnOnce(Result<(), WalError>) + Send>;
 
@@ -116,6 +119,7 @@ impl Wal {
             synced: AtomicU64::new(recovered.next_batch),
             poison: Lock::new(None),
             fsync: Lock::new(()),
+            mark: PoisonMark { io: Arc::clone(&io), path: dir.join(POISON_FILE) },
         });
         let next_batch = recovered.next_batch;
         let writer = Writer {
@@ -199,6 +203,11 @@ impl Wal {
         self.shared.submit(vec![Self::small(Kind::Committed, group, 0, 0, committed, Durability::Written, None)]);
     }
 
+    /// Stores the group's trust record; `done` runs when `durability` holds for it, if anybody waits.
+    pub fn save_trust(&self, group: u32, trust: Bytes, durability: Durability, done: Option<Callback>) {
+        self.shared.submit(vec![Self::small(Kind::Trust, group, 0, 0, trust, durability, done)]);
+    }
+
     /// Removes the entries from `from` on.
     pub fn truncate_from(&self, group: u32, from: u64, done: Callback) {
         self.shared.submit(vec![Self::small(
@@ -279,6 +288,16 @@ impl Wal {
             next = batch.last + 1;
         }
         Ok(out)
+    }
+
+    /// The groups that the log knows of.
+    pub fn groups(&self) -> Vec<u32> {
+        self.shared.groups.lock().indexes.keys().copied().collect()
+    }
+
+    /// How long the oldest bytes have been waiting for their fdatasync.
+    pub fn sync_lag(&self) -> Duration {
+        self.shared.sync.lock().lag()
     }
 
     pub fn group_state(&self, group: u32) -> GroupState {
@@ -388,6 +407,22 @@ pub(crate) struct Shared {
     poison: Lock<Option<WalError>>,
     /// Held over each fdatasync: the kernel reports a failure once, and nobody may see a later success before the poison.
     fsync: Lock<()>,
+    mark: PoisonMark,
+}
+
+struct PoisonMark {
+    io: Arc<dyn LogIo>,
+    path: PathBuf,
+}
+
+impl PoisonMark {
+    /// Best effort: the disk may take nothing any more.
+    fn leave(&self, operation: &str, error: &std::io::Error) {
+        let text = format!("{operation} failed: {error}\n");
+        if let Err(error) = self.io.replace(&self.path, text.as_bytes()) {
+            tracing::error!(%error, path = %self.path.display(), "the poison mark cannot be written");
+        }
+    }
 }
 
 struct Queue {
@@ -452,6 +487,7 @@ impl Shared {
     /// Stops the log for good; returns what everybody who asks is told.
     pub(crate) fn poison(&self, operation: &'static str, error: std::io::Error) -> WalError {
         tracing::error!(operation, error = %error, "WAL is poisoned: the node must stop");
+        self.mark.leave(operation, &error);
         let failure = WalError::Poisoned { operation, source: Arc::new(error) };
         let failure = self.poison.lock().get_or_insert(failure).clone();
         let stranded = std::mem::take(&mut self.queue.lock().requests);

@@ -38,6 +38,8 @@ pub(crate) struct SyncState {
     file: Option<Arc<dyn LogFile>>,
     unsynced_bytes: u64,
     oldest_unsynced: Option<Instant>,
+    /// The same of what is being synced.
+    oldest_syncing: Option<Instant>,
     closed: bool,
 }
 
@@ -287,6 +289,10 @@ impl SyncState {
         }
     }
 
+    pub(crate) fn lag(&self) -> Duration {
+        self.oldest_syncing.or(self.oldest_unsynced).map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
     }
@@ -341,11 +347,13 @@ pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
         let waiting = std::mem::take(&mut state.waiting);
         let (written, file) = (state.written, state.file.clone());
         state.unsynced_bytes = 0;
-        state.oldest_unsynced = None;
+        state.oldest_syncing = state.oldest_unsynced.take();
         drop(state);
         let begun = Instant::now();
         // Earlier segments were synced when they were sealed, so the newest file is enough.
-        match file.map_or(Ok(()), |file| shared.sync_file(file.as_ref())) {
+        let synced = file.map_or(Ok(()), |file| shared.sync_file(file.as_ref()));
+        shared.sync.lock().oldest_syncing = None;
+        match synced {
             Ok(()) => {
                 metrics::histogram!("signaldb_wal_flush_duration_seconds").record(begun.elapsed().as_secs_f64());
                 shared.advance_synced(written);

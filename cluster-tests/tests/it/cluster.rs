@@ -77,6 +77,25 @@ impl Cluster {
         self.nodes.iter().map(|node| node.otlp_http("/v1/traces")).collect()
     }
 
+    /// Waits until every node's log of the busiest group ends at the same entry.
+    pub(crate) async fn wait_equal_logs(&self) -> anyhow::Result<()> {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let mut ends = Vec::new();
+            for node in &self.nodes {
+                let status: Value = node.http.get(node.url("/api/v1/cluster")).send().await?.json().await?;
+                let groups = status["groups"].as_array().context("groups")?;
+                let data = groups.iter().filter(|group| group["group"] != 0);
+                ends.push(data.map(|group| group["last_log_index"].as_u64()).collect::<Vec<_>>());
+            }
+            if ends.iter().all(|end| *end == ends[0]) {
+                return Ok(());
+            }
+            anyhow::ensure!(Instant::now() < until, "the logs stay different: {ends:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The data group that holds the default tenant, and the position of its leader in `nodes`.
     pub(crate) async fn leader(&self) -> anyhow::Result<usize> {
         let until = Instant::now() + DEADLINE;

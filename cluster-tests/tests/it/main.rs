@@ -16,6 +16,7 @@ mod node;
 mod object_store;
 mod otlp;
 mod peer_port;
+mod power_loss;
 mod recovery_model;
 mod rust_sdk;
 mod spans;

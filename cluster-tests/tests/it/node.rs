@@ -18,6 +18,9 @@ use tonic::transport::{Channel, Endpoint};
 /// How long a test waits for a condition.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
+/// File in a node's directory that stands for `/proc/sys/kernel/random/boot_id`.
+const BOOT_ID: &str = "boot_id";
+
 /// Multiplies the sizes of the scenarios.
 pub(crate) fn scale() -> usize {
     std::env::var("SIGNALDB_TEST_SCALE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
@@ -116,6 +119,34 @@ impl Node {
         self.child.kill().context("kill")?;
         self.child.wait().context("wait")?;
         Ok(())
+    }
+
+    /// What a power loss leaves: the process is gone, the machine has another boot id, and the last `lost` bytes of the
+    /// log never reached the disk.
+    pub(crate) fn lose_power(&mut self, lost: u64) -> anyhow::Result<()> {
+        self.kill()?;
+        self.reboot()?;
+        let file = std::fs::File::options().write(true).open(self.newest_segment()?)?;
+        let len = file.metadata()?.len();
+        anyhow::ensure!(len > lost, "the newest segment has only {len} bytes");
+        file.set_len(len - lost)?;
+        Ok(())
+    }
+
+    /// The machine gets another boot id.
+    pub(crate) fn reboot(&self) -> anyhow::Result<()> {
+        std::fs::write(self.dir.join(BOOT_ID), uuid::Uuid::new_v4().to_string()).context("write the boot id")
+    }
+
+    /// Bytes of the newest segment of the log.
+    pub(crate) fn log_bytes(&self) -> anyhow::Result<u64> {
+        Ok(self.newest_segment()?.metadata()?.len())
+    }
+
+    fn newest_segment(&self) -> anyhow::Result<PathBuf> {
+        let segments = std::fs::read_dir(self.dir.join("data/wal/segments"))?;
+        let segments = segments.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
+        segments.into_iter().max().context("a segment")
     }
 
     /// SIGTERM; returns the exit code and how long it took.
@@ -262,6 +293,12 @@ fn spawn(dir: &Path, settings: &[String], ports: [u16; 5]) -> anyhow::Result<Chi
     for setting in settings {
         command.arg("--set").arg(setting);
     }
+    // A machine of its own.
+    let boot_id = dir.join(BOOT_ID);
+    if !boot_id.exists() {
+        std::fs::write(&boot_id, uuid::Uuid::new_v4().to_string())?;
+    }
+    command.env("SIGNALDB_BOOT_ID_PATH", boot_id);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     command.spawn().context("start signaldb")
 }

@@ -129,7 +129,7 @@ impl Group {
     }
 
     /// Waits until this node has the entry at `index` on disk, and hurries the sync.
-    async fn sync_here(&self, index: u64) -> Result<(), ReadError> {
+    pub(super) async fn sync_here(&self, index: u64) -> Result<(), ReadError> {
         let (sender, receiver) = oneshot::channel();
         self.log.when_synced(index, Box::new(move |outcome| drop(sender.send(outcome))));
         let failed = |reason: String| ReadError::Unavailable { group: self.id.0, reason };

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{GroupConfig, SNAPSHOT_TIMEOUT};
 use crate::command::Command;
+use crate::log_store::LogStore;
 use crate::state_machine::Shared;
 use crate::state_store::StateStore;
 use crate::types::{EncodedCommand, Raft};
@@ -23,6 +24,9 @@ pub(super) struct Trimmer {
     pub(super) store: Arc<dyn StateStore>,
     /// A cut whose snapshot is not durable yet.
     pub(super) unfinished: Option<u64>,
+    pub(super) log: LogStore,
+    /// Last index of the log at the last tick.
+    pub(super) seen: u64,
     pub(super) wal: Arc<Wal>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) config: GroupConfig,
@@ -57,6 +61,13 @@ impl Trimmer {
     }
 
     async fn trim(&mut self, ticked: bool) {
+        if ticked {
+            // Quiet for a whole interval: a crash of the machine from here on costs no recovery.
+            let last = self.log.last_index();
+            if std::mem::replace(&mut self.seen, last) == last {
+                self.log.note_idle();
+            }
+        }
         let outcome = match self.make_durable().await {
             Ok(()) if ticked => self.cut_if_idle_and_pinning().await,
             outcome => outcome,

@@ -55,6 +55,7 @@ impl Machine {
         let config = GroupsConfig {
             address: "127.0.0.1:1".into(),
             wal_dir: "/wal".into(),
+            boot_id: "boot".into(),
             wal: WalConfig { segment_bytes_max: 4096, ..WalConfig::default() },
             data_groups: 2,
             heartbeat_interval: Duration::from_millis(500),
