@@ -11,6 +11,7 @@ mod config;
 mod error;
 mod index;
 mod io;
+pub mod metrics;
 pub mod record;
 pub mod recovery;
 #[cfg(any(test, feature = "testing"))]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use crate::config::WalConfig;
 use crate::error::{OpenError, WalError};
 use crate::index::{Batch, DiskPlace, GroupIndex, GroupState};
 use crate::io::{LogFile, LogIo};
+use crate::metrics::Meters;
 use crate::record::{self, FORMAT, Header, Kind};
 use crate::recovery::{self, Segment, TornTail, segment_path};
 use crate::writer::{self, Request, SyncState, Writer};
@@ -55,6 +56,10 @@ pub struct AppendEntry {
 pub struct WalStats {
     pub segments: u64,
     pub bytes: u64,
+    /// Written and not known to be on disk.
+    pub unsynced_bytes: u64,
+    /// Age of the oldest of these bytes.
+    pub sync_lag: Duration,
 }
 
 /// The log of one disk. Dropping it closes it: everything queued is written and synced.
@@ -120,7 +125,9 @@ impl Wal {
             poison: Lock::new(None),
             fsync: Lock::new(()),
             mark: PoisonMark { io: Arc::clone(&io), path: dir.join(POISON_FILE) },
+            meters: Meters::register(),
         });
+        shared.meters.torn_tails.increment(u64::from(recovered.torn.is_some()));
         let next_batch = recovered.next_batch;
         let writer = Writer {
             shared: Arc::clone(&shared),
@@ -297,7 +304,7 @@ impl Wal {
 
     /// How long the oldest bytes have been waiting for their fdatasync.
     pub fn sync_lag(&self) -> Duration {
-        self.shared.sync.lock().lag()
+        self.shared.sync.lock().lag().1
     }
 
     pub fn group_state(&self, group: u32) -> GroupState {
@@ -339,8 +346,10 @@ impl Wal {
     }
 
     pub fn stats(&self) -> WalStats {
+        let (unsynced_bytes, sync_lag) = self.shared.sync.lock().lag();
         let segments = self.shared.segments.lock();
-        WalStats { segments: segments.len() as u64, bytes: segments.values().map(|segment| segment.len).sum() }
+        let bytes = segments.values().map(|segment| segment.len).sum();
+        WalStats { segments: segments.len() as u64, bytes, unsynced_bytes, sync_lag }
     }
 
     /// The failure that stopped the log, if one did.
@@ -408,6 +417,7 @@ pub(crate) struct Shared {
     /// Held over each fdatasync: the kernel reports a failure once, and nobody may see a later success before the poison.
     fsync: Lock<()>,
     mark: PoisonMark,
+    pub(crate) meters: Meters,
 }
 
 struct PoisonMark {
@@ -501,10 +511,14 @@ impl Shared {
     /// fdatasync for both threads.
     pub(crate) fn sync_file(&self, file: &dyn LogFile) -> Result<(), WalError> {
         let _one_at_a_time = self.fsync.lock();
-        match self.poisoned() {
-            Some(poison) => Err(poison),
-            None => file.sync_data().map_err(|error| self.poison("fsync", error)),
+        if let Some(poison) = self.poisoned() {
+            return Err(poison);
         }
+        let begun = Instant::now();
+        let outcome = file.sync_data();
+        self.meters.syncs.increment(1);
+        self.meters.sync_duration.record(begun.elapsed().as_secs_f64());
+        outcome.map_err(|error| self.poison("fsync", error))
     }
 
     pub(crate) fn poisoned(&self) -> Option<WalError> {
@@ -589,7 +603,10 @@ impl Shared {
             last: 0,
             flushed: 0,
         };
-        recovery::read_payload(file.as_ref(), offset, &header).map(Bytes::from).map_err(failed)
+        recovery::read_payload(file.as_ref(), offset, &header).map(Bytes::from).map_err(|reason| {
+            self.meters.corruptions.increment(1);
+            failed(reason)
+        })
     }
 }
 

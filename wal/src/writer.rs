@@ -38,8 +38,8 @@ pub(crate) struct SyncState {
     file: Option<Arc<dyn LogFile>>,
     unsynced_bytes: u64,
     oldest_unsynced: Option<Instant>,
-    /// The same of what is being synced.
-    oldest_syncing: Option<Instant>,
+    /// What a sync that runs is about: bytes, and when the oldest of them were written.
+    syncing: Option<(u64, Instant)>,
     closed: bool,
 }
 
@@ -185,12 +185,14 @@ impl Writer {
             .collect();
         self.current.file.append(&slices)?;
         self.shared.segment_written(self.current.number, &self.current.file, self.current.len);
-        let mut bytes = 0;
+        let (mut bytes, mut appended) = (0, 0);
         for ((offset, header, _), request) in headers.iter().zip(requests) {
             bytes += header.record_len();
+            appended += if request.kind == Kind::Append { request.payload.len() as u64 } else { 0 };
             self.note(*offset, header, request);
         }
-        metrics::counter!("signaldb_wal_written_bytes_total").increment(bytes);
+        self.shared.meters.written_bytes.increment(bytes);
+        self.shared.meters.appended_bytes.increment(appended);
         self.shared.sync.lock().wrote(self.next_batch, bytes, &self.current.file);
         Ok(())
     }
@@ -242,6 +244,7 @@ impl Writer {
             let header = self.current.place_record(&mut self.next_batch, Kind::Footer, &payload, flushed);
             self.current.file.append(&[&header.encode(), &payload, &encode_trailer(footer_offset)])?;
             self.current.len += TRAILER_BYTES as u64;
+            self.shared.meters.written_bytes.increment(self.current.len - footer_offset);
         }
         // Synced before the next segment is written: damage in a sealed segment is never a torn tail.
         self.sync_current()?;
@@ -258,7 +261,8 @@ impl Writer {
         )?;
         self.shared.segment_written(self.current.number, &self.current.file, self.current.len);
         self.shared.sync.lock().wrote(self.next_batch, 0, &self.current.file);
-        metrics::counter!("signaldb_wal_segments_created_total").increment(1);
+        self.shared.meters.written_bytes.increment(self.current.len);
+        self.shared.meters.segments_created.increment(1);
         Ok(())
     }
 
@@ -274,6 +278,7 @@ impl Writer {
             // One after the other: a gap between segments would look like damage.
             self.io.remove(&segment_path(&self.dir, *number))?;
             self.io.sync_dir(&self.dir)?;
+            self.shared.meters.segments_removed.increment(1);
         }
         Ok(())
     }
@@ -289,12 +294,15 @@ impl SyncState {
         }
     }
 
-    pub(crate) fn lag(&self) -> Duration {
-        self.oldest_syncing.or(self.oldest_unsynced).map_or(Duration::ZERO, |since| since.elapsed())
-    }
-
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// Bytes that are written and not known to be on disk, and the age of the oldest of them.
+    pub(crate) fn lag(&self) -> (u64, Duration) {
+        let (syncing_bytes, syncing_since) = self.syncing.unzip();
+        let since = syncing_since.or(self.oldest_unsynced);
+        (self.unsynced_bytes + syncing_bytes.unwrap_or(0), since.map_or(Duration::ZERO, |since| since.elapsed()))
     }
 
     pub(crate) fn wait_for(&mut self, group: u32, index: u64, done: Callback) {
@@ -346,17 +354,17 @@ pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
         }
         let waiting = std::mem::take(&mut state.waiting);
         let (written, file) = (state.written, state.file.clone());
+        let syncing = state.oldest_unsynced.map(|since| (state.unsynced_bytes, since));
+        state.syncing = syncing;
         state.unsynced_bytes = 0;
-        state.oldest_syncing = state.oldest_unsynced.take();
+        state.oldest_unsynced = None;
         drop(state);
-        let begun = Instant::now();
         // Earlier segments were synced when they were sealed, so the newest file is enough.
         let synced = file.map_or(Ok(()), |file| shared.sync_file(file.as_ref()));
-        shared.sync.lock().oldest_syncing = None;
         match synced {
             Ok(()) => {
-                metrics::histogram!("signaldb_wal_flush_duration_seconds").record(begun.elapsed().as_secs_f64());
                 shared.advance_synced(written);
+                shared.sync.lock().syncing = None;
                 let poisoned = shared.poisoned();
                 for done in waiting.into_iter().chain(shared.satisfied()) {
                     done(poisoned.clone().map_or(Ok(()), Err));

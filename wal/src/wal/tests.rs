@@ -52,6 +52,18 @@ fn segment(number: u64) -> PathBuf {
 }
 
 #[test]
+fn unsynced_bytes_and_their_age_end_with_the_sync() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=1, Durability::Written).expect("appends");
+    let behind = wal.stats();
+    assert!(behind.unsynced_bytes > 0 && behind.sync_lag > Duration::ZERO, "{behind:?}");
+    append(&wal, 1, 2..=2, Durability::Synced).expect("appends");
+    let synced = wal.stats();
+    assert_eq!((synced.unsynced_bytes, synced.sync_lag), (0, Duration::ZERO));
+}
+
+#[test]
 fn what_was_appended_is_read_before_and_after_a_restart() {
     let io = SimIo::new();
     let wal = open(&io, 1 << 20);
