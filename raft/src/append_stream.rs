@@ -97,6 +97,13 @@ where
     }))
 }
 
+/// What a session leaves unanswered is not on the way any more.
+impl<S> Drop for Session<'_, S> {
+    fn drop(&mut self) {
+        self.client.in_flight.decrement(self.sent_bytes as f64);
+    }
+}
+
 impl<S> Session<'_, S>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin,
@@ -145,6 +152,7 @@ where
         let term = request.vote.leader_id.term;
         self.sent.push_back(Sent { term, previous: request.prev_log_id, last, bytes: message.len() });
         self.sent_bytes += message.len();
+        self.client.in_flight.increment(message.len() as f64);
         let stream = self.stream.as_ref().ok_or_else(|| Status::internal("no stream"))?;
         stream.requests.try_send(message.into()).map_err(|_| Status::unavailable("the connection broke"))
     }
@@ -157,6 +165,7 @@ where
         let response = response.map_err(|status| unreachable(&status))?;
         let sent = self.sent.pop_front().ok_or_else(confused)?;
         self.sent_bytes -= sent.bytes;
+        self.client.in_flight.decrement(sent.bytes as f64);
         let outcome = wire::append_response_in(&response).ok_or_else(confused)?;
         // Without an entry before them, entries cannot conflict.
         if outcome.is_conflict() && sent.previous.is_none() {

@@ -33,6 +33,24 @@ pub enum RejectReason {
     Undecodable(String),
 }
 
+impl RejectReason {
+    /// Every [`Self::name`].
+    pub(crate) const NAMES: [&'static str; 6] =
+        ["no_leader", "throttled", "too_large", "stopping", "busy", "undecodable"];
+
+    /// The reason in metrics.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::NoLeader { .. } => "no_leader",
+            Self::Throttled { .. } => "throttled",
+            Self::TooLarge { .. } => "too_large",
+            Self::Stopping => "stopping",
+            Self::Busy(_) => "busy",
+            Self::Undecodable(_) => "undecodable",
+        }
+    }
+}
+
 /// A strong read cannot be served.
 #[derive(Debug, Error)]
 pub enum ReadError {

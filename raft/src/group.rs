@@ -19,6 +19,7 @@ use crate::admission::{Admission, Refusal};
 use crate::command::{Append, Command};
 use crate::error::{OpenError, ReadError};
 use crate::log_store::LogStore;
+use crate::metrics::{GroupMeters, SeenLeadership};
 use crate::network::Network;
 use crate::peers::{Lane, Peers};
 use crate::recovery::{Acks, Gate, StartDecision};
@@ -28,11 +29,15 @@ use crate::state_machine::{Shared, StateMachine};
 use crate::state_store::StateStore;
 use crate::types::{Peer, Raft};
 
+mod observe;
 mod propose;
 mod recover;
+mod sync_lag;
 mod synced;
 mod time;
 mod trim;
+
+pub(crate) use sync_lag::{SyncFallback, watch_sync};
 
 /// How long opening waits for a lone voter to lead and to replay its log.
 const REPLAY_TIMEOUT: Duration = Duration::from_secs(600);
@@ -116,6 +121,10 @@ pub struct Group {
     silence_max: Duration,
     panicked: Mutex<Option<String>>,
     synced: Mutex<synced::SyncedQuorum>,
+    lag: Mutex<sync_lag::SyncLag>,
+    sync_lag_max: Duration,
+    fallback: SyncFallback,
+    meters: GroupMeters,
     time: Mutex<time::LeaderTime>,
     gate: Mutex<Gate>,
     tasks: TaskTracker,
@@ -175,7 +184,9 @@ impl Group {
             (false, false) => AckLevel::Quorum,
         };
         let gate = Gate::new(decision);
-        let log = LogStore::new(Arc::clone(&deps.wal), id, Acks::new(decision.trust, level != AckLevel::Quorum));
+        let fallback = SyncFallback::default();
+        let acks = Acks::new(decision.trust, level != AckLevel::Quorum);
+        let log = LogStore::new(Arc::clone(&deps.wal), id, acks, fallback.clone());
         let network = Network { group: id, peers: Arc::clone(&deps.peers) };
         let raft_config =
             Arc::new(openraft::Config { enable_elect: gate.is_open(), ..raft_config(id, config).map_err(failed)? });
@@ -196,12 +207,16 @@ impl Group {
             silence_max: 3 * config.election_timeout.1,
             panicked: Mutex::default(),
             synced: Mutex::default(),
+            lag: Mutex::default(),
+            sync_lag_max: sync_lag::SYNC_LAG_MAX.max(2 * config.heartbeat_interval).max(2 * deps.wal.sync_interval()),
+            fallback,
+            meters: GroupMeters::register(id),
             time: Mutex::default(),
             gate: Mutex::new(gate),
             tasks: deps.tasks.clone(),
             stop: deps.stop.clone(),
         });
-        group.watch_for_panics();
+        group.watch_core();
         deps.peers.register(&group);
         if alone {
             let peer = voters.get(&node.0).cloned().unwrap_or_default();
@@ -466,12 +481,14 @@ impl Group {
         failed.or_else(|| self.panicked.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    /// A core that panics changes no metrics: its channels close, that is all.
-    fn watch_for_panics(self: &Arc<Self>) {
+    /// Counts elections, and notices a core that panics: it changes no metrics, its channels close, that is all.
+    fn watch_core(self: &Arc<Self>) {
         let group = Arc::clone(self);
         let mut metrics = self.raft.server_metrics();
         self.tasks.spawn(async move {
+            let mut seen = SeenLeadership::since(group.log.saved_term());
             loop {
+                group.meters.note_leadership(&mut seen, group.leadership());
                 tokio::select! {
                     () = group.stop.cancelled() => return,
                     changed = metrics.changed() => if changed.is_err() {

@@ -13,6 +13,7 @@ pub mod command;
 pub mod error;
 pub mod group;
 mod log_store;
+pub mod metrics;
 mod network;
 pub mod node;
 pub mod peers;

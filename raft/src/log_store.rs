@@ -4,7 +4,6 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -14,6 +13,7 @@ use signaldb_wal::{AppendEntry, Durability, Wal, WalError};
 use tokio::sync::oneshot;
 
 use crate::codec;
+use crate::group::SyncFallback;
 use crate::recovery::{AckAfter, Acks, Trust};
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
@@ -27,14 +27,13 @@ pub(crate) struct LogStore {
     group: GroupId,
     /// When an append counts as flushed, and what must be on disk first. Locked over the decision and the queueing.
     acks: Arc<Mutex<Acks>>,
+    /// Asks every append to wait for its sync for a while: what a power loss could take stays small.
+    fallback: SyncFallback,
 }
 
-/// With a sync this far behind, appends wait for it: what a power loss could take stays small (DESIGN section 3).
-const SYNC_LAG_MAX: Duration = Duration::from_secs(1);
-
 impl LogStore {
-    pub(crate) fn new(wal: Arc<Wal>, group: GroupId, acks: Acks) -> Self {
-        Self { wal, group, acks: Arc::new(Mutex::new(acks)) }
+    pub(crate) fn new(wal: Arc<Wal>, group: GroupId, acks: Acks, fallback: SyncFallback) -> Self {
+        Self { wal, group, acks: Arc::new(Mutex::new(acks)), fallback }
     }
 
     fn acks(&self) -> MutexGuard<'_, Acks> {
@@ -118,6 +117,17 @@ impl LogStore {
 
     pub(crate) fn purged_index(&self) -> u64 {
         self.wal.group_state(self.group.0).purged.map_or(0, |(index, _)| index)
+    }
+
+    /// The term of the vote on disk.
+    pub(crate) fn saved_term(&self) -> u64 {
+        let vote = self.wal.group_state(self.group.0).vote;
+        vote.and_then(|vote| codec::decode_vote(&vote).ok()).map_or(0, |vote| vote.leader_id.term)
+    }
+
+    /// The newest trust record; `None` without one, or with one of a newer version.
+    pub(crate) fn trust(&self) -> Option<Trust> {
+        self.wal.group_state(self.group.0).trust.and_then(|trust| Trust::decode(&trust).ok())
     }
 
     /// The last index that is on disk here.
@@ -255,7 +265,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             callback.io_completed(Ok(()));
             return Ok(());
         }
-        let must_sync = changes_membership || self.wal.sync_lag() > SYNC_LAG_MAX;
+        let must_sync = changes_membership || self.fallback.is_on();
         let mut acks = self.acks();
         let before = acks.append(must_sync);
         if let Some(trust) = before.record {

@@ -21,6 +21,7 @@ use tonic::{Code, Status};
 
 use crate::append_stream::{self, Appends};
 use crate::codec;
+use crate::metrics::appends_in_flight;
 use crate::peers::{Lane, Peers};
 use crate::state_machine::SnapshotBytes;
 use crate::types::{Peer, TypeConfig, Vote};
@@ -48,6 +49,8 @@ pub(crate) struct Client {
     lane: Lane,
     /// Kept between the sessions of openraft, which are as short as one request.
     pub(crate) stream: Option<Appends>,
+    /// Bytes on the way to the target.
+    pub(crate) in_flight: metrics::Gauge,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -64,7 +67,9 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
 impl Network {
     fn client(&self, target: u64, lane: Lane) -> Client {
-        Client { group: self.group, peers: Arc::clone(&self.peers), target: NodeId(target), lane, stream: None }
+        let (group, target) = (self.group, NodeId(target));
+        let in_flight = appends_in_flight(group, target);
+        Client { group, peers: Arc::clone(&self.peers), target, lane, stream: None, in_flight }
     }
 }
 

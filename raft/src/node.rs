@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::admission::{Admission, Refusal, Refuse};
 use crate::command::{Append, Command};
 use crate::error::{OpenError, ReadError, WriteError};
-use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus};
+use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, watch_sync};
 use crate::peers::{Peers, PeersConfig};
 use crate::sink::ApplySink;
 use crate::state::GroupState;
@@ -142,6 +142,8 @@ pub struct Groups {
     founding: Founding,
     address: String,
     refusal: Refusal,
+    admission: Arc<Admission>,
+    waiting: Arc<Admission>,
     tasks: TaskTracker,
     stop: CancellationToken,
     stop_balancing: CancellationToken,
@@ -220,11 +222,25 @@ impl Groups {
         }
         let stop_balancing = deps.stop.child_token();
         if !alone {
-            let groups = std::iter::once(&meta_group).chain(data.values()).cloned().collect();
+            let groups: Vec<_> = std::iter::once(&meta_group).chain(data.values()).cloned().collect();
+            deps.tasks.spawn(watch_sync(groups.clone(), deps.stop.clone()));
             deps.tasks.spawn(balance::run(groups, Arc::clone(&peers), stop_balancing.clone()));
         }
-        let (tasks, stop, address, refusal) = (deps.tasks, deps.stop, config.address, deps.refusal);
-        Ok(Self { wal, peers, meta_group, meta, data, founding, address, refusal, tasks, stop, stop_balancing })
+        Ok(Self {
+            wal,
+            peers,
+            meta_group,
+            meta,
+            data,
+            founding,
+            address: config.address,
+            refusal: deps.refusal,
+            admission: deps.node_admission,
+            waiting: deps.waiting,
+            tasks: deps.tasks,
+            stop: deps.stop,
+            stop_balancing,
+        })
     }
 
     pub fn peers(&self) -> &Arc<Peers> {
@@ -348,6 +364,13 @@ impl Groups {
     pub fn failure(&self) -> Option<String> {
         let poison = self.wal.poisoned().map(|poison| poison.to_string());
         poison.or_else(|| std::iter::once(&self.meta_group).chain(self.data.values()).find_map(|group| group.failure()))
+    }
+
+    /// Brings the gauges of log and groups up to date, for whoever reads metrics next.
+    pub fn record_metrics(&self) {
+        signaldb_wal::metrics::record(&self.wal);
+        crate::metrics::record_node(&self.admission, &self.waiting);
+        std::iter::once(&self.meta_group).chain(self.data.values()).for_each(|group| group.record_metrics());
     }
 
     pub fn wal_stats(&self) -> WalStats {

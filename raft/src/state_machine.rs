@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::codec;
 use crate::command::Command;
+use crate::metrics::{SnapshotKind, note_snapshot};
 use crate::sink::{ApplySink, snapshot_key};
 use crate::state::{Captures, GroupState};
 use crate::state_store::StateStore;
@@ -64,6 +65,12 @@ impl Shared {
         self.current().is_some()
     }
 
+    /// Size of the durable snapshot; 0 without one.
+    pub(crate) fn snapshot_bytes(&self) -> usize {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().map_or(0, |(_, bytes)| bytes.len())
+    }
+
     /// Makes the newest completed cut durable. After a failure it is still there for the next attempt.
     pub(crate) async fn persist_ready(&self, store: &Arc<dyn StateStore>, group: GroupId) -> io::Result<()> {
         let _one_at_a_time = self.persisting.lock().await;
@@ -72,6 +79,7 @@ impl Shared {
         // The durable snapshot never goes back.
         if self.current().is_none_or(|(current, _)| current.last_log_id < meta.last_log_id) {
             persist(store, group, &meta, &bytes).await?;
+            note_snapshot(group, SnapshotKind::Built);
             *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some((meta.clone(), bytes));
         }
         let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
@@ -220,6 +228,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let shared = Arc::clone(&self.shared);
         let _one_at_a_time = shared.persisting.lock().await;
         persist(&self.store, self.group, meta, &snapshot.0).await?;
+        note_snapshot(self.group, SnapshotKind::Installed);
         *shared.ready.lock().unwrap_or_else(PoisonError::into_inner) = None;
         tracing::info!(group = self.group.0, last = ?meta.last_log_id.map(|id| id.index), "snapshot from the leader installed");
         self.restore(meta.clone(), snapshot.0)

@@ -67,6 +67,7 @@ pub struct Wal {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     disk_id: String,
+    sync_interval: Duration,
     torn: Option<TornTail>,
 }
 
@@ -140,6 +141,7 @@ impl Wal {
             current,
         };
         let syncer = Arc::clone(&shared);
+        let sync_interval = config.sync_interval;
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
                 .name(name.to_owned())
@@ -150,7 +152,7 @@ impl Wal {
             spawn("wal-write", Box::new(move || writer.run()))?,
             spawn("wal-sync", Box::new(move || writer::run_sync(&syncer, &config)))?,
         ];
-        Ok(Self { shared, threads: Mutex::new(threads), disk_id, torn: recovered.torn })
+        Ok(Self { shared, threads: Mutex::new(threads), disk_id, sync_interval, torn: recovered.torn })
     }
 
     /// Drawn when the log was created; tells one disk from another.
@@ -302,9 +304,9 @@ impl Wal {
         self.shared.groups.lock().indexes.keys().copied().collect()
     }
 
-    /// How long the oldest bytes have been waiting for their fdatasync.
-    pub fn sync_lag(&self) -> Duration {
-        self.shared.sync.lock().lag().1
+    /// Longest time between a write and its fdatasync, as configured.
+    pub fn sync_interval(&self) -> Duration {
+        self.sync_interval
     }
 
     pub fn group_state(&self, group: u32) -> GroupState {

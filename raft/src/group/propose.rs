@@ -44,9 +44,16 @@ impl Group {
         Ok(self.propose(command, false, timeout).await?.index)
     }
 
+    async fn propose(&self, command: &Command, synced: bool, timeout: Duration) -> Result<Applied, WriteError> {
+        let begun = tokio::time::Instant::now();
+        let outcome = self.propose_until(command, synced, timeout).await;
+        self.meters.note_proposal(outcome.as_ref().err(), begun.elapsed());
+        outcome
+    }
+
     /// Proposes here or at the leader, wherever that is, and asks again while nothing was written. After an unknown
     /// outcome only what may happen twice without harm is sent again. With `synced` it waits for a majority's disks.
-    async fn propose(&self, command: &Command, synced: bool, timeout: Duration) -> Result<Applied, WriteError> {
+    async fn propose_until(&self, command: &Command, synced: bool, timeout: Duration) -> Result<Applied, WriteError> {
         let encoded = command.encode();
         if encoded.len() > ENTRY_BYTES_MAX {
             let reason = RejectReason::TooLarge { bytes: encoded.len(), limit: ENTRY_BYTES_MAX };
