@@ -152,7 +152,7 @@ impl Flusher {
         let chain = chain(failure);
         tracing::warn!(group = %self.group.id(), failures = self.failures, retry_in = ?pause, error = %chain,
             "flush failed; rows stay in the log and in memory");
-        metrics::counter!("signaldb_flush_failures_total").increment(1);
+        crate::metrics::note_failure(failure);
         self.lake.note_flush(self.group.id(), Err(chain));
     }
 

@@ -331,6 +331,21 @@ impl Lake {
         memtables.values().map(|memtable| memtable.bytes()).sum()
     }
 
+    /// Brings the gauges up to date, for whoever reads metrics next.
+    pub fn record_metrics(&self) {
+        let memtables: Vec<Arc<GroupMemtable>> =
+            self.0.memtables.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let now = self.0.clock.elapsed();
+        let ages = memtables.iter().flat_map(|memtable| memtable.loads().into_values());
+        crate::metrics::record(&crate::metrics::Sample {
+            unflushed_bytes: self.unflushed_bytes(),
+            unflushed_bytes_max: self.0.config.memtable_bytes_max,
+            oldest: ages.map(|load| now.saturating_sub(load.since)).max().unwrap_or_default(),
+            failing_groups: self.0.failures.lock().unwrap_or_else(PoisonError::into_inner).len(),
+            last_flush: self.last_flush(),
+        });
+    }
+
     /// Whether memtables are full: flushing does not keep up, or cannot.
     pub fn full(&self) -> bool {
         self.unflushed_bytes() > self.0.config.memtable_bytes_max

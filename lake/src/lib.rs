@@ -13,6 +13,7 @@ mod flush;
 mod lake;
 mod memtable;
 pub mod metadata;
+pub mod metrics;
 mod storage;
 mod table;
 

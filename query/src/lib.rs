@@ -11,6 +11,7 @@ mod error;
 mod functions;
 mod logical_view;
 mod memory;
+pub mod metrics;
 mod names;
 mod peer_flight;
 mod prune;
