@@ -48,6 +48,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The name in JSON errors and in metrics.
+    pub(crate) fn name(self) -> &'static str {
+        self.codes().2
+    }
+
     /// HTTP status, gRPC code and the name in JSON errors.
     fn codes(self) -> (StatusCode, tonic::Code, &'static str) {
         use tonic::Code;

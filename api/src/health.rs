@@ -43,6 +43,12 @@ fn rfc3339(at: UnixNanos) -> String {
 
 /// The node can acknowledge writes.
 pub(crate) async fn ready(State(app): State<App>) -> Response {
+    let reasons = not_ready(&app);
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json_response(status, &json!({"ready": reasons.is_empty(), "reasons": reasons, "degraded": app.lake.degraded()}))
+}
+
+fn not_ready(app: &App) -> Vec<String> {
     let mut reasons = app.groups.not_ready();
     if app.draining() {
         reasons.push("draining".to_owned());
@@ -50,22 +56,12 @@ pub(crate) async fn ready(State(app): State<App>) -> Response {
     if app.disk_full() {
         reasons.push("disk reserve".to_owned());
     }
-    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json_response(status, &json!({"ready": reasons.is_empty(), "reasons": reasons, "degraded": app.lake.degraded()}))
+    reasons
 }
 
+/// Gauges are computed here, when somebody asks.
 pub(crate) async fn metrics(State(app): State<App>) -> Response {
-    let wal = app.groups.wal_stats();
-    metrics::gauge!("signaldb_wal_bytes").set(wal.bytes as f64);
-    metrics::gauge!("signaldb_wal_segments").set(wal.segments as f64);
-    metrics::gauge!("signaldb_unflushed_bytes").set(app.lake.unflushed_bytes() as f64);
-    for status in app.groups.statuses() {
-        let group = status.group.to_string();
-        metrics::gauge!("signaldb_raft_term", "group" => group.clone()).set(status.term as f64);
-        metrics::gauge!("signaldb_raft_commit_index", "group" => group.clone()).set(status.commit_index as f64);
-        metrics::gauge!("signaldb_raft_flushed_index", "group" => group.clone()).set(status.flushed_index as f64);
-        metrics::gauge!("signaldb_raft_is_leader", "group" => group).set(f64::from(status.state == "leader"));
-    }
+    crate::metrics::record(&app, not_ready(&app).is_empty());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (app.metrics)()).into_response()
 }
 

@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use crate::app::App;
 use crate::error::{ApiError, Kind};
+use crate::metrics::note_failed_ingest;
 
 /// Header names of DESIGN section 2, as HTTP and gRPC metadata spell them.
 pub(crate) const POSITION: &str = "x-signaldb-position";
@@ -66,6 +67,18 @@ impl Options {
 /// 400 for bytes that are no request; 429 and 503 with a retry hint when nothing was written; 503 `unknown_outcome`
 /// when the commit was not confirmed.
 pub(crate) async fn ingest(
+    app: &App,
+    kind: SignalKind,
+    identity: &Identity,
+    options: &Options,
+    body: &Bytes,
+    protobuf: Bytes,
+) -> Result<Accepted, ApiError> {
+    let outcome = store(app, kind, identity, options, body, protobuf).await;
+    outcome.inspect_err(|error| note_failed_ingest(error.kind))
+}
+
+async fn store(
     app: &App,
     kind: SignalKind,
     identity: &Identity,

@@ -14,6 +14,7 @@ mod format;
 mod health;
 mod identity;
 mod ingest;
+pub mod metrics;
 mod otlp_grpc;
 mod otlp_http;
 mod serve;

@@ -31,9 +31,24 @@ impl DataDir {
     }
 }
 
-/// Whether less is free than the reserve asks for.
-pub(crate) fn below_reserve(dir: &Path, reserve: DiskReserve) -> bool {
-    let Ok(stat) = statvfs(dir) else { return false };
-    let (free, total) = (stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize);
-    free < reserve.bytes.min(total / 100 * u64::from(reserve.percent))
+/// Room on the file system of the log, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DiskRoom {
+    pub(crate) size: u64,
+    pub(crate) free: u64,
+    /// Ingest stops when less is free.
+    pub(crate) reserve: u64,
+}
+
+impl DiskRoom {
+    /// `None` when the system does not say.
+    pub(crate) fn of(dir: &Path, reserve: DiskReserve) -> Option<Self> {
+        let stat = statvfs(dir).ok()?;
+        let (size, free) = (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize);
+        Some(Self { size, free, reserve: reserve.bytes.min(size / 100 * u64::from(reserve.percent)) })
+    }
+
+    pub(crate) fn below_reserve(self) -> bool {
+        self.free < self.reserve
+    }
 }

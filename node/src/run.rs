@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use signaldb_api::{App, AppDeps, Listeners, serve, serve_starting};
 use signaldb_catalog::{Access, CatalogError, Database, IcebergCatalog, TenantConfig};
 use signaldb_lake::{Lake, LakeConfig, S3Credentials, S3Options, Store, StoreError};
@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{AdapterOptions, Config, DefaultSchemas, Tenant};
-use crate::data_dir::{DataDir, below_reserve};
-use crate::{banner, peer_port};
+use crate::data_dir::{DataDir, DiskRoom};
+use crate::{banner, metrics, peer_port};
 
 /// How long a write may wait for its commit.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usize) -> anyhow::Result<()> {
     // First, so that a stop during a long start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let metrics = install_metrics()?;
+    let metrics = metrics::install()?;
     let _data_dir = DataDir::open(&config.node.data_dir)?;
     let (listeners, starting) = bind(&config).await?.again().context("serve the ports twice")?;
     let peer_listener = match config.cluster.is_replicated() {
@@ -337,14 +337,6 @@ async fn bind_one(name: &str, address: &str) -> anyhow::Result<TcpListener> {
     })
 }
 
-fn install_metrics() -> anyhow::Result<PrometheusHandle> {
-    let buckets = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0];
-    PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &buckets)
-        .and_then(PrometheusBuilder::install_recorder)
-        .context("install the metrics recorder")
-}
-
 /// Stops the node when its log failed, and refuses ingest while the disk is nearly full.
 async fn watch(app: App, config: Config, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
@@ -362,7 +354,11 @@ async fn watch(app: App, config: Config, metrics: PrometheusHandle, stop: Cancel
         if let Some(failure) = app.lake.failure() {
             return Err(anyhow!("the node must stop; nothing is lost, the log has it all: {failure}"));
         }
-        let now_full = below_reserve(&wal_dir, config.wal.disk_reserve);
+        let room = DiskRoom::of(&wal_dir, config.wal.disk_reserve);
+        if let Some(room) = room {
+            metrics::record_disk(room);
+        }
+        let now_full = room.is_some_and(DiskRoom::below_reserve);
         if now_full != full {
             tracing::warn!(full = now_full, "disk reserve: ingest is {}", if now_full { "stopped" } else { "resumed" });
         }
