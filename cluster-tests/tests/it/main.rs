@@ -10,6 +10,7 @@ mod clients;
 mod cluster;
 mod crash;
 mod crate_graph;
+mod deploy_files;
 mod freshness;
 mod lifecycle;
 mod node;
