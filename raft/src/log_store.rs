@@ -125,11 +125,6 @@ impl LogStore {
         vote.and_then(|vote| codec::decode_vote(&vote).ok()).map_or(0, |vote| vote.leader_id.term)
     }
 
-    /// The newest trust record; `None` without one, or with one of a newer version.
-    pub(crate) fn trust(&self) -> Option<Trust> {
-        self.wal.group_state(self.group.0).trust.and_then(|trust| Trust::decode(&trust).ok())
-    }
-
     /// The last index that is on disk here.
     pub(crate) fn synced_index(&self) -> u64 {
         self.wal.synced_index(self.group.0)

@@ -7,7 +7,6 @@ use signaldb_model::NodeId;
 
 use super::Group;
 use crate::metrics::Sample;
-use crate::recovery::Trust;
 
 impl Group {
     /// Brings the group's gauges up to date.
@@ -15,7 +14,7 @@ impl Group {
         self.meters.record(&Sample {
             status: self.status(),
             has_leader: self.has_leader(),
-            recovering: self.log.trust() == Some(Trust::Recovering),
+            recovering: self.is_recovering(),
             sync_lag: self.observe_sync(),
             fsync_before_ack: self.fallback.is_on(),
             uncommitted_bytes: self.admission.used(),
