@@ -359,7 +359,8 @@ impl Groups {
 
 async fn open_wal(config: &GroupsConfig, io: Arc<dyn LogIo>) -> Result<Arc<Wal>, OpenError> {
     let (dir, wal_config, disk_id) = (config.wal_dir.clone(), config.wal.clone(), uuid::Uuid::new_v4().to_string());
-    let opened = tokio::task::spawn_blocking(move || Wal::open(io, &dir, wal_config, &disk_id)).await;
+    let open = move || Wal::open(io, &dir, wal_config, &disk_id, signaldb_wal::keep_trust);
+    let opened = tokio::task::spawn_blocking(open).await;
     let opened = opened.map_err(|error| OpenError::Group { group: 0, reason: error.to_string() })?;
     let wal = opened?;
     tracing::info!(segments = wal.stats().segments, bytes = wal.stats().bytes, "WAL replay begins");

@@ -40,6 +40,9 @@ pub enum OpenError {
     /// `metadata.json` is unreadable.
     #[error("{path} is damaged: {reason}")]
     Metadata { path: PathBuf, reason: String },
+    /// Whoever decides refused what was found. Nothing was changed on disk.
+    #[error("the log in {path} may not be opened: {reason}")]
+    Refused { path: PathBuf, reason: String },
     /// Acknowledged bytes are damaged. Nothing was changed on disk.
     #[error(
         "WAL corruption in segment {segment:06} at offset {offset}: {reason}; batches from {batch} on, which were \

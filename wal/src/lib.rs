@@ -9,6 +9,7 @@
 
 mod config;
 mod error;
+mod found;
 mod index;
 mod io;
 pub mod record;
@@ -20,6 +21,7 @@ mod writer;
 
 pub use config::WalConfig;
 pub use error::{OpenError, WalError};
+pub use found::{Found, FoundGroup, Quarantined, TailKind, TornTail, keep_trust};
 pub use index::GroupState;
 pub use io::{LogFile, LogIo, RealIo};
 pub use wal::{AppendEntry, Callback, Durability, Wal, WalStats};

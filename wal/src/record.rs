@@ -27,7 +27,7 @@ pub const FORMAT: u32 = 1;
 /// Longest payload: bounds what a damaged length can make a reader allocate.
 pub const PAYLOAD_BYTES_MAX: usize = 32 << 20;
 
-const MAGIC: [u8; 4] = *b"SDB1";
+pub(crate) const MAGIC: [u8; 4] = *b"SDB1";
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

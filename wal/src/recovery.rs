@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::OpenError;
+use crate::found::{TailKind, TornTail};
 use crate::index::{DiskPlace, GroupIndex};
 use crate::io::{LogFile, LogIo};
 use crate::record::{self, FORMAT, HEADER_BYTES, Header, Kind, SegmentStart};
@@ -24,6 +25,8 @@ pub(crate) struct Recovered {
     pub(crate) segments: BTreeMap<u64, Segment>,
     pub(crate) next_batch: u64,
     pub(crate) torn: Option<TornTail>,
+    /// A segment whose start a crash interrupted: it holds nothing and has to be removed.
+    pub(crate) unfinished: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -31,15 +34,6 @@ pub(crate) struct Segment {
     pub(crate) file: Arc<dyn LogFile>,
     /// Bytes that belong to the log.
     pub(crate) len: u64,
-}
-
-/// The unacknowledged end of the last write before a crash, as found and cut off.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TornTail {
-    pub segment: u64,
-    pub offset: u64,
-    pub bytes: u64,
-    pub reason: String,
 }
 
 pub(crate) fn segment_path(dir: &Path, number: u64) -> PathBuf {
@@ -60,13 +54,13 @@ fn decode_trailer(bytes: &[u8; TRAILER_BYTES]) -> Option<u64> {
     valid.then(|| bytes[..8].iter().rev().fold(0, |sum, b| sum << 8 | u64::from(*b)))
 }
 
-/// Reads all segments of `dir`, cuts a torn end off, and rebuilds the index.
+/// Reads all segments of `dir` and rebuilds the index without a torn end. Changes nothing.
 ///
 /// # Errors
-/// [`OpenError::Corrupt`] when bytes known to be on disk are damaged; nothing was changed then.
+/// [`OpenError::Corrupt`] when bytes known to be on disk are damaged.
 pub(crate) fn recover(io: &dyn LogIo, dir: &Path) -> Result<Recovered, OpenError> {
     let mut found = open_segments(io, dir)?;
-    drop_unfinished_segment(io, dir, &mut found)?;
+    let unfinished = take_unfinished_segment(dir, &mut found)?;
     let starts =
         found.iter().map(|(number, file)| read_start(dir, *number, file.as_ref())).collect::<Result<Vec<_>, _>>()?;
     let mut recovered = Recovered {
@@ -74,6 +68,7 @@ pub(crate) fn recover(io: &dyn LogIo, dir: &Path) -> Result<Recovered, OpenError
         segments: BTreeMap::new(),
         next_batch: starts.first().map_or(1, |start| start.0),
         torn: None,
+        unfinished,
     };
     for (at, (number, file)) in found.iter().enumerate() {
         let path = segment_path(dir, *number);
@@ -124,19 +119,16 @@ fn open_segments(io: &dyn LogIo, dir: &Path) -> Result<OpenSegments, OpenError> 
 }
 
 /// A crash while a segment is being started leaves a file without a synced checkpoint: it holds nothing.
-fn drop_unfinished_segment(io: &dyn LogIo, dir: &Path, found: &mut OpenSegments) -> Result<(), OpenError> {
-    let Some((number, file)) = found.last() else { return Ok(()) };
-    let path = segment_path(dir, *number);
+fn take_unfinished_segment(dir: &Path, found: &mut OpenSegments) -> Result<Option<u64>, OpenError> {
+    let Some((number, file)) = found.last() else { return Ok(None) };
+    let (number, path) = (*number, segment_path(dir, *number));
     let len = file.size().map_err(OpenError::io("measure", &path))?;
-    let scan = scan(file.as_ref(), *number, len, None).map_err(OpenError::io("read", &path))?;
+    let scan = scan(file.as_ref(), number, len, None).map_err(OpenError::io("read", &path))?;
     if scan.records.len() >= 2 || scan.bad.as_ref().is_some_and(|bad| bad.later.is_some()) {
-        return Ok(());
+        return Ok(None);
     }
-    tracing::warn!(segment = number, "WAL segment was never finished by the crash that interrupted its start; removed");
-    io.remove(&path).map_err(OpenError::io("remove", &path))?;
-    io.sync_dir(dir).map_err(OpenError::io("sync", dir))?;
     found.pop();
-    Ok(())
+    Ok(Some(number))
 }
 
 /// First batch number and content of a segment's first record.
@@ -191,10 +183,9 @@ fn scan_or_cut(
             reason: bad.reason,
         });
     }
-    let torn = TornTail { segment: number, offset: scan.end, bytes: limit - scan.end, reason: bad.reason };
-    tracing::warn!(segment = number, offset = torn.offset, bytes = torn.bytes, reason = %torn.reason,
-        "WAL tail was torn by a crash before it was acknowledged; cut off");
-    recovered.torn = Some(torn);
+    let kind = if bad.cut_short { TailKind::CutShort } else { TailKind::Bad };
+    recovered.torn =
+        Some(TornTail { segment: number, offset: scan.end, bytes: limit - scan.end, kind, reason: bad.reason });
     Ok((scan.records, scan.end))
 }
 
@@ -207,6 +198,8 @@ struct Scan {
 
 struct Bad {
     reason: String,
+    /// See [`is_cut_short`]; and nothing valid follows.
+    cut_short: bool,
     /// Valid records behind the bad one, if any.
     later: Option<Later>,
 }
@@ -237,7 +230,9 @@ fn scan(file: &dyn LogFile, number: u64, limit: u64, first_batch: Option<u64>) -
             }
             Err(reason) => {
                 let behind = (at + skip_bad(&content[at..], number)).min(content.len());
-                scan.bad = Some(Bad { reason, later: find_later(&content[behind..], number, expected.unwrap_or(0)) });
+                let later = find_later(&content[behind..], number, expected.unwrap_or(0));
+                let cut_short = later.is_none() && is_cut_short(&content[at..], number, expected);
+                scan.bad = Some(Bad { reason, cut_short, later });
                 break;
             }
         }
@@ -260,6 +255,29 @@ fn check_record(bytes: &[u8], number: u64, expected: Option<u64>) -> Result<Head
         return Err("record payload checksum mismatch".to_owned());
     }
     Ok(header)
+}
+
+/// A run of zeros at the end of a file counts as never written from this length on: a payload may end in a few itself.
+const ZEROS_MIN: usize = 16;
+
+/// Whether `rest`, which is not a record, is the beginning of one that ends with the file or goes over into zeros. All
+/// that can be checked of it must be right: where in doubt, bytes are missing that had been written.
+fn is_cut_short(rest: &[u8], number: u64, expected: Option<u64>) -> bool {
+    let zeros = rest.iter().rev().take_while(|byte| **byte == 0).count();
+    let written = if zeros >= ZEROS_MIN || zeros == rest.len() { &rest[..rest.len() - zeros] } else { rest };
+    let into_zeros = written.len() < rest.len();
+    match Header::decode(rest) {
+        Ok(header) => {
+            let next = header.segment == number && expected.is_none_or(|expected| expected == header.batch);
+            let past_end = header.record_len() > rest.len() as u64;
+            next && (past_end || into_zeros && (written.len() as u64) < header.record_len())
+        }
+        // Of a header that is not whole only the beginning can be checked.
+        Err(_) => {
+            let partial = written.len() < HEADER_BYTES && (into_zeros || rest.len() < HEADER_BYTES);
+            partial && written.iter().zip(record::MAGIC).all(|(found, magic)| *found == magic)
+        }
+    }
 }
 
 /// Bytes to skip at a bad record: its whole length if the header is sound, so that nothing that a client put into the

@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::WalConfig;
 use crate::error::{OpenError, WalError};
+use crate::found::{Found, FoundGroup, TornTail};
 use crate::index::{Batch, DiskPlace, GroupIndex, GroupState};
 use crate::io::{LogFile, LogIo};
 use crate::record::{self, FORMAT, Header, Kind};
-use crate::recovery::{self, Segment, TornTail, segment_path};
+use crate::recovery::{self, Recovered, Segment, segment_path};
 use crate::writer::{self, Request, SyncState, Writer};
 
 /// Bytes of entries that go into one record; a longer append becomes several.
@@ -75,18 +76,43 @@ struct Metadata {
 }
 
 impl Wal {
-    /// Opens the log in `dir`, creating it with `fresh_disk_id` when there is none.
+    /// Opens the log in `dir`, creating it with `fresh_disk_id` when there is none. Blocks while segments are read.
     ///
-    /// Blocks while segments are read. What a crash tore off is cut (see [`Wal::torn_tail`]), everything that remains
-    /// is fdatasynced, and a new segment is started.
+    /// `decide` sees what was read, before anything is changed on disk. It returns the trust records to write, by
+    /// group; the others keep theirs ([`crate::keep_trust`] changes none). They go into the checkpoint of the segment
+    /// that this start begins, in the same write as the seal that cuts a torn tail off (see [`Wal::torn_tail`]):
+    /// until it is on disk, a later start finds what this one found. Everything that remains of the log is
+    /// fdatasynced before.
     ///
     /// # Errors
-    /// [`OpenError::Corrupt`] names segment, offset and groups; nothing was changed.
-    pub fn open(io: Arc<dyn LogIo>, dir: &Path, config: WalConfig, fresh_disk_id: &str) -> Result<Self, OpenError> {
+    /// [`OpenError::Corrupt`] names segment, offset and groups; [`OpenError::Refused`] is the answer of `decide`.
+    /// Nothing was changed then.
+    pub fn open(
+        io: Arc<dyn LogIo>,
+        dir: &Path,
+        config: WalConfig,
+        fresh_disk_id: &str,
+        decide: impl FnOnce(&Found) -> Result<BTreeMap<u32, Bytes>, String>,
+    ) -> Result<Self, OpenError> {
         let segments_dir = dir.join("segments");
         io.create_dir_all(&segments_dir).map_err(OpenError::io("create", &segments_dir))?;
         let disk_id = read_or_create_metadata(io.as_ref(), dir, fresh_disk_id)?;
         let mut recovered = recovery::recover(io.as_ref(), &segments_dir)?;
+        let trust =
+            decide(&found(&recovered)).map_err(|reason| OpenError::Refused { path: segments_dir.clone(), reason })?;
+        for (group, trust) in trust {
+            recovered.groups.entry(group).or_default().meta.trust = Some(trust.to_vec());
+        }
+        if let Some(torn) = &recovered.torn {
+            tracing::warn!(segment = torn.segment, offset = torn.offset, bytes = torn.bytes, kind = ?torn.kind,
+                reason = %torn.reason, "WAL tail was torn by a crash before it was acknowledged; cut off");
+        }
+        if let Some(number) = recovered.unfinished {
+            let path = segment_path(&segments_dir, number);
+            tracing::warn!(segment = number, "WAL segment was never finished by the crash that interrupted its start");
+            io.remove(&path).map_err(OpenError::io("remove", &path))?;
+            io.sync_dir(&segments_dir).map_err(OpenError::io("sync", &segments_dir))?;
+        }
         let previous = recovered.segments.last_key_value().map(|(number, segment)| (*number, segment.len));
         if let Some((number, segment)) = recovered.segments.last_entry().map(|last| (*last.key(), last.get().clone())) {
             let rewritten = rewrite(io.as_ref(), &segment_path(&segments_dir, number), &segment)?;
@@ -192,6 +218,12 @@ impl Wal {
     /// Stores a vote; `done` runs after the fdatasync, always.
     pub fn save_vote(&self, group: u32, term: u64, vote: Bytes, done: Callback) {
         self.shared.submit(vec![Self::small(Kind::Vote, group, term, 0, vote, Durability::Synced, Some(done))]);
+    }
+
+    /// Stores the group's trust record, in order with the appends before and after it; `done` runs when `durability`
+    /// holds for it.
+    pub fn save_trust(&self, group: u32, trust: Bytes, durability: Durability, done: Callback) {
+        self.shared.submit(vec![Self::small(Kind::Trust, group, 0, 0, trust, durability, Some(done))]);
     }
 
     /// Stores how far the group is committed; written in order, never waited for.
@@ -348,10 +380,25 @@ impl Drop for Wal {
     }
 }
 
+fn found(recovered: &Recovered) -> Found {
+    let group = |index: &GroupIndex| FoundGroup {
+        trust: index.meta.trust.clone(),
+        empty: index.range().is_none() && index.meta.purged.is_none(),
+        quarantined: None,
+    };
+    let groups = recovered.groups.iter().map(|(number, index)| (*number, group(index))).collect();
+    Found { torn: recovered.torn.clone(), groups, unlisted: None }
+}
+
 /// Writes the unsealed segment anew. After a failed fsync the kernel calls pages clean that never reached the disk, and
 /// an fsync of the same file would succeed without them: only fresh pages are known to be written.
+///
+/// The torn end is written with it. It is evidence that acknowledged bytes may be lost, and the decision on it is
+/// durable only with the next segment: were it cut here, a start after a kill in between would find a whole log. It
+/// does no harm: the next segment's first record seals this one at its valid length, and nothing is appended to it.
 fn rewrite(io: &dyn LogIo, path: &Path, segment: &Segment) -> Result<Segment, OpenError> {
-    let mut content = vec![0; usize::try_from(segment.len).unwrap_or(usize::MAX)];
+    let len = segment.file.size().map_err(OpenError::io("measure", path))?;
+    let mut content = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
     segment.file.read_exact_at(&mut content, 0).map_err(OpenError::io("read", path))?;
     io.replace(path, &content).map_err(OpenError::io("rewrite", path))?;
     let file = io.open(path).map_err(OpenError::io("open", path))?;
