@@ -1,9 +1,10 @@
 //! What a start found, for whoever decides what the groups start as.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Everything that a start read, before anything is changed on disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,10 +27,13 @@ pub struct FoundGroup {
     /// Damage below the flushed position took something from the group; its log ends before the first entry that is
     /// lost. Whoever accepts that ([`crate::Wal::open`]) has to get the rest from peers.
     pub quarantined: Option<Quarantined>,
+    /// What [`crate::repair`] accepted as lost since the last start. The log is whole without it, and only this start
+    /// is told: if the group has peers, it must be treated as `quarantined` all the same.
+    pub accepted: Option<Quarantined>,
 }
 
 /// What damage below the flushed position took from a group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
     /// Entries from here on are lost; nothing may be lost but this is where the group's log ends.
     pub first_lost_index: u64,
@@ -38,6 +42,34 @@ pub struct Quarantined {
     /// Where the damage is.
     pub segment: u64,
     pub offset: u64,
+    pub reason: String,
+}
+
+impl fmt::Display for Quarantined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.last_lost_index {
+            Some(last) => write!(f, "from entry {} to at least {last}", self.first_lost_index),
+            None => write!(f, "from entry {}", self.first_lost_index),
+        }
+    }
+}
+
+/// A place below the flushed position that is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    pub segment: u64,
+    pub offset: u64,
+    pub bytes: u64,
+    /// First batch that is lost.
+    pub batch: u64,
+    /// The batch that follows.
+    pub next: u64,
+    /// The group and kind of the record, if its header is known.
+    pub record: Option<(u32, &'static str)>,
+    /// Everything that was there is known from elsewhere, or was of no consequence.
+    pub harmless: bool,
+    /// An earlier start dealt with it.
+    pub settled: bool,
     pub reason: String,
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use crate::record::GroupMeta;
+use crate::record::{GroupMeta, Header};
 
 /// What is known of a group without reading entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +36,13 @@ pub(crate) struct DiskPlace {
     pub(crate) offset: u64,
     pub(crate) payload_len: u32,
     pub(crate) payload_crc: u32,
+}
+
+impl DiskPlace {
+    pub(crate) fn of(offset: u64, header: &Header) -> Self {
+        let Header { segment, payload_len, payload_crc, .. } = *header;
+        Self { segment, offset, payload_len, payload_crc }
+    }
 }
 
 /// One group: its small facts and its batches by first index.
@@ -71,9 +78,11 @@ impl GroupIndex {
         self.batches.insert(first, Batch { last, record_first: first, memory: Some(memory), disk: None });
     }
 
-    /// Notes entries that a start found on disk.
-    pub(crate) fn found(&mut self, first: u64, last: u64, disk: DiskPlace) {
-        self.batches.insert(first, Batch { last, record_first: first, memory: None, disk: Some(disk) });
+    /// Notes entries that a start found on disk; `None` when they were there and are damaged.
+    pub(crate) fn found(&mut self, first: u64, last: u64, disk: Option<DiskPlace>) {
+        // An append is always at the end of the log: what it overlaps was truncated.
+        self.truncate_from(first);
+        self.batches.insert(first, Batch { last, record_first: first, memory: None, disk });
     }
 
     /// Drops entries from `from` on.
@@ -164,7 +173,7 @@ mod tests {
     fn index() -> GroupIndex {
         let mut index = GroupIndex::default();
         for (first, last) in [(1, 3), (4, 4), (5, 9)] {
-            index.found(first, last, DiskPlace { segment: first, offset: 0, payload_len: 0, payload_crc: 0 });
+            index.found(first, last, Some(DiskPlace { segment: first, offset: 0, payload_len: 0, payload_crc: 0 }));
         }
         index
     }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::found::{TailKind, keep_trust};
 use crate::io::RealIo;
+use crate::recovery::segment_path;
 use crate::sim::{Loss, SimIo};
 
 const DIR: &str = "/wal";
