@@ -183,3 +183,6 @@ pub fn repair(io: Arc<dyn LogIo>, dir: &Path) -> Result<RepairReport, OpenError>
     }
     Ok(report)
 }
+
+#[cfg(test)]
+mod tests;

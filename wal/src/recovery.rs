@@ -125,6 +125,12 @@ pub(crate) fn recover(io: &dyn LogIo, dir: &Path, depth: Depth) -> Result<Recove
     let floor = known_votes.map_or(0, |votes| votes.flushed);
     let mut replay = Replay::new(settled.clone());
     let (mut contents, mut segments, mut torn) = (Vec::new(), BTreeMap::new(), None);
+    let oldest = known_votes.map_or(0, |votes| votes.oldest);
+    if let Some(first) = reader.segments.first().filter(|first| first.number > oldest && oldest > 0) {
+        let reason = format!("segments {oldest} to {} are missing", first.number - 1);
+        let missing = Bad { reason, ..Bad::missing(oldest, 0, 0, first.number - oldest) };
+        replay.segment(&[Item::Bad(missing)], None);
+    }
     let mut expected = reader.segments.first().and_then(|segment| segment.start.as_ref()).map(|(batch, _)| *batch);
     for at in 0..reader.segments.len() {
         let suspect = depth == Depth::Full || suspects.contains(&reader.segments[at].number);
@@ -162,7 +168,7 @@ pub(crate) fn recover(io: &dyn LogIo, dir: &Path, depth: Depth) -> Result<Recove
     Ok(recovered)
 }
 
-static NO_VOTES: Votes = Votes { flushed: 0, groups: BTreeMap::new() };
+static NO_VOTES: Votes = Votes { flushed: 0, oldest: 0, groups: BTreeMap::new() };
 
 impl Recovered {
     fn add(&mut self, group: u32, settlement: Settlement, accepted: Option<Quarantined>) {
@@ -377,3 +383,6 @@ fn read_start(path: &Path, number: u64, file: &dyn LogFile) -> Result<Option<(u6
 struct FormatOnly {
     format: u32,
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

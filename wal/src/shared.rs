@@ -14,14 +14,14 @@ use crate::io::{LogFile, LogIo};
 use crate::record::{Header, Kind};
 use crate::recovery::{self, Segment};
 use crate::suspects;
-use crate::votes::{SavedVote, Votes};
+use crate::votes::Votes;
 use crate::writer::{Request, SyncState};
 
 /// Payloads of the newest records are kept in memory up to this many bytes: replication to each follower, apply and the
 /// builder of the tables all read them within moments, and a record is read whole.
 const RECENT_BYTES_MAX: usize = 32 << 20;
 
-/// What the handle and the two threads share. Locks are held for moments, all but `fsync` never across I/O.
+/// What the handle and the two threads share. Locks are held for moments, `fsync` and `votes_file` alone across I/O.
 pub(crate) struct Shared {
     pub(crate) queue: Lock<Queue>,
     pub(crate) queue_ready: Signal,
@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     /// Held over each fdatasync: the kernel reports a failure once, and nobody may see a later success before the poison.
     pub(crate) fsync: Lock<()>,
     pub(crate) votes: Lock<VotesState>,
+    /// Held while the `votes` file is replaced.
+    pub(crate) votes_file: Lock<()>,
     /// Segments in which a read found damage.
     pub(crate) suspects: Lock<BTreeSet<u64>>,
     pub(crate) io: Arc<dyn LogIo>,
@@ -43,7 +45,8 @@ pub(crate) struct Shared {
 
 /// Votes as of the records written.
 pub(crate) struct VotesState {
-    pub(crate) groups: BTreeMap<u32, SavedVote>,
+    /// What the file should say.
+    pub(crate) file: Votes,
     /// There are some that the `votes` file lacks.
     pub(crate) unsaved: bool,
 }
@@ -215,12 +218,14 @@ impl Shared {
 
     /// Brings the `votes` file up to date; everything below `flushed` is on disk.
     pub(crate) fn save_votes(&self, flushed: u64) -> std::io::Result<()> {
-        let groups = {
+        let _one_at_a_time = self.votes_file.lock();
+        let votes = {
             let mut votes = self.votes.lock();
             votes.unsaved = false;
-            votes.groups.clone()
+            votes.file.flushed = votes.file.flushed.max(flushed);
+            votes.file.clone()
         };
-        Votes { flushed, groups }.save(self.io.as_ref(), &self.dir)
+        votes.save(self.io.as_ref(), &self.dir)
     }
 }
 

@@ -22,7 +22,7 @@ use crate::record::{FORMAT, GroupMeta, Settled};
 use crate::recovery::{Recovered, Segment, read_content, segment_path, segments_dir};
 use crate::segment::{Current, Preamble, start_segment};
 use crate::suspects;
-use crate::votes::{SavedVote, Votes};
+use crate::votes::Votes;
 
 /// Copies of damaged segments that are kept, the newest.
 const QUARANTINE_FILES_MAX: usize = 4;
@@ -31,7 +31,7 @@ const QUARANTINE_FILES_MAX: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Started {
     pub(crate) groups: BTreeMap<u32, GroupIndex>,
-    pub(crate) votes: BTreeMap<u32, SavedVote>,
+    pub(crate) votes: Votes,
     pub(crate) metas: BTreeMap<u32, GroupMeta>,
     pub(crate) segments: BTreeMap<u64, Segment>,
     pub(crate) current: Current,
@@ -121,13 +121,14 @@ pub(crate) fn start(
     let mut next_batch = recovered.next_batch;
     let current = start_segment(io, &segments_dir, number, preamble, &mut next_batch)
         .map_err(OpenError::io("start segment", segment_path(&segments_dir, number)))?;
-    let votes = Votes { flushed: next_batch, groups: recovered.votes };
+    let oldest = recovered.segments.first_key_value().map_or(number, |(oldest, _)| *oldest);
+    let votes = Votes { flushed: next_batch, oldest, groups: recovered.votes };
     votes.save(io, dir).map_err(OpenError::io("write votes in", dir))?;
     suspects::clear(io, dir).map_err(OpenError::io("clear suspects in", dir))?;
     recovered.groups.values_mut().for_each(GroupIndex::all_synced);
     let Recovered { groups, mut segments, .. } = recovered;
     segments.insert(number, Segment { file: std::sync::Arc::clone(&current.file), len: current.len });
-    Ok(Started { groups, votes: votes.groups, metas, segments, current, next_batch, copies })
+    Ok(Started { groups, votes, metas, segments, current, next_batch, copies })
 }
 
 fn settle(damage: &Damage) -> Settled {
@@ -210,3 +211,6 @@ fn rewrite(io: &dyn LogIo, path: &Path, segment: &Segment) -> Result<Segment, Op
     let file = io.open(path).map_err(OpenError::io("open", path))?;
     Ok(Segment { file, len: segment.len })
 }
+
+#[cfg(test)]
+mod tests;

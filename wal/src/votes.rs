@@ -1,7 +1,8 @@
 //! The second copy of every vote, and of how far the log is known to be on disk.
 //!
 //! File `votes` beside `segments/`, replaced as a whole (write, fsync, rename, fsync of the directory) after each sync
-//! that brought a vote to disk and before anybody is told, by each start, and when the log is closed. It holds the same
+//! that brought a vote to disk and before anybody is told, before segments are dropped, by each start, and when the
+//! log is closed. It holds the same
 //! slot twice, so that damage in one half leaves the other. A slot, little-endian:
 //!
 //! | offset | bytes | field |
@@ -11,10 +12,11 @@
 //! | 8 | 4 | length of what follows the checksum |
 //! | 12 | 4 | crc32c of what follows |
 //! | 16 | 8 | flushed: every batch below was fdatasynced |
-//! | 24 | | for each group: number (u32), term (u64), batch (u64), length (u32) and bytes of the vote |
+//! | 24 | 8 | oldest: segments before this one were dropped, no others |
+//! | 32 | | for each group: number (u32), term (u64), batch (u64), length (u32) and bytes of the vote |
 //!
 //! A start takes the maximum of log and file by (term, then the newer batch). The flushed position tells a log that
-//! was cut off behind it from one that ends there.
+//! was cut off behind it from one that ends there, the oldest segment one that was dropped from one that is missing.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -50,6 +52,8 @@ impl SavedVote {
 pub(crate) struct Votes {
     /// Batches below this are on disk.
     pub(crate) flushed: u64,
+    /// The first segment that must be there; 0 for any.
+    pub(crate) oldest: u64,
     pub(crate) groups: BTreeMap<u32, SavedVote>,
 }
 
@@ -78,7 +82,7 @@ impl Votes {
     }
 
     fn encode_slot(&self) -> Vec<u8> {
-        let mut body = self.flushed.to_le_bytes().to_vec();
+        let mut body = [self.flushed.to_le_bytes(), self.oldest.to_le_bytes()].concat();
         for (group, vote) in &self.groups {
             body.extend_from_slice(&group.to_le_bytes());
             body.extend_from_slice(&vote.term.to_le_bytes());
@@ -111,13 +115,13 @@ impl Votes {
             body = rest;
             Some(taken)
         };
-        let flushed = le_u64(take(8)?, 0);
+        let (flushed, oldest) = (le_u64(take(8)?, 0), le_u64(take(8)?, 0));
         let mut groups = BTreeMap::new();
         while let Some(head) = take(24) {
             let bytes = take(le_u32(head, 20) as usize)?.to_vec();
             groups.insert(le_u32(head, 0), SavedVote { term: le_u64(head, 4), batch: le_u64(head, 12), bytes });
         }
-        body.is_empty().then_some(Self { flushed, groups })
+        body.is_empty().then_some(Self { flushed, oldest, groups })
     }
 }
 
@@ -132,7 +136,7 @@ mod tests {
         let dir = Path::new("/wal");
         assert_eq!(VotesFile::read(&io, dir).expect("reads"), VotesFile::Missing);
         let vote = |term, byte| SavedVote { term, batch: 9, bytes: vec![byte; 17] };
-        let votes = Votes { flushed: 12, groups: BTreeMap::from([(0, vote(3, 1)), (7, vote(5, 2))]) };
+        let votes = Votes { flushed: 12, oldest: 2, groups: BTreeMap::from([(0, vote(3, 1)), (7, vote(5, 2))]) };
         votes.save(&io, dir).expect("saves");
         let len = io.file_len(&dir.join(NAME)).expect("exists");
         for at in 0..len {
@@ -147,10 +151,12 @@ mod tests {
     #[test]
     fn golden_slot_of_format_1() {
         let vote = SavedVote { term: 3, batch: 9, bytes: b"v".to_vec() };
-        let slot = Votes { flushed: 12, groups: BTreeMap::from([(7, vote)]) }.encode_slot();
-        let mut golden = b"SDBV\x01\0\0\0\x21\0\0\0".to_vec();
+        let slot = Votes { flushed: 12, oldest: 2, groups: BTreeMap::from([(7, vote)]) }.encode_slot();
+        let mut golden = b"SDBV\x01\0\0\0\x29\0\0\0".to_vec();
         golden.extend_from_slice(&slot[12..16]);
-        golden.extend_from_slice(b"\x0c\0\0\0\0\0\0\0\x07\0\0\0\x03\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x01\0\0\0v");
+        golden.extend_from_slice(
+            b"\x0c\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x07\0\0\0\x03\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x01\0\0\0v",
+        );
         assert_eq!(slot, golden);
     }
 }

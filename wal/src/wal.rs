@@ -105,7 +105,8 @@ impl Wal {
             synced: AtomicU64::new(started.next_batch),
             poison: Lock::new(None),
             fsync: Lock::new(()),
-            votes: Lock::new(VotesState { groups: started.votes, unsaved: false }),
+            votes: Lock::new(VotesState { file: started.votes, unsaved: false }),
+            votes_file: Lock::new(()),
             suspects: Lock::new(BTreeSet::new()),
             io: Arc::clone(&io),
             dir: dir.to_owned(),
@@ -352,4 +353,4 @@ impl Drop for Wal {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

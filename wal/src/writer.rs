@@ -142,7 +142,7 @@ impl Writer {
                 meta.vote = Some(bytes());
                 let vote = SavedVote { term: header.term, batch: header.batch, bytes: bytes() };
                 let mut votes = self.shared.votes.lock();
-                votes.groups.insert(request.group, vote);
+                votes.file.groups.insert(request.group, vote);
                 votes.unsaved = true;
             }
             Kind::Committed => meta.committed = Some(bytes()),
@@ -182,7 +182,7 @@ impl Writer {
             disk_id: &self.disk_id,
             previous: Some((self.current.number, self.current.len)),
             metas: &self.metas,
-            votes: &mut votes.groups,
+            votes: &mut votes.file.groups,
             cuts: &BTreeMap::new(),
             settled: Vec::new(),
             accepted: BTreeMap::new(),
@@ -206,6 +206,10 @@ impl Writer {
     fn drop_purged_segments(&self) -> std::io::Result<()> {
         let Some(keep_from) = self.shared.oldest_needed_segment(self.current.number) else { return Ok(()) };
         let dropped = self.shared.remove_segments_below(keep_from);
+        if !dropped.is_empty() {
+            self.shared.votes.lock().file.oldest = keep_from;
+            self.shared.save_votes(self.shared.synced_batch())?;
+        }
         for number in &dropped {
             // One after the other: a gap between segments would look like damage.
             self.io.remove(&segment_path(&self.dir, *number))?;

@@ -12,17 +12,17 @@ use crate::io::RealIo;
 use crate::recovery::segment_path;
 use crate::sim::{Loss, SimIo};
 
-const DIR: &str = "/wal";
+pub(crate) const DIR: &str = "/wal";
 
-fn config(segment_bytes_max: u64) -> WalConfig {
+pub(crate) fn config(segment_bytes_max: u64) -> WalConfig {
     WalConfig { segment_bytes_max, sync_interval: Duration::from_secs(3600), ..WalConfig::default() }
 }
 
-fn open(io: &SimIo, segment_bytes_max: u64) -> Wal {
+pub(crate) fn open(io: &SimIo, segment_bytes_max: u64) -> Wal {
     try_open(io, segment_bytes_max).expect("opens")
 }
 
-fn try_open(io: &SimIo, segment_bytes_max: u64) -> Result<Wal, OpenError> {
+pub(crate) fn try_open(io: &SimIo, segment_bytes_max: u64) -> Result<Wal, OpenError> {
     Wal::open(Arc::new(io.clone()), Path::new(DIR), config(segment_bytes_max), "disk-1", keep_trust)
 }
 
@@ -30,18 +30,23 @@ fn entry(index: u64) -> AppendEntry {
     AppendEntry { index, term: 1, bytes: Bytes::from(format!("entry {index}")) }
 }
 
-fn append(wal: &Wal, group: u32, range: RangeInclusive<u64>, durability: Durability) -> Result<(), WalError> {
+pub(crate) fn append(
+    wal: &Wal,
+    group: u32,
+    range: RangeInclusive<u64>,
+    durability: Durability,
+) -> Result<(), WalError> {
     let entries: Vec<AppendEntry> = range.map(entry).collect();
     wait(|done| wal.append(group, &entries, durability, done))
 }
 
-fn wait(act: impl FnOnce(Callback)) -> Result<(), WalError> {
+pub(crate) fn wait(act: impl FnOnce(Callback)) -> Result<(), WalError> {
     let (sender, receiver) = mpsc::channel();
     act(Box::new(move |outcome| drop(sender.send(outcome))));
     receiver.recv_timeout(Duration::from_secs(30)).expect("the log answers")
 }
 
-fn check_holds(wal: &Wal, group: u32, range: RangeInclusive<u64>) {
+pub(crate) fn check_holds(wal: &Wal, group: u32, range: RangeInclusive<u64>) {
     let (first, last) = (*range.start(), *range.end());
     assert_eq!(wal.group_state(group).range, Some((first, last)));
     let held = wal.read(group, range.clone(), usize::MAX).expect("reads");
@@ -49,7 +54,7 @@ fn check_holds(wal: &Wal, group: u32, range: RangeInclusive<u64>) {
     assert_eq!(held, expected);
 }
 
-fn segment(number: u64) -> PathBuf {
+pub(crate) fn segment(number: u64) -> PathBuf {
     segment_path(&Path::new(DIR).join("segments"), number)
 }
 
