@@ -10,7 +10,7 @@ use crate::error::OpenError;
 use crate::found::{Damage, Quarantined, TornTail};
 use crate::index::GroupIndex;
 use crate::io::LogIo;
-use crate::record::Kind;
+use crate::record::{HEADER_BYTES, Header, Kind};
 use crate::recovery::{self, Depth, Item, Recovered};
 use crate::start::{self, DiskId};
 
@@ -85,31 +85,17 @@ pub struct RepairReport {
 /// # Errors
 /// Damage is not one: see [`Inspection::damages`]. A newer format is, and files that cannot be opened.
 pub fn inspect(io: &dyn LogIo, dir: &Path) -> Result<Inspection, OpenError> {
-    let recovered = recovery::recover(io, dir, Depth::Full)?;
+    let mut segments = Vec::new();
+    let recovered =
+        recovery::recover(io, dir, Depth::Full, |number, items| segments.push(segment_info(number, items)))?;
     let disk_id = DiskId::read(io, dir, recovered.disk_id.as_deref(), "")?.id;
-    let newest = recovered.contents.len();
-    let segments = recovered.contents.iter().enumerate();
-    let segments = segments
-        .map(|(at, (number, items))| {
-            let segment = &recovered.segments[number];
-            let path = recovery::segment_path(&recovery::segments_dir(dir), *number);
-            let mut info = SegmentInfo {
-                number: *number,
-                bytes: segment.file.size().map_err(OpenError::io("measure", path))?,
-                valid_bytes: segment.len,
-                sealed: at + 1 < newest || items.last().is_some_and(|item| item.is_sound(Kind::Footer)),
-                records: BTreeMap::new(),
-                groups: BTreeSet::new(),
-            };
-            for header in items.iter().filter(|item| !item.is_bad()).filter_map(Item::header) {
-                *info.records.entry(header.kind.name()).or_default() += 1;
-                if !matches!(header.kind, Kind::SegmentStart | Kind::Checkpoint | Kind::Footer) {
-                    info.groups.insert(header.group);
-                }
-            }
-            Ok(info)
-        })
-        .collect::<Result<_, OpenError>>()?;
+    for info in &mut segments {
+        let segment = &recovered.segments[&info.number];
+        let path = recovery::segment_path(&recovery::segments_dir(dir), info.number);
+        info.bytes = segment.file.size().map_err(OpenError::io("measure", path))?;
+        info.valid_bytes = segment.len;
+        info.sealed |= recovered.segments.range(info.number + 1..).next().is_some();
+    }
     let groups = recovered.groups.iter().map(|(group, index)| (*group, group_info(&recovered, *group, index)));
     let groups: BTreeMap<u32, GroupInfo> = groups.collect();
     let lossless = groups.values().all(|group| group.lost.is_none() && !group.lost_vote);
@@ -124,16 +110,37 @@ pub fn inspect(io: &dyn LogIo, dir: &Path) -> Result<Inspection, OpenError> {
     })
 }
 
+/// As far as its records say it.
+fn segment_info(number: u64, items: &[Item]) -> SegmentInfo {
+    let mut info = SegmentInfo {
+        number,
+        bytes: 0,
+        valid_bytes: 0,
+        sealed: items.last().is_some_and(|item| item.is_sound(Kind::Footer)),
+        records: BTreeMap::new(),
+        groups: BTreeSet::new(),
+    };
+    for header in items.iter().filter(|item| !item.is_bad()).filter_map(Item::header) {
+        *info.records.entry(header.kind.name()).or_default() += 1;
+        if !matches!(header.kind, Kind::SegmentStart | Kind::Checkpoint | Kind::Footer) {
+            info.groups.insert(header.group);
+        }
+    }
+    info
+}
+
 fn group_info(recovered: &Recovered, group: u32, index: &GroupIndex) -> GroupInfo {
     let state = index.state();
     let (purged_index, purged) = state.purged.unzip();
     let (first_index, last_index) = state.range.unzip();
-    let disk = last_index.and_then(|last| index.find(last)).and_then(|batch| batch.disk);
-    let last_term = disk.and_then(|disk| {
-        let (_, items) = recovered.contents.iter().find(|(number, _)| *number == disk.segment)?;
-        let wrote = |item: &&Item| matches!(item, Item::Sound(offset, _) if *offset == disk.offset);
-        items.iter().find(wrote)?.header().map(|header| header.term)
+    let last_batch = last_index.and_then(|last| index.find(last));
+    let header = last_batch.and_then(|batch| batch.disk).and_then(|disk| {
+        let mut head = [0; HEADER_BYTES];
+        recovered.segments.get(&disk.segment)?.file.read_exact_at(&mut head, disk.offset).ok()?;
+        Header::decode(&head).ok()
     });
+    // The record says the term of its last entry; a truncation may have cut that.
+    let last_term = header.filter(|header| Some(header.last) == last_index).map(|header| header.term);
     GroupInfo {
         first_index,
         last_index,
@@ -159,7 +166,7 @@ fn group_info(recovered: &Recovered, group: u32, index: &GroupIndex) -> GroupInf
 /// As [`inspect`], and when the disk cannot be written.
 pub fn repair(io: Arc<dyn LogIo>, dir: &Path) -> Result<RepairReport, OpenError> {
     let io = io.as_ref();
-    let recovered = recovery::recover(io, dir, Depth::Full)?;
+    let recovered = recovery::recover(io, dir, Depth::Full, |_, _| ())?;
     let disk_id = DiskId::read(io, dir, recovered.disk_id.as_deref(), "")?;
     let quarantined = |(group, found): (&u32, &crate::FoundGroup)| Some((*group, found.quarantined.clone()?));
     let lost: BTreeMap<u32, Quarantined> = recovered.found.groups.iter().filter_map(quarantined).collect();

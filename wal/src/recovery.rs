@@ -52,8 +52,6 @@ pub(crate) struct Recovered {
     pub(crate) groups: BTreeMap<u32, GroupIndex>,
     pub(crate) votes: BTreeMap<u32, SavedVote>,
     pub(crate) segments: BTreeMap<u64, Segment>,
-    /// What the segments hold, in order.
-    pub(crate) contents: Vec<(u64, Vec<Item>)>,
     pub(crate) next_batch: u64,
     /// A segment whose start a crash interrupted: it holds nothing and has to be removed.
     pub(crate) unfinished: Option<u64>,
@@ -103,11 +101,16 @@ fn decode_trailer(bytes: &[u8; TRAILER_BYTES]) -> Option<u64> {
     valid.then(|| le_u64(bytes, 0))
 }
 
-/// Reads the log in `dir`.
+/// Reads the log in `dir`, and shows each segment to `visit`.
 ///
 /// # Errors
 /// Damage is not one; a newer format is, and files that cannot be opened.
-pub(crate) fn recover(io: &dyn LogIo, dir: &Path, depth: Depth) -> Result<Recovered, OpenError> {
+pub(crate) fn recover(
+    io: &dyn LogIo,
+    dir: &Path,
+    depth: Depth,
+    mut visit: impl FnMut(u64, &[Item]),
+) -> Result<Recovered, OpenError> {
     let votes = VotesFile::read(io, dir).map_err(OpenError::io("read votes in", dir))?;
     let suspects = suspects::read(io, dir).map_err(OpenError::io("read suspects in", dir))?;
     let mut reader = Reader::open(io, dir)?;
@@ -124,7 +127,7 @@ pub(crate) fn recover(io: &dyn LogIo, dir: &Path, depth: Depth) -> Result<Recove
     };
     let floor = known_votes.map_or(0, |votes| votes.flushed);
     let mut replay = Replay::new(settled.clone());
-    let (mut contents, mut segments, mut torn) = (Vec::new(), BTreeMap::new(), None);
+    let (mut segments, mut torn) = (BTreeMap::new(), None);
     let oldest = known_votes.map_or(0, |votes| votes.oldest);
     if let Some(first) = reader.segments.first().filter(|first| first.number > oldest && oldest > 0) {
         let reason = format!("segments {oldest} to {} are missing", first.number - 1);
@@ -140,7 +143,7 @@ pub(crate) fn recover(io: &dyn LogIo, dir: &Path, depth: Depth) -> Result<Recove
         expected = read.items.last().map(Item::next).or(expected);
         torn = read.torn.or(torn);
         segments.insert(*number, Segment { file: Arc::clone(file), len: read.len });
-        contents.push((*number, read.items));
+        visit(*number, &read.items);
     }
     if segments.is_empty() && floor > 0 {
         let missing = Item::Bad(Bad::missing(1, 0, expected.unwrap_or(1), floor));
@@ -154,7 +157,6 @@ pub(crate) fn recover(io: &dyn LogIo, dir: &Path, depth: Depth) -> Result<Recove
         groups: BTreeMap::new(),
         votes: BTreeMap::new(),
         segments,
-        contents,
         next_batch: expected.unwrap_or(1),
         unfinished,
         disk_id,

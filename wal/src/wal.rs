@@ -86,7 +86,7 @@ impl Wal {
         fresh_disk_id: &str,
         decide: impl FnOnce(&Found) -> Result<BTreeMap<u32, Bytes>, String>,
     ) -> Result<Self, OpenError> {
-        let recovered = recovery::recover(io.as_ref(), dir, Depth::Start)?;
+        let recovered = recovery::recover(io.as_ref(), dir, Depth::Start, |_, _| ())?;
         let disk_id = DiskId::read(io.as_ref(), dir, recovered.disk_id.as_deref(), fresh_disk_id)?;
         if !recovered.lost_votes.is_empty() {
             let verdict = "votes may be lost with it, and the `votes` file has no copy";

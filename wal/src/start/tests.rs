@@ -1,6 +1,8 @@
 use super::*;
 use crate::found::{Found, TailKind};
+use crate::record::Kind;
 use crate::recovery::tests::{accept, quarantined};
+use crate::recovery::{Depth, Item, recover};
 use crate::sim::{Loss, SimIo};
 use crate::wal::tests::{DIR, append, check_holds, open, segment, try_open, wait};
 use crate::{Durability, Wal, WalError};
@@ -193,10 +195,13 @@ fn damage_at_rest_is_found_by_a_read_and_quarantined_by_the_next_start() {
     }
     drop(wal);
     assert!(io.paths().contains(&segment(3)));
-    let recovered = crate::recovery::recover(&io, Path::new(DIR), crate::recovery::Depth::Start).expect("reads");
-    let (_, items) = recovered.contents.iter().find(|(number, _)| *number == 2).expect("is held");
-    let entry = items.iter().find(|item| item.is_sound(crate::record::Kind::Append)).expect("is held");
-    io.flip(&segment(2), usize::try_from(entry.end()).expect("fits") - 1);
+    let mut end = 0;
+    let find = |number, items: &[Item]| {
+        let entry = items.iter().find(|item| number == 2 && item.is_sound(Kind::Append));
+        end = entry.map_or(end, Item::end);
+    };
+    recover(&io, Path::new(DIR), Depth::Start, find).expect("reads");
+    io.flip(&segment(2), usize::try_from(end).expect("fits") - 1);
     let wal = open(&io, SEGMENT_BYTES);
     let damaged = [1, 2].map(|group| wal.read(group, 1..=30, usize::MAX));
     let failed = damaged.iter().filter(|read| matches!(read, Err(WalError::Read { segment: 2, .. }))).count();
