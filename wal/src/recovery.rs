@@ -334,6 +334,7 @@ impl Reader {
             && trailer == bad.offset
         {
             bad.header.get_or_insert(Header::footer(number, bad.batch));
+            bad.next = bad.batch + 1;
         }
         let end_batch = if last { (floor > 0).then_some(floor) } else { end_batch };
         if let Some(end_batch) = end_batch {

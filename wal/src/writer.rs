@@ -208,7 +208,8 @@ impl Writer {
         let dropped = self.shared.remove_segments_below(keep_from);
         if !dropped.is_empty() {
             self.shared.votes.lock().file.oldest = keep_from;
-            self.shared.save_votes(self.shared.synced_batch())?;
+            // The purge records that allow it were synced just now: they may not be taken for a torn tail any more.
+            self.shared.save_votes(self.next_batch)?;
         }
         for number in &dropped {
             // One after the other: a gap between segments would look like damage.
@@ -270,11 +271,11 @@ impl Shared {
         self.save_votes(written).map_err(|error| self.poison("write of the votes file", error))
     }
 
-    /// The next start knows then that the whole log was on disk.
-    fn save_votes_at_close(&self) {
-        if self.poisoned().is_none()
-            && let Err(error) = self.save_votes(self.synced_batch())
-        {
+    /// The next start knows then that the whole log was on disk. `file` was written since the log was opened.
+    fn save_votes_at_close(&self, file: Option<&dyn LogFile>) {
+        let Some(file) = file else { return };
+        let synced = self.sync_file(file).is_ok();
+        if synced && let Err(error) = self.save_votes(self.synced_batch()) {
             tracing::warn!(%error, "the votes file was not brought up to date");
         }
     }
@@ -289,8 +290,9 @@ pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
                 Some(Duration::ZERO) => break,
                 _ if state.closed && state.waiting.is_empty() && state.unsynced_bytes == 0 => {
                     let hurried = std::mem::take(&mut state.hurried);
+                    let file = state.file.clone();
                     drop(state);
-                    shared.save_votes_at_close();
+                    shared.save_votes_at_close(file.as_deref());
                     let failure = shared.poisoned().unwrap_or(WalError::Closed);
                     hurried.into_iter().for_each(|(_, _, done)| done(Err(failure.clone())));
                     return;

@@ -110,17 +110,18 @@ fn run(io: &SimIo, steps: &[Step], clean: bool) -> BTreeMap<u32, Model> {
                 let upto = (model.purged.unwrap_or(0) + count).min(model.last());
                 if upto > model.purged.unwrap_or(0) {
                     model.purged = Some(upto);
-                    wait(|done| wal.purge_upto(group, upto, Bytes::from(format!("id{upto}")), done)).expect("purges");
+                    wait(|done| wal.purge_upto(group, upto, Bytes::from(format!("id{upto:>60}")), done))
+                        .expect("purges");
                 }
             }
             Step::Vote { group } => {
                 let term = models.entry(group).or_default().vote.insert(at as u64);
-                let vote = Bytes::from(term.to_string());
+                let vote = Bytes::from(format!("{term:<60}"));
                 wait(|done| wal.save_vote(group, *term, vote, done)).expect("votes");
             }
             Step::Trust { group } => {
                 let trust = models.entry(group).or_default().trust.insert(at as u8);
-                let trust = Bytes::from(vec![*trust]);
+                let trust = Bytes::from(vec![*trust; 60]);
                 wait(|done| wal.save_trust(group, trust, Durability::Synced, done)).expect("trusts");
             }
             Step::Restart { clean } => {
@@ -167,7 +168,7 @@ fn check_damaged(io: &SimIo, models: &BTreeMap<u32, Model>, context: &str) {
         let state = wal.group_state(*group);
         let held = held.get(group).cloned().unwrap_or_default();
         let purged = state.purged.map(|(index, _)| index);
-        let vote = state.vote.map(|vote| String::from_utf8(vote).expect("text"));
+        let vote = state.vote.map(|vote| String::from_utf8(vote).expect("text").trim().to_owned());
         assert_eq!(vote, model.vote.map(|term| term.to_string()), "vote of group {group}: {context}");
         assert!(model.was(&held), "group {group} holds what never was: {held:?} {model:?} {context}");
         assert!(purged <= model.purged, "{context}");
@@ -176,7 +177,7 @@ fn check_damaged(io: &SimIo, models: &BTreeMap<u32, Model>, context: &str) {
         if !lost.contains_key(group) && !torn {
             assert_eq!(held, model.held(), "group {group} lost something silently: {context}");
             assert_eq!(purged, model.purged, "{context}");
-            assert_eq!(state.trust, model.trust.map(|trust| vec![trust]), "group {group}: {context}");
+            assert_eq!(state.trust, model.trust.map(|trust| vec![trust; 60]), "group {group}: {context}");
         }
         if lost.contains_key(group) {
             assert_eq!(state.trust.as_deref(), Some(&b"recovering"[..]), "group {group}: {context}");

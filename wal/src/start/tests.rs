@@ -262,3 +262,70 @@ fn identity_is_read_from_the_segments_when_it_is_lost_and_never_exchanged() {
     let error = try_open(&io, 1 << 20).expect_err("refuses").to_string();
     assert!(error.contains("disk-1") && error.contains("disk-2"), "{error}");
 }
+
+/// Guarantees: what one place in a preamble says is elsewhere too.
+#[test]
+fn one_bad_place_in_a_preamble_or_a_footer_takes_nothing() {
+    let io = SimIo::new();
+    let wal = open(&io, SEGMENT_BYTES);
+    for index in 1..=20 {
+        append(&wal, 1, index..=index, Durability::Synced).expect("appends");
+    }
+    vote(&wal, 1, 7);
+    wait(|done| wal.save_trust(2, Bytes::from_static(b"trusted"), Durability::Synced, done)).expect("trusts");
+    wait(|done| wal.purge_upto(1, 2, Bytes::from_static(b"id2"), done)).expect("purges");
+    drop(wal);
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 21..=22, Durability::Synced).expect("appends");
+    append(&wal, 3, 1..=2, Durability::Synced).expect("appends");
+    drop(wal);
+    let mut places = Vec::new();
+    let find = |number, items: &[Item]| {
+        let checkpoint = items.iter().position(|item| item.is_sound(Kind::Checkpoint)).expect("is held");
+        places.push((number, 0, items[checkpoint].end()));
+        if let Some(footer) = items.iter().position(|item| item.is_sound(Kind::Footer)) {
+            places.push((number, items[footer - 1].end(), items[footer].end()));
+        }
+    };
+    recover(&io, Path::new(DIR), Depth::Full, find).expect("reads");
+    assert_eq!(places.len(), 4, "three preambles and a footer: {places:?}");
+    for at in places.into_iter().flat_map(|(number, from, to)| (from..to).step_by(7).map(move |at| (number, at))) {
+        let io = io.fork();
+        io.flip(&segment(at.0), usize::try_from(at.1).expect("fits"));
+        let marked = crate::suspects::save(&io, Path::new(DIR), &std::collections::BTreeSet::from([at.0]));
+        marked.expect("marks");
+        let wal = try_open(&io, 1 << 20).unwrap_or_else(|error| panic!("flip at {at:?}: {error}"));
+        check_holds(&wal, 1, 3..=22);
+        check_holds(&wal, 3, 1..=2);
+        assert_eq!(vote_of(&wal, 1).as_deref(), Some("7"), "flip at {at:?}");
+        assert_eq!(wal.group_state(2).trust.as_deref(), Some(&b"trusted"[..]), "flip at {at:?}");
+    }
+}
+
+/// Guarantees: what was cut off does not come back with the seal that cut it.
+#[test]
+fn debris_stays_out_when_its_seal_is_damaged() {
+    let io = SimIo::new();
+    filled(&io);
+    let (wal, _) = accept(&io);
+    append(&wal, 1, 10..=10, Durability::Written).expect("appends");
+    let at = io.file_len(&segment(2)).expect("exists");
+    append(&wal, 2, 10..=10, Durability::Written).expect("appends");
+    append(&wal, 3, 10..=10, Durability::Written).expect("appends");
+    io.kill();
+    drop(wal);
+    io.flip(&segment(2), at + 75);
+    let wal = open(&io, 1 << 20);
+    check_holds(&wal, 3, 1..=9);
+    append(&wal, 2, 10..=12, Durability::Synced).expect("appends");
+    io.kill();
+    drop(wal);
+    for at in [5, 40, 75] {
+        let io = io.fork();
+        io.flip(&segment(3), at);
+        let wal = open(&io, 1 << 20);
+        check_holds(&wal, 1, 1..=10);
+        check_holds(&wal, 2, 1..=12);
+        check_holds(&wal, 3, 1..=9);
+    }
+}
