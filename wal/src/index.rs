@@ -57,6 +57,11 @@ pub(crate) struct GroupIndex {
 }
 
 impl GroupIndex {
+    /// Just these entries.
+    pub(crate) fn of(batches: BTreeMap<u64, Batch>) -> Self {
+        Self { batches, ..Self::default() }
+    }
+
     pub(crate) fn range(&self) -> Option<(u64, u64)> {
         let first = self.batches.first_key_value()?.0;
         let last = self.batches.last_key_value()?.1.last;

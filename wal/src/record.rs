@@ -232,7 +232,6 @@ pub struct Settled {
     pub unknown: bool,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
 fn is_zero(count: &u64) -> bool {
     *count == 0
 }
@@ -380,6 +379,21 @@ mod tests {
                 + "03000000010000000000000009000000000000000200000000000000"
                 + "0a000000000000000c000000000000000800000000000000"
         );
+    }
+
+    #[test]
+    fn golden_segment_start_of_format_1() {
+        let golden = r#"{"format":1,"disk_id":"d","previous":[3,70]}"#;
+        let start: SegmentStart = serde_json::from_str(golden).expect("is one");
+        assert_eq!((start.previous, start.preamble, start.settled.len()), (Some((3, 70)), 0, 0));
+        assert_eq!(serde_json::to_string(&start).expect("is JSON"), golden);
+        let place = Settled { segment: 2, offset: 72, bytes: 80, batch: 9, next: 10, unknown: true };
+        let full = SegmentStart { preamble: 4, settled: vec![place], ..start };
+        let golden = concat!(
+            r#"{"format":1,"disk_id":"d","previous":[3,70],"preamble":4,"settled":[{"segment":2,"offset":72,"#,
+            r#""bytes":80,"batch":9,"next":10,"unknown":true}]}"#
+        );
+        assert_eq!(serde_json::to_string(&full).expect("is JSON"), golden);
     }
 
     #[test]

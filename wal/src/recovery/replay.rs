@@ -293,8 +293,7 @@ impl Replayed {
         let batches = std::mem::take(&mut self.index.batches);
         let whole = is_whole(&batches, self.purged());
         if self.before.is_none() || whole {
-            let mut before = GroupIndex::default();
-            before.batches = batches;
+            let mut before = GroupIndex::of(batches);
             before.meta.purged.clone_from(&self.index.meta.purged);
             self.before = Some(before);
         }

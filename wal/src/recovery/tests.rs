@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use crate::sim::SimIo;
+use crate::sim::{Loss, SimIo};
 use crate::wal::tests::{DIR, config, open, wait};
 use crate::{AppendEntry, Durability, Found, LogIo, Quarantined, Wal, WalError};
 
@@ -84,54 +84,17 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 /// Carries the steps out, each synced; a stop without `clean` is a `kill -9`.
 fn run(io: &SimIo, steps: &[Step], clean: bool) -> BTreeMap<u32, Model> {
-    let mut models: BTreeMap<u32, Model> = BTreeMap::new();
+    let mut models = BTreeMap::new();
     let mut wal = open(io, SEGMENT_BYTES);
     for (at, step) in steps.iter().enumerate() {
-        match *step {
-            Step::Append { group, count, bytes } => {
-                let model = models.entry(group).or_default();
-                let first = model.last() + 1;
-                let entry = |index| format!("{at}/{index}/{}", "x".repeat(bytes));
-                let entries: Vec<AppendEntry> = (first..first + count)
-                    .map(|index| AppendEntry { index, term: at as u64, bytes: Bytes::from(entry(index)) })
-                    .collect();
-                wait(|done| wal.append(group, &entries, Durability::Synced, done)).expect("appends");
-                model.log.extend(entries.into_iter().map(|entry| (entry.index, entry.bytes)));
+        if let Step::Restart { clean } = *step {
+            if !clean {
+                io.kill();
             }
-            Step::Truncate { group, keep } => {
-                let model = models.entry(group).or_default();
-                let from = (model.last() + 1).saturating_sub(keep).max(model.purged.unwrap_or(0) + 1);
-                model.earlier.push(model.log.clone());
-                model.log.split_off(&from);
-                wait(|done| wal.truncate_from(group, from, done)).expect("truncates");
-            }
-            Step::Purge { group, count } => {
-                let model = models.entry(group).or_default();
-                let upto = (model.purged.unwrap_or(0) + count).min(model.last());
-                if upto > model.purged.unwrap_or(0) {
-                    model.purged = Some(upto);
-                    wait(|done| wal.purge_upto(group, upto, Bytes::from(format!("id{upto:>60}")), done))
-                        .expect("purges");
-                }
-            }
-            Step::Vote { group } => {
-                let term = models.entry(group).or_default().vote.insert(at as u64);
-                let vote = Bytes::from(format!("{term:<60}"));
-                wait(|done| wal.save_vote(group, *term, vote, done)).expect("votes");
-            }
-            Step::Trust { group } => {
-                let trust = models.entry(group).or_default().trust.insert(at as u8);
-                let trust = Bytes::from(vec![*trust; 60]);
-                wait(|done| wal.save_trust(group, trust, Durability::Synced, done)).expect("trusts");
-            }
-            Step::Restart { clean } => {
-                if !clean {
-                    io.kill();
-                }
-                drop(wal);
-                wal = open(io, SEGMENT_BYTES);
-            }
+            drop(wal);
+            wal = open(io, SEGMENT_BYTES);
         }
+        carry_out(&wal, at as u64, step, &mut models).expect("is synced");
     }
     if !clean {
         io.kill();
@@ -140,8 +103,52 @@ fn run(io: &SimIo, steps: &[Step], clean: bool) -> BTreeMap<u32, Model> {
     models
 }
 
+/// One step, as number `at`; in the model it is done in any case.
+fn carry_out(wal: &Wal, at: u64, step: &Step, models: &mut BTreeMap<u32, Model>) -> Result<(), WalError> {
+    match *step {
+        Step::Append { group, count, bytes } => {
+            let model = models.entry(group).or_default();
+            let first = model.last() + 1;
+            let entry = |index| format!("{at}/{index}/{}", "x".repeat(bytes));
+            let entries: Vec<AppendEntry> = (first..first + count)
+                .map(|index| AppendEntry { index, term: at, bytes: Bytes::from(entry(index)) })
+                .collect();
+            model.log.extend(entries.iter().map(|entry| (entry.index, entry.bytes.clone())));
+            wait(|done| wal.append(group, &entries, Durability::Synced, done))
+        }
+        Step::Truncate { group, keep } => {
+            let model = models.entry(group).or_default();
+            let from = (model.last() + 1).saturating_sub(keep).max(model.purged.unwrap_or(0) + 1);
+            model.earlier.push(model.log.clone());
+            model.log.split_off(&from);
+            wait(|done| wal.truncate_from(group, from, done))
+        }
+        Step::Purge { group, count } => {
+            let model = models.entry(group).or_default();
+            let upto = (model.purged.unwrap_or(0) + count).min(model.last());
+            if upto <= model.purged.unwrap_or(0) {
+                return Ok(());
+            }
+            model.purged = Some(upto);
+            wait(|done| wal.purge_upto(group, upto, Bytes::from(format!("id{upto:>60}")), done))
+        }
+        Step::Vote { group } => {
+            models.entry(group).or_default().vote = Some(at);
+            wait(|done| wal.save_vote(group, at, Bytes::from(format!("{at:<60}")), done))
+        }
+        Step::Trust { group } => {
+            models.entry(group).or_default().trust = Some(at as u8);
+            let trust = Bytes::from(vec![at as u8; 60]);
+            wait(|done| wal.save_trust(group, trust, Durability::Synced, done))
+        }
+        Step::Restart { .. } => Ok(()),
+    }
+}
+
+type Logs = BTreeMap<u32, BTreeMap<u64, Bytes>>;
+
 /// Reads everything; a read that finds damage makes the log be opened again. Returns what was lost on the way.
-fn open_and_read(io: &SimIo) -> (Wal, BTreeMap<u32, BTreeMap<u64, Bytes>>, BTreeMap<u32, Quarantined>, bool) {
+fn open_and_read(io: &SimIo) -> (Wal, Logs, BTreeMap<u32, Quarantined>, bool) {
     let (mut lost, mut torn) = (BTreeMap::new(), false);
     for _ in 0..4 {
         let (wal, found) = accept(io);
@@ -233,6 +240,47 @@ proptest! {
             context += &format!("flip {path:?} at {} of {len}; ", at % len);
         }
         check_damaged(&io, &models, &context);
+    }
+
+    /// Scenario: the power fails after any single change of the disk, in the middle of a rotation, of the removal of
+    /// segments, of a write of the votes.
+    /// Guarantees: what was acknowledged is there, what was not is there as a whole or not at all, and none of it is
+    /// taken for damage.
+    #[test]
+    fn power_fails_after_any_change(steps in steps(), changes in 5..150u64, keep in 0..300usize, zeros in any::<bool>()) {
+        let io = SimIo::new();
+        let mut wal = open(&io, SEGMENT_BYTES);
+        let mut models: BTreeMap<u32, Model> = BTreeMap::new();
+        io.fail_after(Some(changes));
+        let mut before = models.clone();
+        for (at, step) in steps.iter().enumerate() {
+            before.clone_from(&models);
+            if let Step::Restart { .. } = step {
+                drop(wal);
+                let config = config(SEGMENT_BYTES);
+                match Wal::open(Arc::new(io.clone()), Path::new(DIR), config, "disk-1", crate::keep_trust) {
+                    Ok(opened) => wal = opened,
+                    Err(_) => break,
+                }
+            }
+            if carry_out(&wal, at as u64, step, &mut models).is_err() {
+                break;
+            }
+        }
+        io.lose_power(if zeros { Loss::ZerosAfter(keep) } else { Loss::KeepPrefix(keep) });
+        io.fail_after(None);
+        let wal = open(&io, SEGMENT_BYTES);
+        for (group, model) in &models {
+            let before = before.get(group).cloned().unwrap_or_default();
+            let state = wal.group_state(*group);
+            let held = state.range.map(|(first, last)| wal.read(*group, first..=last, usize::MAX).expect("reads"));
+            let held: BTreeMap<u64, Bytes> = held.into_iter().flatten().collect();
+            let is = |model: &Model| held == model.held() && state.purged.as_ref().map(|(index, _)| *index) == model.purged;
+            assert!(is(model) || is(&before), "group {group}: {held:?} {model:?}");
+            let vote = state.vote.map(|vote| String::from_utf8(vote).expect("text").trim().to_owned());
+            let votes = [model, &before].map(|model| model.vote.map(|term| term.to_string()));
+            assert!(votes.contains(&vote), "group {group}: {vote:?} {votes:?}");
+        }
     }
 
     /// The same for segments that end early, or are gone. The log was closed: how far it reached is known.
