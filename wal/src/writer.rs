@@ -177,21 +177,25 @@ impl Writer {
         // Synced before the next segment is written: damage in a sealed segment is never a torn tail.
         self.sync_current()?;
         self.shared.segment_written(self.current.number, &self.current.file, self.current.len);
-        let mut votes = self.shared.votes.lock();
+        // Nobody else changes them.
+        let mut votes = self.shared.votes.lock().file.groups.clone();
         let preamble = Preamble {
             disk_id: &self.disk_id,
             previous: Some((self.current.number, self.current.len)),
             metas: &self.metas,
-            votes: &mut votes.file.groups,
+            votes: &mut votes,
             cuts: &BTreeMap::new(),
             settled: Vec::new(),
             accepted: BTreeMap::new(),
         };
         let number = self.current.number + 1;
         self.current = start_segment(self.io.as_ref(), &self.dir, number, preamble, &mut self.next_batch)?;
-        // So that the file soon knows how far the log reaches.
-        votes.unsaved = true;
-        drop(votes);
+        {
+            let mut state = self.shared.votes.lock();
+            state.file.groups = votes;
+            // So that the file soon knows how far the log reaches.
+            state.unsaved = true;
+        }
         self.shared.segment_written(self.current.number, &self.current.file, self.current.len);
         self.shared.sync.lock().wrote(self.next_batch, 0, &self.current.file);
         metrics::counter!("signaldb_wal_segments_created_total").increment(1);

@@ -160,6 +160,23 @@ fn a_vote_that_is_only_in_the_file_counts() {
     }
 }
 
+/// Scenario: the second copy knows a vote whose record was lost with batches that are given out again.
+/// Guarantees: a later vote of the same term is the newer one.
+#[test]
+fn a_vote_from_the_file_does_not_outlive_its_successor() {
+    let io = SimIo::new();
+    drop(open(&io, 1 << 20));
+    let lost = crate::votes::SavedVote { term: 5, batch: 500, bytes: b"5, for 2".to_vec() };
+    let votes = Votes { flushed: 0, oldest: 1, groups: BTreeMap::from([(1, lost)]) };
+    votes.save(&io, Path::new(DIR)).expect("saves");
+    let wal = open(&io, 1 << 20);
+    assert_eq!(vote_of(&wal, 1).as_deref(), Some("5, for 2"));
+    wait(|done| wal.save_vote(1, 5, Bytes::from_static(b"5, committed"), done)).expect("votes");
+    io.kill();
+    drop(wal);
+    assert_eq!(vote_of(&open(&io, 1 << 20), 1).as_deref(), Some("5, committed"));
+}
+
 #[test]
 fn a_vote_that_may_be_lost_stops_every_start() {
     let io = SimIo::new();
