@@ -1,6 +1,6 @@
 //! A handle to one Raft group of this node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -434,13 +434,14 @@ impl Group {
         }
     }
 
-    /// Asks another voter to lead, the one that is furthest; waits until somebody else does, or `timeout`.
-    pub(crate) async fn hand_over(&self, timeout: Duration) -> Result<(), String> {
+    /// Asks another voter to lead, of the `willing` ones the one that is furthest; waits until somebody else does, or
+    /// `timeout`.
+    pub(crate) async fn hand_over(&self, willing: &BTreeSet<u64>, timeout: Duration) -> Result<(), String> {
         let metrics = self.raft.metrics().borrow_watched().clone();
         if !metrics.state.is_leader() {
             return Ok(());
         }
-        let others = metrics.replication.iter().flatten().filter(|(node, _)| **node != self.node.0);
+        let others = metrics.replication.iter().flatten().filter(|(node, _)| willing.contains(node));
         let Some((target, _)) = others.max_by_key(|(_, matched)| matched.map(|id| id.index)) else { return Ok(()) };
         self.transfer(*target, timeout).await
     }

@@ -3,7 +3,7 @@
 //! A cluster forms once: when all first voters answer and none has an identity (DESIGN section 4). The meta group comes
 //! first; what it agrees on at the founding names the data groups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -117,12 +117,9 @@ impl OpenLog {
         io: Arc<dyn LogIo>,
         store: Arc<dyn StateStore>,
     ) -> Result<Self, OpenError> {
-        let wal = open_wal(config, Arc::clone(&io)).await?;
-        check_disk(store.as_ref(), wal.disk_id())?;
         let alone = peers.addresses.len() <= 1;
-        let (log, settings) = (Arc::clone(&wal), config.clone());
-        let decided = tokio::task::spawn_blocking(move || start::decide(&log, io.as_ref(), &settings, alone)).await;
-        let decisions = decided.map_err(|error| OpenError::Group { group: 0, reason: error.to_string() })??;
+        let (wal, decisions) = open_wal(config, io, alone).await?;
+        check_disk(store.as_ref(), wal.disk_id())?;
         let peers = Arc::new(Peers::new(peers, wal.disk_id().to_owned()));
         Ok(Self { wal, store, peers, decisions })
     }
@@ -169,7 +166,7 @@ impl Groups {
         sink: Arc<dyn ApplySink>,
     ) -> Result<Self, OpenError> {
         let OpenLog { wal, store, peers, decisions } = log;
-        let decision = |group: GroupId| decisions.get(&group.0).copied().unwrap_or(start::NEW);
+        let decision = |group: GroupId| decisions.of(group);
         let deps = GroupDeps {
             wal: Arc::clone(&wal),
             store,
@@ -317,9 +314,14 @@ impl Groups {
         }
         self.stop_balancing.cancel();
         self.peers.set_stopping();
+        let others = self.peers.addresses().keys().filter(|node| **node != self.peers.node());
+        let willing = others.map(|node| async { (node.0, formation::is_willing(&self.peers, *node).await) });
+        let willing = futures::future::join_all(willing).await.into_iter();
+        let willing: BTreeSet<u64> = willing.filter(|(_, willing)| *willing).map(|(node, _)| node).collect();
+        let willing = &willing;
         let groups = std::iter::once(&self.meta_group).chain(self.data.values());
         let moves = groups.map(|group| async move {
-            if let Err(error) = group.hand_over(HAND_OVER_TIMEOUT).await {
+            if let Err(error) = group.hand_over(willing, HAND_OVER_TIMEOUT).await {
                 tracing::warn!(group = %group.id(), %error, "leadership was not handed over");
             }
         });
@@ -401,13 +403,26 @@ impl Groups {
     }
 }
 
-async fn open_wal(config: &GroupsConfig, io: Arc<dyn LogIo>) -> Result<Arc<Wal>, OpenError> {
-    let (dir, wal_config, disk_id) = (config.wal_dir.clone(), config.wal.clone(), uuid::Uuid::new_v4().to_string());
-    let opened = tokio::task::spawn_blocking(move || Wal::open(io, &dir, wal_config, &disk_id)).await;
-    let opened = opened.map_err(|error| OpenError::Group { group: 0, reason: error.to_string() })?;
-    let wal = opened?;
+async fn open_wal(
+    config: &GroupsConfig,
+    io: Arc<dyn LogIo>,
+    alone: bool,
+) -> Result<(Arc<Wal>, start::Decisions), OpenError> {
+    let (config, disk_id) = (config.clone(), uuid::Uuid::new_v4().to_string());
+    let open = move || {
+        let start = start::Start::read(io.as_ref(), &config.wal_dir, &config.boot_id, alone, config.fsync)?;
+        let mut decisions = start::Decisions::default();
+        let wal = Wal::open(Arc::clone(&io), &config.wal_dir, config.wal.clone(), &disk_id, |found| {
+            decisions = start.decide(found)?;
+            Ok(decisions.records())
+        })?;
+        start.note_boot(io.as_ref())?;
+        Ok::<_, OpenError>((Arc::new(wal), decisions))
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
+    let (wal, decisions) = opened.map_err(|error| OpenError::Group { group: 0, reason: error.to_string() })??;
     tracing::info!(segments = wal.stats().segments, bytes = wal.stats().bytes, "WAL replay begins");
-    Ok(Arc::new(wal))
+    Ok((wal, decisions))
 }
 
 /// Log and state store belong together: one without the other has lost acknowledged writes.

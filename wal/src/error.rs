@@ -40,13 +40,26 @@ pub enum OpenError {
     /// `metadata.json` is unreadable.
     #[error("{path} is damaged: {reason}")]
     Metadata { path: PathBuf, reason: String },
-    /// Acknowledged bytes are damaged. Nothing was changed on disk.
+    /// Whoever decides refused what was found. Nothing was changed on disk.
+    #[error("the log in {path} may not be opened: {reason}")]
+    Refused { path: PathBuf, reason: String },
+    /// Bytes that were known to be on disk are damaged, and nobody accepted the loss. Nothing was changed on disk.
     #[error(
         "WAL corruption in segment {segment:06} at offset {offset}: {reason}; batches from {batch} on, which were \
-         known to be on disk, are unreadable; affected groups: {groups:?}. Restore the file, or accept the loss with \
-         `signaldb wal repair --accept-data-loss`"
+         known to be on disk, are unreadable; affected groups: {groups:?}; lost: {lost}; {verdict}. Restore the file, \
+         or accept the loss with `signaldb wal repair --accept-data-loss`"
     )]
-    Corrupt { segment: u64, offset: u64, batch: u64, groups: Vec<u32>, reason: String },
+    Corrupt {
+        segment: u64,
+        offset: u64,
+        batch: u64,
+        groups: Vec<u32>,
+        /// What is lost of each group.
+        lost: String,
+        reason: String,
+        /// Why the start did not go on.
+        verdict: String,
+    },
 }
 
 impl OpenError {

@@ -1,10 +1,11 @@
 //! Where each group's entries are: in memory until written, then a place in a segment.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 
-use crate::record::GroupMeta;
+use crate::record::{GroupMeta, Header};
 
 /// What is known of a group without reading entries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,6 +39,13 @@ pub(crate) struct DiskPlace {
     pub(crate) payload_crc: u32,
 }
 
+impl DiskPlace {
+    pub(crate) fn of(offset: u64, header: &Header) -> Self {
+        let Header { segment, payload_len, payload_crc, .. } = *header;
+        Self { segment, offset, payload_len, payload_crc }
+    }
+}
+
 /// One group: its small facts and its batches by first index.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GroupIndex {
@@ -50,6 +58,11 @@ pub(crate) struct GroupIndex {
 }
 
 impl GroupIndex {
+    /// Just these entries.
+    pub(crate) fn of(batches: BTreeMap<u64, Batch>) -> Self {
+        Self { batches, ..Self::default() }
+    }
+
     pub(crate) fn range(&self) -> Option<(u64, u64)> {
         let first = self.batches.first_key_value()?.0;
         let last = self.batches.last_key_value()?.1.last;
@@ -71,9 +84,11 @@ impl GroupIndex {
         self.batches.insert(first, Batch { last, record_first: first, memory: Some(memory), disk: None });
     }
 
-    /// Notes entries that a start found on disk.
-    pub(crate) fn found(&mut self, first: u64, last: u64, disk: DiskPlace) {
-        self.batches.insert(first, Batch { last, record_first: first, memory: None, disk: Some(disk) });
+    /// Notes entries that a start found on disk; `None` when they were there and are damaged.
+    pub(crate) fn found(&mut self, first: u64, last: u64, disk: Option<DiskPlace>) {
+        // An append is always at the end of the log: what it overlaps was truncated.
+        self.truncate_from(first);
+        self.batches.insert(first, Batch { last, record_first: first, memory: None, disk });
     }
 
     /// Drops entries from `from` on.
@@ -125,30 +140,30 @@ impl GroupIndex {
         (batch.last >= index).then_some(batch)
     }
 
-    /// Points the batch of record number `record`, which began at `first`, to its place on disk, whatever was cut from
+    /// Points the batch of record number `record`, which holds entries `range`, to its place on disk, whatever was cut from
     /// it meanwhile.
-    pub(crate) fn written(&mut self, record: u64, first: u64, memory: &Bytes, disk: DiskPlace) {
-        if let Some(batch) = self.batch_of(first, memory) {
+    pub(crate) fn written(&mut self, record: u64, range: &RangeInclusive<u64>, memory: &Bytes, disk: DiskPlace) {
+        if let Some(batch) = self.batch_of(range, memory) {
             batch.disk = Some(disk);
             let last = batch.last;
             self.unsynced.push_back((record, last));
         }
     }
 
-    /// Lets go of the bytes of the record that began at `first`: it is read from disk from now on.
-    pub(crate) fn forget(&mut self, first: u64, memory: &Bytes) {
-        if let Some(batch) = self.batch_of(first, memory)
+    /// Lets go of the bytes of the record of entries `range`: it is read from disk from now on.
+    pub(crate) fn forget(&mut self, range: &RangeInclusive<u64>, memory: &Bytes) {
+        if let Some(batch) = self.batch_of(range, memory)
             && batch.disk.is_some()
         {
             batch.memory = None;
         }
     }
 
-    /// The batch of the record that began at `first`: a purge may have cut it from the front, and after a truncation
-    /// another record may begin there.
-    fn batch_of(&mut self, first: u64, memory: &Bytes) -> Option<&mut Batch> {
+    /// The batch of the record of entries `range`: a purge may have cut it from the front, and after a truncation another
+    /// record may begin there.
+    fn batch_of(&mut self, range: &RangeInclusive<u64>, memory: &Bytes) -> Option<&mut Batch> {
         let same = |batch: &&mut Batch| batch.memory.as_ref().is_some_and(|held| held.as_ptr() == memory.as_ptr());
-        self.batches.range_mut(first..).map(|(_, batch)| batch).find(same)
+        self.batches.range_mut(range.clone()).map(|(_, batch)| batch).find(same)
     }
 
     /// The oldest segment that holds an entry of this group.
@@ -164,7 +179,7 @@ mod tests {
     fn index() -> GroupIndex {
         let mut index = GroupIndex::default();
         for (first, last) in [(1, 3), (4, 4), (5, 9)] {
-            index.found(first, last, DiskPlace { segment: first, offset: 0, payload_len: 0, payload_crc: 0 });
+            index.found(first, last, Some(DiskPlace { segment: first, offset: 0, payload_len: 0, payload_crc: 0 }));
         }
         index
     }
@@ -189,15 +204,15 @@ mod tests {
         let (first, second, third) = (memory(1), memory(2), memory(3));
         index.append(1, 5, first.clone());
         index.append(6, 9, second.clone());
-        index.written(10, 1, &first, place);
+        index.written(10, &(1..=5), &first, place);
         assert_eq!(index.synced_index(10), 0, "record 10 is not below 10");
         assert_eq!(index.synced_index(11), 5);
         // Cut before its record was written: it never counts.
         index.truncate_from(4);
         assert_eq!(index.synced_index(11), 3);
-        index.written(11, 6, &second, place);
+        index.written(11, &(6..=9), &second, place);
         index.append(4, 8, third.clone());
-        index.written(13, 4, &third, place);
+        index.written(13, &(4..=8), &third, place);
         assert_eq!(index.synced_index(13), 3);
         assert_eq!(index.synced_index(14), 8);
         index.purge_upto(8, vec![]);
@@ -210,11 +225,11 @@ mod tests {
         let memory = Bytes::from(vec![1]);
         let place = DiskPlace { segment: 1, offset: 0, payload_len: 1, payload_crc: 0 };
         index.append(1, 3, memory.clone());
-        index.forget(1, &memory);
+        index.forget(&(1..=3), &memory);
         assert!(index.find(1).expect("held").memory.is_some(), "it is nowhere else yet");
         index.purge_upto(1, vec![]);
-        index.written(1, 1, &memory, place);
-        index.forget(1, &memory);
+        index.written(1, &(1..=3), &memory, place);
+        index.forget(&(1..=3), &memory);
         let batch = index.find(2).expect("held");
         assert!(batch.memory.is_none() && batch.disk.is_some());
     }

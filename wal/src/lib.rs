@@ -5,22 +5,32 @@
 //! request says which of the two completes it. Truncation is a record, bytes are never overwritten, so what a
 //! crash leaves behind is always a prefix of history.
 //!
-//! Start with [`Wal`]; [`record`] is the persisted format, [`recovery`] what a start does with it.
+//! Start with [`Wal`]; [`record`] is the persisted format, `recovery.rs` what a start reads, `start.rs` what it does then.
 
 mod config;
 mod error;
+mod found;
 mod index;
+mod inspect;
 mod io;
 pub mod metrics;
 pub mod record;
-pub mod recovery;
+mod recovery;
+mod segment;
+mod shared;
 #[cfg(any(test, feature = "testing"))]
 pub mod sim;
+mod start;
+mod suspects;
+mod votes;
 mod wal;
 mod writer;
 
 pub use config::WalConfig;
 pub use error::{OpenError, WalError};
+pub use found::{Damage, Found, FoundGroup, Quarantined, TailKind, TornTail, keep_trust};
 pub use index::GroupState;
+pub use inspect::{GroupInfo, Inspection, RepairReport, SegmentInfo, inspect, repair};
 pub use io::{LogFile, LogIo, RealIo};
-pub use wal::{AppendEntry, Callback, Durability, POISON_FILE, Wal, WalStats};
+pub use shared::POISON_FILE;
+pub use wal::{AppendEntry, Callback, Durability, Wal, WalStats};

@@ -17,8 +17,17 @@
 //! | 48 | 8 | first index |
 //! | 56 | 8 | last index (for truncate-after: the last index kept, plus one) |
 //! | 64 | 8 | flushed: every batch below this sequence was fdatasynced before this record was written |
+//!
+//! A segment begins with its preamble, one write, synced before the segment is used, all with flushed = 0: a
+//! [`Kind::SegmentStart`]; for each group what its checkpoint says as records of their own ([`Kind::Vote`],
+//! [`Kind::Trust`], [`Kind::Purge`], [`Kind::Committed`]), so that one damaged place in the preamble loses nothing; a
+//! [`Kind::TruncateAfter`] for each group that a quarantine cut; the [`Kind::Checkpoint`], without which the segment
+//! was never finished.
 
+use std::collections::BTreeMap;
 use std::fmt;
+
+use crate::found::Quarantined;
 
 /// Bytes of a record header.
 pub const HEADER_BYTES: usize = 72;
@@ -27,7 +36,7 @@ pub const FORMAT: u32 = 1;
 /// Longest payload: bounds what a damaged length can make a reader allocate.
 pub const PAYLOAD_BYTES_MAX: usize = 32 << 20;
 
-const MAGIC: [u8; 4] = *b"SDB1";
+pub(crate) const MAGIC: [u8; 4] = *b"SDB1";
 
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,6 +63,20 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SegmentStart => "segment-start",
+            Self::Checkpoint => "checkpoint",
+            Self::Append => "append",
+            Self::TruncateAfter => "truncate-after",
+            Self::Purge => "purge",
+            Self::Vote => "vote",
+            Self::Committed => "committed",
+            Self::Trust => "trust",
+            Self::Footer => "footer",
+        }
+    }
+
     fn from_byte(byte: u8) -> Option<Self> {
         Some(match byte {
             1 => Self::SegmentStart,
@@ -110,6 +133,12 @@ impl fmt::Display for BadHeader {
 }
 
 impl Header {
+    /// A header that says just: here is a footer.
+    pub(crate) fn footer(segment: u64, batch: u64) -> Self {
+        let (kind, payload_len, payload_crc) = (Kind::Footer, 0, 0);
+        Self { kind, payload_len, payload_crc, group: 0, segment, batch, term: 0, first: 0, last: 0, flushed: 0 }
+    }
+
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut out = [0; HEADER_BYTES];
         out[0..4].copy_from_slice(&MAGIC);
@@ -172,13 +201,39 @@ impl Header {
     }
 }
 
-/// Payload of a segment's first record.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// Payload of a segment's first record. A field that says nothing is absent, as it was before it existed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SegmentStart {
     pub format: u32,
     pub disk_id: String,
     /// Number and valid length of the segment before; bytes of it beyond that length are not part of the log.
     pub previous: Option<(u64, u64)>,
+    /// Records from this one to the checkpoint, both included.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub preamble: u64,
+    /// Damage in earlier segments that the start which wrote this had found and dealt with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settled: Vec<Settled>,
+    /// What `repair` accepted as lost, by group, for the next start to know.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub accepted: BTreeMap<u32, Quarantined>,
+}
+
+/// A damaged place that was dealt with.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Settled {
+    pub segment: u64,
+    pub offset: u64,
+    pub bytes: u64,
+    /// Batches from `batch` on and below `next` were there.
+    pub batch: u64,
+    pub next: u64,
+    /// Nothing is known of them: not even that a later read may be believed.
+    pub unknown: bool,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What a checkpoint keeps of one group; byte strings are opaque to the log.
@@ -274,11 +329,11 @@ pub fn split_entries(mut payload: &[u8]) -> Option<Vec<&[u8]>> {
     Some(out)
 }
 
-fn le_u32(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn le_u32(bytes: &[u8], at: usize) -> u32 {
     bytes[at..at + 4].iter().rev().fold(0, |sum, b| sum << 8 | u32::from(*b))
 }
 
-fn le_u64(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn le_u64(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].iter().rev().fold(0, |sum, b| sum << 8 | u64::from(*b))
 }
 
@@ -324,6 +379,21 @@ mod tests {
                 + "03000000010000000000000009000000000000000200000000000000"
                 + "0a000000000000000c000000000000000800000000000000"
         );
+    }
+
+    #[test]
+    fn golden_segment_start_of_format_1() {
+        let golden = r#"{"format":1,"disk_id":"d","previous":[3,70]}"#;
+        let start: SegmentStart = serde_json::from_str(golden).expect("is one");
+        assert_eq!((start.previous, start.preamble, start.settled.len()), (Some((3, 70)), 0, 0));
+        assert_eq!(serde_json::to_string(&start).expect("is JSON"), golden);
+        let place = Settled { segment: 2, offset: 72, bytes: 80, batch: 9, next: 10, unknown: true };
+        let full = SegmentStart { preamble: 4, settled: vec![place], ..start };
+        let golden = concat!(
+            r#"{"format":1,"disk_id":"d","previous":[3,70],"preamble":4,"settled":[{"segment":2,"offset":72,"#,
+            r#""bytes":80,"batch":9,"next":10,"unknown":true}]}"#
+        );
+        assert_eq!(serde_json::to_string(&full).expect("is JSON"), golden);
     }
 
     #[test]

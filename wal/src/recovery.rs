@@ -1,17 +1,45 @@
-//! What a start does with the segments that it finds.
+//! What a start reads, and what it makes of damage. Changes nothing; [`crate::start`] acts.
 //!
-//! The flushed position decides (DESIGN section 5): a bad record above it is the torn end of a write that nobody was
-//! told about, and is cut off; below it acknowledged bytes are damaged, and the start stops. Nothing is ever
-//! appended behind what was found: every start seals the last segment and begins a new one.
+//! The flushed position decides (DESIGN section 5). It is known from the records (each says how far the log was synced
+//! when it was written), from the `votes` file, and from the next segment: a segment is synced before the next one.
+//!
+//! * **Above it**, the first place that is not a record is a torn tail: nobody was told about it. It is left in the file
+//!   and cut by the next segment's first record, which holds the valid length: until that is on disk, and with it what
+//!   the start decided, a later start finds the same tail.
+//! * **Below it**, it is damage. Batches have no gaps, so whatever is not there is missed: a bad payload or a header
+//!   known from a footer concerns its group; anything else (a bad header, a file that is short, a segment that is
+//!   missing) every group. The preamble of a segment and its footer only repeat what is elsewhere: a single bad place
+//!   there is harmless. [`replay`] says what a group keeps: a dense prefix, and every later vote, trust, purge and
+//!   commit. A vote that may be lost in the log counts from the `votes` file; without that the start stops.
+//!
+//! When a start goes on past damage, the preamble of its segment says so: [`record::Settled`] lists the places, a
+//! truncate-after record cuts each group. They are in force as long as the damaged segment exists, as older segments go
+//! first. A later start reads the damage again and takes the log as the first one did; damage that is not listed is
+//! new. A copy of the segment is put into `quarantine/`.
+//!
+//! Sealed segments are not read but for their footers, except those that a failed read marked in `suspects`.
+//!
+//! Nothing is ever appended behind what was found: every start begins a new segment.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::OpenError;
-use crate::index::{DiskPlace, GroupIndex};
+use crate::found::{Damage, Found, FoundGroup, Quarantined, TornTail};
+use crate::index::GroupIndex;
 use crate::io::{LogFile, LogIo};
-use crate::record::{self, FORMAT, HEADER_BYTES, Header, Kind, SegmentStart};
+use crate::record::{FORMAT, HEADER_BYTES, Header, Kind, SegmentStart, Settled, le_u64};
+use crate::suspects;
+use crate::votes::{SavedVote, Votes, VotesFile};
+
+mod replay;
+mod scan;
+
+use replay::{Replay, Settlement};
+use scan::{Bad, read_footer};
+pub(crate) use scan::{Item, read_content, read_payload};
 
 /// Bytes of the fixed trailer of a sealed segment: footer offset (u64), its crc32c (u32), magic `SDBF`.
 pub(crate) const TRAILER_BYTES: usize = 16;
@@ -20,10 +48,19 @@ const TRAILER_MAGIC: [u8; 4] = *b"SDBF";
 /// Everything a start learned.
 #[derive(Debug)]
 pub(crate) struct Recovered {
+    /// Without what is lost.
     pub(crate) groups: BTreeMap<u32, GroupIndex>,
+    pub(crate) votes: BTreeMap<u32, SavedVote>,
     pub(crate) segments: BTreeMap<u64, Segment>,
     pub(crate) next_batch: u64,
-    pub(crate) torn: Option<TornTail>,
+    /// A segment whose start a crash interrupted: it holds nothing and has to be removed.
+    pub(crate) unfinished: Option<u64>,
+    /// The disk that the segments name.
+    pub(crate) disk_id: Option<String>,
+    pub(crate) found: Found,
+    pub(crate) damages: Vec<Damage>,
+    /// A vote that was on disk may be neither in the log nor in `votes`.
+    pub(crate) lost_votes: BTreeMap<u32, Quarantined>,
 }
 
 #[derive(Debug, Clone)]
@@ -33,17 +70,21 @@ pub(crate) struct Segment {
     pub(crate) len: u64,
 }
 
-/// The unacknowledged end of the last write before a crash, as found and cut off.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TornTail {
-    pub segment: u64,
-    pub offset: u64,
-    pub bytes: u64,
-    pub reason: String,
+/// How much is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Footers are trusted.
+    Start,
+    /// Every byte.
+    Full,
 }
 
-pub(crate) fn segment_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:06}.wal"))
+pub(crate) fn segments_dir(dir: &Path) -> PathBuf {
+    dir.join("segments")
+}
+
+pub(crate) fn segment_path(segments_dir: &Path, number: u64) -> PathBuf {
+    segments_dir.join(format!("{number:06}.wal"))
 }
 
 pub(crate) fn encode_trailer(footer_offset: u64) -> [u8; TRAILER_BYTES] {
@@ -57,283 +98,294 @@ pub(crate) fn encode_trailer(footer_offset: u64) -> [u8; TRAILER_BYTES] {
 
 fn decode_trailer(bytes: &[u8; TRAILER_BYTES]) -> Option<u64> {
     let valid = bytes[12..] == TRAILER_MAGIC && crc32c::crc32c(&bytes[..8]).to_le_bytes() == bytes[8..12];
-    valid.then(|| bytes[..8].iter().rev().fold(0, |sum, b| sum << 8 | u64::from(*b)))
+    valid.then(|| le_u64(bytes, 0))
 }
 
-/// Reads all segments of `dir`, cuts a torn end off, and rebuilds the index.
+/// Reads the log in `dir`, and shows each segment to `visit`.
 ///
 /// # Errors
-/// [`OpenError::Corrupt`] when bytes known to be on disk are damaged; nothing was changed then.
-pub(crate) fn recover(io: &dyn LogIo, dir: &Path) -> Result<Recovered, OpenError> {
-    let mut found = open_segments(io, dir)?;
-    drop_unfinished_segment(io, dir, &mut found)?;
-    let starts =
-        found.iter().map(|(number, file)| read_start(dir, *number, file.as_ref())).collect::<Result<Vec<_>, _>>()?;
+/// Damage is not one; a newer format is, and files that cannot be opened.
+pub(crate) fn recover(
+    io: &dyn LogIo,
+    dir: &Path,
+    depth: Depth,
+    mut visit: impl FnMut(u64, &[Item]),
+) -> Result<Recovered, OpenError> {
+    let votes = VotesFile::read(io, dir).map_err(OpenError::io("read votes in", dir))?;
+    let suspects = suspects::read(io, dir).map_err(OpenError::io("read suspects in", dir))?;
+    let mut reader = Reader::open(io, dir)?;
+    let unfinished = reader.take_unfinished(&votes)?;
+    let settled = reader.starts().flat_map(|(_, start)| start.settled.clone()).collect::<Vec<Settled>>();
+    let newest = reader.starts().last().map(|(_, start)| start);
+    let disk_id = newest.map(|start| start.disk_id.clone());
+    let accepted = newest.map(|start| start.accepted.clone()).unwrap_or_default();
+    let known_votes = match &votes {
+        VotesFile::Sound(votes) => Some(votes),
+        // Nothing can have been lost of a log that was never opened.
+        VotesFile::Missing if reader.segments.is_empty() => Some(&NO_VOTES),
+        VotesFile::Missing | VotesFile::Damaged => None,
+    };
+    let floor = known_votes.map_or(0, |votes| votes.flushed);
+    let mut replay = Replay::new(settled.clone());
+    let (mut segments, mut torn) = (BTreeMap::new(), None);
+    let oldest = known_votes.map_or(0, |votes| votes.oldest);
+    if let Some(first) = reader.segments.first().filter(|first| first.number > oldest && oldest > 0) {
+        let reason = format!("segments {oldest} to {} are missing", first.number - 1);
+        let missing = Bad { reason, ..Bad::missing(oldest, 0, 0, first.number - oldest) };
+        replay.segment(&[Item::Bad(missing)], None);
+    }
+    let mut expected = reader.segments.first().and_then(|segment| segment.start.as_ref()).map(|(batch, _)| *batch);
+    for at in 0..reader.segments.len() {
+        let suspect = depth == Depth::Full || suspects.contains(&reader.segments[at].number);
+        let read = reader.read(at, expected, suspect, &settled, floor)?;
+        let ReadSegment { number, file, .. } = &reader.segments[at];
+        replay.segment(&read.items, Some(file.as_ref()));
+        expected = read.items.last().map(Item::next).or(expected);
+        torn = read.torn.or(torn);
+        segments.insert(*number, Segment { file: Arc::clone(file), len: read.len });
+        visit(*number, &read.items);
+    }
+    if segments.is_empty() && floor > 0 {
+        let missing = Item::Bad(Bad::missing(1, 0, expected.unwrap_or(1), floor));
+        replay.segment(std::slice::from_ref(&missing), None);
+        expected = Some(floor);
+    }
+    let damages = std::mem::take(&mut replay.damages);
+    replay.damages.clone_from(&damages);
+    let (settlements, unlisted) = replay.finish(known_votes);
     let mut recovered = Recovered {
         groups: BTreeMap::new(),
-        segments: BTreeMap::new(),
-        next_batch: starts.first().map_or(1, |start| start.0),
-        torn: None,
+        votes: BTreeMap::new(),
+        segments,
+        next_batch: expected.unwrap_or(1),
+        unfinished,
+        disk_id,
+        found: Found { torn, groups: BTreeMap::new(), unlisted },
+        damages,
+        lost_votes: BTreeMap::new(),
     };
-    for (at, (number, file)) in found.iter().enumerate() {
-        let path = segment_path(dir, *number);
-        let file_len = file.size().map_err(OpenError::io("measure", &path))?;
-        let sealed_len = starts.get(at + 1).and_then(|(_, start)| start.previous).map(|(_, len)| len);
-        let last = at + 1 == found.len();
-        let limit = sealed_len.unwrap_or(file_len).min(file_len);
-        let indexed = if last { None } else { read_footer(file.as_ref(), *number, limit) };
-        let (records, len) = match indexed {
-            Some(records) => {
-                recovered.next_batch = records.last().map_or(recovered.next_batch, |(_, header)| header.batch + 2);
-                (records, limit)
-            }
-            None => scan_or_cut(&path, *number, file, limit, last, &mut recovered)?,
-        };
-        for (offset, header) in &records {
-            replay(*number, *offset, header, file.as_ref(), &mut recovered.groups).map_err(|reason| {
-                OpenError::Corrupt {
-                    segment: *number,
-                    offset: *offset,
-                    batch: header.batch,
-                    groups: vec![header.group],
-                    reason,
-                }
-            })?;
-        }
-        recovered.segments.insert(*number, Segment { file: Arc::clone(file), len });
+    for (group, settlement) in settlements {
+        recovered.add(group, settlement, accepted.get(&group).cloned());
     }
     Ok(recovered)
 }
 
-/// Segments in order, by number.
-type OpenSegments = Vec<(u64, Arc<dyn LogFile>)>;
+static NO_VOTES: Votes = Votes { flushed: 0, oldest: 0, groups: BTreeMap::new() };
 
-fn open_segments(io: &dyn LogIo, dir: &Path) -> Result<OpenSegments, OpenError> {
-    let mut numbers: Vec<u64> = io
-        .list(dir)
-        .map_err(OpenError::io("list", dir))?
-        .iter()
-        .filter_map(|name| name.strip_suffix(".wal")?.parse().ok())
-        .collect();
-    numbers.sort_unstable();
-    let open = |number: u64| {
-        let path = segment_path(dir, number);
-        Ok((number, io.open(&path).map_err(OpenError::io("open", path))?))
-    };
-    numbers.into_iter().map(open).collect()
-}
-
-/// A crash while a segment is being started leaves a file without a synced checkpoint: it holds nothing.
-fn drop_unfinished_segment(io: &dyn LogIo, dir: &Path, found: &mut OpenSegments) -> Result<(), OpenError> {
-    let Some((number, file)) = found.last() else { return Ok(()) };
-    let path = segment_path(dir, *number);
-    let len = file.size().map_err(OpenError::io("measure", &path))?;
-    let scan = scan(file.as_ref(), *number, len, None).map_err(OpenError::io("read", &path))?;
-    if scan.records.len() >= 2 || scan.bad.as_ref().is_some_and(|bad| bad.later.is_some()) {
-        return Ok(());
+impl Recovered {
+    fn add(&mut self, group: u32, settlement: Settlement, accepted: Option<Quarantined>) {
+        let Settlement { index, vote, quarantined, lost_vote } = settlement;
+        let empty = index.range().is_none() && index.meta.purged.is_none();
+        let found = FoundGroup { trust: index.meta.trust.clone(), empty, quarantined, accepted };
+        self.found.groups.insert(group, found);
+        self.groups.insert(group, index);
+        self.votes.extend(vote.map(|vote| (group, vote)));
+        self.lost_votes.extend(lost_vote.map(|lost| (group, lost)));
     }
-    tracing::warn!(segment = number, "WAL segment was never finished by the crash that interrupted its start; removed");
-    io.remove(&path).map_err(OpenError::io("remove", &path))?;
-    io.sync_dir(dir).map_err(OpenError::io("sync", dir))?;
-    found.pop();
-    Ok(())
-}
 
-/// First batch number and content of a segment's first record.
-fn read_start(dir: &Path, number: u64, file: &dyn LogFile) -> Result<(u64, SegmentStart), OpenError> {
-    let path = segment_path(dir, number);
-    let corrupt = |reason: String| OpenError::Corrupt { segment: number, offset: 0, batch: 0, groups: vec![], reason };
-    let mut head = [0; HEADER_BYTES];
-    file.read_exact_at(&mut head, 0).map_err(OpenError::io("read", &path))?;
-    let header = Header::decode(&head).map_err(|bad| corrupt(bad.to_string()))?;
-    let payload = read_payload(file, 0, &header).map_err(corrupt)?;
-    let start: SegmentStart = serde_json::from_slice(&payload).map_err(|error| corrupt(error.to_string()))?;
-    if start.format != FORMAT {
-        return Err(OpenError::Format { path, found: start.format, supported: FORMAT });
+    /// Damage that no earlier start dealt with.
+    pub(crate) fn new_damages(&self) -> impl Iterator<Item = &Damage> {
+        self.damages.iter().filter(|damage| !damage.settled)
     }
-    Ok((header.batch, start))
-}
 
-fn read_footer(file: &dyn LogFile, number: u64, limit: u64) -> Option<Vec<(u64, Header)>> {
-    let at = limit.checked_sub(TRAILER_BYTES as u64)?;
-    let mut trailer = [0; TRAILER_BYTES];
-    file.read_exact_at(&mut trailer, at).ok()?;
-    let offset = decode_trailer(&trailer)?;
-    let mut head = [0; HEADER_BYTES];
-    file.read_exact_at(&mut head, offset).ok()?;
-    let header = Header::decode(&head).ok().filter(|header| {
-        header.kind == Kind::Footer && header.segment == number && offset + header.record_len() == at
-    })?;
-    record::decode_footer(&read_payload(file, offset, &header).ok()?)
-}
-
-type Records = Vec<(u64, Header)>;
-
-fn scan_or_cut(
-    path: &Path,
-    number: u64,
-    file: &Arc<dyn LogFile>,
-    limit: u64,
-    last: bool,
-    recovered: &mut Recovered,
-) -> Result<(Records, u64), OpenError> {
-    let scan = scan(file.as_ref(), number, limit, Some(recovered.next_batch)).map_err(OpenError::io("read", path))?;
-    recovered.next_batch += scan.records.len() as u64;
-    let Some(bad) = scan.bad else { return Ok((scan.records, scan.end)) };
-    let known_flushed = bad.later.as_ref().is_some_and(|later| later.flushed > recovered.next_batch);
-    if !last || known_flushed {
-        let groups = bad.later.map(|later| later.groups).unwrap_or_default();
-        return Err(OpenError::Corrupt {
-            segment: number,
-            offset: scan.end,
-            batch: recovered.next_batch,
-            groups,
-            reason: bad.reason,
-        });
+    /// The error of a start that does not go on with what it found.
+    pub(crate) fn refused(&self, dir: &Path, verdict: &str) -> OpenError {
+        let refused = || OpenError::Refused { path: dir.to_owned(), reason: verdict.to_owned() };
+        self.corrupt(verdict).unwrap_or_else(refused)
     }
-    let torn = TornTail { segment: number, offset: scan.end, bytes: limit - scan.end, reason: bad.reason };
-    tracing::warn!(segment = number, offset = torn.offset, bytes = torn.bytes, reason = %torn.reason,
-        "WAL tail was torn by a crash before it was acknowledged; cut off");
-    recovered.torn = Some(torn);
-    Ok((scan.records, scan.end))
-}
 
-struct Scan {
-    records: Records,
-    /// Offset of the first byte that is not a valid record.
-    end: u64,
-    bad: Option<Bad>,
-}
-
-struct Bad {
-    reason: String,
-    /// Valid records behind the bad one, if any.
-    later: Option<Later>,
-}
-
-struct Later {
-    /// Highest flushed position among them.
-    flushed: u64,
-    groups: Vec<u32>,
-}
-
-fn scan(file: &dyn LogFile, number: u64, limit: u64, first_batch: Option<u64>) -> std::io::Result<Scan> {
-    let mut content = vec![0; usize::try_from(limit).unwrap_or(usize::MAX)];
-    file.read_exact_at(&mut content, 0)?;
-    let mut scan = Scan { records: Vec::new(), end: 0, bad: None };
-    let mut expected = first_batch;
-    while (scan.end as usize) < content.len() {
-        let at = scan.end as usize;
-        match check_record(&content[at..], number, expected) {
-            Ok(header) => {
-                scan.records.push((scan.end, header));
-                scan.end += header.record_len();
-                expected = Some(header.batch + 1);
-                if header.kind == Kind::Footer {
-                    // Only the trailer follows.
-                    scan.end = limit;
-                    break;
-                }
-            }
-            Err(reason) => {
-                let behind = (at + skip_bad(&content[at..], number)).min(content.len());
-                scan.bad = Some(Bad { reason, later: find_later(&content[behind..], number, expected.unwrap_or(0)) });
-                break;
-            }
-        }
-    }
-    Ok(scan)
-}
-
-fn check_record(bytes: &[u8], number: u64, expected: Option<u64>) -> Result<Header, String> {
-    let header = Header::decode(bytes).map_err(|bad| bad.to_string())?;
-    if header.segment != number {
-        return Err(format!("record of segment {}", header.segment));
-    }
-    if expected.is_some_and(|expected| expected != header.batch) {
-        return Err(format!("batch {} where {} was expected", header.batch, expected.unwrap_or(0)));
-    }
-    let payload = bytes
-        .get(HEADER_BYTES..HEADER_BYTES + header.payload_len as usize)
-        .ok_or_else(|| "record payload runs past the end".to_owned())?;
-    if crc32c::crc32c(payload) != header.payload_crc {
-        return Err("record payload checksum mismatch".to_owned());
-    }
-    Ok(header)
-}
-
-/// Bytes to skip at a bad record: its whole length if the header is sound, so that nothing that a client put into the
-/// payload is taken for a record.
-fn skip_bad(bytes: &[u8], number: u64) -> usize {
-    let header = Header::decode(bytes).ok().filter(|header| header.segment == number);
-    header.map_or(1, |header| usize::try_from(header.record_len()).unwrap_or(usize::MAX))
-}
-
-/// Looks for records behind a bad one: they tell whether the bad one had been flushed.
-fn find_later(bytes: &[u8], number: u64, expected: u64) -> Option<Later> {
-    let mut later: Option<Later> = None;
-    let mut at = 0;
-    while at + HEADER_BYTES <= bytes.len() {
-        let header =
-            Header::decode(&bytes[at..]).ok().filter(|header| header.segment == number && header.batch > expected);
-        let Some(header) = header else {
-            at += 1;
-            continue;
+    fn corrupt(&self, verdict: &str) -> Option<OpenError> {
+        let quarantined = |(group, found): (&u32, &FoundGroup)| Some((*group, found.quarantined.clone()?));
+        let lost: Vec<(u32, Quarantined)> = self.found.groups.iter().filter_map(quarantined).collect();
+        let first = self.new_damages().find(|damage| !damage.harmless);
+        let (segment, offset, batch, reason) = match (first, lost.first().map(|(_, lost)| lost)) {
+            (Some(damage), _) => (damage.segment, damage.offset, damage.batch, damage.reason.clone()),
+            (None, Some(lost)) => (lost.segment, lost.offset, 0, lost.reason.clone()),
+            (None, None) => return None,
         };
-        let later = later.get_or_insert(Later { flushed: 0, groups: Vec::new() });
-        later.flushed = later.flushed.max(header.flushed);
-        if !later.groups.contains(&header.group) {
-            later.groups.push(header.group);
+        let groups = lost.iter().map(|(group, _)| *group).collect();
+        let mut named: Vec<String> = lost.iter().map(|(group, lost)| format!("group {group} {lost}")).collect();
+        if self.found.unlisted.is_some() {
+            named.push("groups that left no other trace".to_owned());
         }
-        at += usize::try_from(header.record_len()).unwrap_or(usize::MAX).min(bytes.len());
-    }
-    later
-}
-
-pub(crate) fn read_payload(file: &dyn LogFile, offset: u64, header: &Header) -> Result<Vec<u8>, String> {
-    let mut payload = vec![0; header.payload_len as usize];
-    file.read_exact_at(&mut payload, offset + HEADER_BYTES as u64).map_err(|error| error.to_string())?;
-    if crc32c::crc32c(&payload) == header.payload_crc {
-        Ok(payload)
-    } else {
-        Err("record payload checksum mismatch".to_owned())
+        let lost = if named.is_empty() { "nothing that is known".to_owned() } else { named.join(", ") };
+        Some(OpenError::Corrupt { segment, offset, batch, groups, lost, reason, verdict: verdict.to_owned() })
     }
 }
 
-fn replay(
+/// One segment file.
+struct ReadSegment {
     number: u64,
-    offset: u64,
-    header: &Header,
-    file: &dyn LogFile,
-    groups: &mut BTreeMap<u32, GroupIndex>,
-) -> Result<(), String> {
-    let payload = || read_payload(file, offset, header);
-    let place = DiskPlace { segment: number, offset, payload_len: header.payload_len, payload_crc: header.payload_crc };
-    match header.kind {
-        Kind::SegmentStart | Kind::Footer => {}
-        Kind::Checkpoint => {
-            let checkpoint = record::decode_checkpoint(&payload()?).ok_or("checkpoint is cut short")?;
-            for (group, meta) in checkpoint {
-                let index = groups.entry(group).or_default();
-                if let Some((purged, id)) = meta.purged.clone() {
-                    index.purge_upto(purged, id);
-                }
-                let purged = index.meta.purged.take();
-                index.meta = record::GroupMeta { purged, ..meta };
-            }
-        }
-        kind => {
-            let index = groups.entry(header.group).or_default();
-            match kind {
-                Kind::Append => index.found(header.first, header.last, place),
-                Kind::TruncateAfter => index.truncate_from(header.last),
-                Kind::Purge => index.purge_upto(header.last, payload()?),
-                Kind::Vote => index.meta.vote = Some(payload()?),
-                Kind::Committed => index.meta.committed = Some(payload()?),
-                Kind::Trust => index.meta.trust = Some(payload()?),
-                Kind::SegmentStart | Kind::Checkpoint | Kind::Footer => {}
-            }
-        }
-    }
-    Ok(())
+    file: Arc<dyn LogFile>,
+    file_len: u64,
+    /// First batch and content of the first record, if it is sound.
+    start: Option<(u64, SegmentStart)>,
 }
+
+struct ReadItems {
+    items: Vec<Item>,
+    len: u64,
+    torn: Option<TornTail>,
+}
+
+struct Reader {
+    dir: PathBuf,
+    segments: Vec<ReadSegment>,
+}
+
+impl Reader {
+    fn open(io: &dyn LogIo, dir: &Path) -> Result<Self, OpenError> {
+        let dir = segments_dir(dir);
+        let names = match io.list(&dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            names => names.map_err(OpenError::io("list", &dir))?,
+        };
+        let mut numbers: Vec<u64> = names.iter().filter_map(|name| name.strip_suffix(".wal")?.parse().ok()).collect();
+        numbers.sort_unstable();
+        let open = |number: u64| {
+            let path = segment_path(&dir, number);
+            let file = io.open(&path).map_err(OpenError::io("open", &path))?;
+            let file_len = file.size().map_err(OpenError::io("measure", &path))?;
+            let start = read_start(&path, number, file.as_ref())?;
+            Ok(ReadSegment { number, file, file_len, start })
+        };
+        let segments = numbers.into_iter().map(open).collect::<Result<_, OpenError>>()?;
+        Ok(Self { dir, segments })
+    }
+
+    fn starts(&self) -> impl DoubleEndedIterator<Item = &(u64, SegmentStart)> {
+        self.segments.iter().filter_map(|segment| segment.start.as_ref())
+    }
+
+    fn content(&self, at: usize, len: u64) -> Result<Vec<u8>, OpenError> {
+        let segment = &self.segments[at];
+        let failed = OpenError::io("read", segment_path(&self.dir, segment.number));
+        read_content(segment.file.as_ref(), len).map_err(failed)
+    }
+
+    /// A crash while a segment is being started leaves a file without a synced checkpoint: it holds nothing.
+    fn take_unfinished(&mut self, votes: &VotesFile) -> Result<Option<u64>, OpenError> {
+        let Some(at) = self.segments.len().checked_sub(1) else { return Ok(None) };
+        let number = self.segments[at].number;
+        let first = self.segments[at].start.as_ref().map(|(batch, _)| *batch);
+        let items = scan::scan(&self.content(at, self.segments[at].file_len)?, number, first, &[]);
+        let floor = if let VotesFile::Sound(votes) = votes { votes.flushed } else { 0 };
+        let headers = || items.iter().filter_map(Item::header);
+        let checkpoint = items.iter().position(|item| item.is_sound(Kind::Checkpoint));
+        let whole = checkpoint.is_some_and(|checkpoint| !items[..checkpoint].iter().any(Item::is_bad));
+        // Only a synced preamble is followed by records, which say so.
+        let used = headers().any(|header| header.flushed > 0);
+        let flushed = headers().next().is_some_and(|header| header.batch < floor);
+        if whole || used || flushed {
+            return Ok(None);
+        }
+        self.segments.pop();
+        Ok(Some(number))
+    }
+
+    /// The batch that the segment behind `at` begins with.
+    fn end_batch(&self, at: usize) -> Result<Option<u64>, OpenError> {
+        let Some(next) = self.segments.get(at + 1) else { return Ok(None) };
+        if let Some((batch, _)) = next.start {
+            return Ok(Some(batch));
+        }
+        let items = scan::scan(&self.content(at + 1, next.file_len)?, next.number, None, &[]);
+        let first = items.first().and_then(Item::header).map(|header| header.batch);
+        // Most likely just its first record is damaged.
+        Ok(first.or_else(|| items.get(1).map(|second| second.batch().saturating_sub(1))))
+    }
+
+    fn read(
+        &self,
+        at: usize,
+        expected: Option<u64>,
+        suspect: bool,
+        settled: &[Settled],
+        floor: u64,
+    ) -> Result<ReadItems, OpenError> {
+        let ReadSegment { number, ref file, file_len, .. } = self.segments[at];
+        let last = at + 1 == self.segments.len();
+        let end_batch = self.end_batch(at)?;
+        let seal = self.segments.get(at + 1).and_then(|next| next.start.as_ref()).and_then(|(_, start)| start.previous);
+        let limit = seal.filter(|(sealed, _)| *sealed == number).map_or(file_len, |(_, len)| len.min(file_len));
+        let unread = settled.iter().any(|place| place.segment == number && place.unknown && place.bytes > 0);
+        if !last
+            && !unread
+            && let Some(records) = read_footer(file.as_ref(), number, limit)
+        {
+            let batches = || records.iter().map(|(_, header)| header.batch);
+            let begin = expected.or(batches().next());
+            let dense = begin.is_some_and(|begin| batches().zip(begin..).all(|(batch, dense)| batch == dense));
+            if dense && batches().next_back().map(|last| last + 2) == end_batch {
+                let mut items = if suspect {
+                    scan::scan_indexed(&self.content(at, limit)?, number, &records)
+                } else {
+                    records.into_iter().map(|(offset, header)| Item::Sound(offset, header)).collect()
+                };
+                items.push(Item::footer(number, limit, end_batch.unwrap_or(0) - 1));
+                return Ok(ReadItems { items, len: limit, torn: None });
+            }
+        }
+        let content = self.content(at, limit)?;
+        let mut items = scan::scan(&content, number, expected, settled);
+        let torn = if last { scan::take_torn_tail(&mut items, &content, floor) } else { None };
+        if let Some(Item::Bad(bad)) = items.last_mut()
+            && let Some(trailer) = content.last_chunk().and_then(decode_trailer)
+            && trailer == bad.offset
+        {
+            bad.header.get_or_insert(Header::footer(number, bad.batch));
+            bad.next = bad.batch + 1;
+        }
+        let end_batch = if last { (floor > 0).then_some(floor) } else { end_batch };
+        if let Some(end_batch) = end_batch {
+            if !last {
+                items.retain(|item| item.batch() < end_batch);
+            }
+            close_gap(&mut items, number, expected, end_batch);
+        }
+        if let Some(Item::Bad(bad)) = items.last_mut() {
+            bad.next = bad.next.max(bad.batch + u64::from(last));
+        }
+        let len = items.last().map_or(0, Item::end).min(content.len() as u64);
+        Ok(ReadItems { items, len, torn })
+    }
+}
+
+/// Everything below `end` was on disk: says so where it is not.
+fn close_gap(items: &mut Vec<Item>, number: u64, expected: Option<u64>, end: u64) {
+    match items.last_mut() {
+        Some(Item::Bad(bad)) if bad.header.is_none() => bad.next = bad.next.max(end),
+        Some(item) if item.next() < end => {
+            let missing = Bad::missing(number, item.end(), item.next(), end);
+            items.push(Item::Bad(missing));
+        }
+        None if expected.is_none_or(|expected| expected < end) => {
+            items.push(Item::Bad(Bad::missing(number, 0, expected.unwrap_or(0), end)));
+        }
+        Some(_) | None => {}
+    }
+}
+
+/// First batch number and content of a segment's first record; `None` when it is damaged.
+fn read_start(path: &Path, number: u64, file: &dyn LogFile) -> Result<Option<(u64, SegmentStart)>, OpenError> {
+    let mut head = [0; HEADER_BYTES];
+    if file.read_exact_at(&mut head, 0).is_err() {
+        return Ok(None);
+    }
+    let sound = |header: &Header| header.kind == Kind::SegmentStart && header.segment == number;
+    let Some(header) = Header::decode(&head).ok().filter(sound) else { return Ok(None) };
+    let Ok(payload) = read_payload(file, 0, &header) else { return Ok(None) };
+    let format = serde_json::from_slice::<FormatOnly>(&payload).map_or(0, |start| start.format);
+    if format != FORMAT {
+        return Err(OpenError::Format { path: path.to_owned(), found: format, supported: FORMAT });
+    }
+    Ok(serde_json::from_slice(&payload).ok().map(|start| (header.batch, start)))
+}
+
+#[derive(serde::Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +12,7 @@ use crate::io::{LogFile, LogIo};
 #[derive(Debug, Clone, Default)]
 pub struct SimIo(Arc<Mutex<Disk>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Disk {
     files: BTreeMap<PathBuf, Content>,
     /// Files whose directory entry is not yet durable.
@@ -21,6 +22,10 @@ struct Disk {
     /// Bytes that may still be written before ENOSPC.
     space: Option<u64>,
     fail_syncs: bool,
+    /// Changes that are still carried out before the power fails.
+    changes: Option<u64>,
+    /// Bytes of a file that cannot be read.
+    unreadable: Option<(PathBuf, Range<usize>)>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -82,6 +87,30 @@ impl SimIo {
         self.disk().fail_syncs = true;
     }
 
+    /// After `changes` more writes, syncs, creations and removals every further one fails, the first of them halfway;
+    /// `None` lifts the bound.
+    pub fn fail_after(&self, changes: Option<u64>) {
+        self.disk().changes = changes;
+    }
+
+    /// From now on these bytes of the file at `path` cannot be read (EIO).
+    pub fn make_unreadable(&self, path: &Path, bytes: Range<usize>) {
+        self.disk().unreadable = Some((path.to_owned(), bytes));
+    }
+
+    /// Another disk with the same content.
+    pub fn fork(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.disk().clone())))
+    }
+
+    /// Cuts the file at `path` to `len` bytes.
+    pub fn cut(&self, path: &Path, len: usize) {
+        if let Some(content) = self.disk().files.get_mut(path) {
+            content.bytes.truncate(len);
+            content.synced = content.synced.min(len);
+        }
+    }
+
     /// Flips one bit of the file at `path`.
     pub fn flip(&self, path: &Path, offset: usize) {
         if let Some(content) = self.disk().files.get_mut(path) {
@@ -108,6 +137,7 @@ impl LogIo for SimIo {
         if disk.files.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        disk.change()?;
         disk.files.insert(path.to_owned(), Content::default());
         disk.unsynced_entries.insert(path.to_owned());
         Ok(Arc::new(SimFile { io: self.clone(), path: path.to_owned(), cycle: disk.cycle }))
@@ -129,23 +159,46 @@ impl LogIo for SimIo {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut disk = self.disk();
+        disk.change()?;
         disk.unsynced_entries.remove(path);
         disk.files.remove(path).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.disk().unsynced_entries.retain(|path| path.parent() != Some(dir));
+        let mut disk = self.disk();
+        disk.change()?;
+        disk.unsynced_entries.retain(|path| path.parent() != Some(dir));
         Ok(())
     }
 
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let content = Content { bytes: content.to_vec(), synced: content.len() };
-        self.disk().files.insert(path.to_owned(), content);
-        Ok(())
+        let mut disk = self.disk();
+        let replaced = disk.change();
+        let temporary = path.with_added_extension("tmp");
+        disk.files.remove(&temporary);
+        let (path, bytes) = match &replaced {
+            Ok(()) => (path.to_owned(), content),
+            Err(_) => (temporary, &content[..content.len() / 2]),
+        };
+        disk.files.insert(path, Content { bytes: bytes.to_vec(), synced: bytes.len() });
+        replaced
     }
 
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
         Ok(self.disk().files.get(path).map(|content| content.bytes.clone()))
+    }
+}
+
+impl Disk {
+    fn change(&mut self) -> io::Result<()> {
+        match &mut self.changes {
+            Some(0) => Err(io::Error::other("simulated power failure")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -174,10 +227,13 @@ impl LogFile for SimFile {
     fn append(&self, buffers: &[&[u8]]) -> io::Result<()> {
         self.with(|disk, path| {
             let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+            let changed = disk.change();
             let room = disk.space.map_or(bytes, |space| bytes.min(space as usize));
+            let room = if changed.is_ok() { room } else { room / 2 };
             disk.space = disk.space.map(|space| space - room as u64);
             let written = buffers.concat();
             content(disk, path)?.bytes.extend_from_slice(&written[..room]);
+            changed?;
             if room == bytes { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
         })
     }
@@ -187,6 +243,7 @@ impl LogFile for SimFile {
             if disk.fail_syncs {
                 return Err(io::Error::other("simulated EIO"));
             }
+            disk.change()?;
             let content = content(disk, path)?;
             content.synced = content.bytes.len();
             Ok(())
@@ -195,8 +252,12 @@ impl LogFile for SimFile {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.with(|disk, path| {
-            let content = content(disk, path)?;
             let end = offset as usize + buffer.len();
+            let bad = disk.unreadable.as_ref().filter(|(bad, _)| bad == path);
+            if bad.is_some_and(|(_, bytes)| (offset as usize) < bytes.end && bytes.start < end) {
+                return Err(io::Error::other("simulated EIO"));
+            }
+            let content = content(disk, path)?;
             let source = content.bytes.get(offset as usize..end).ok_or(io::ErrorKind::UnexpectedEof)?;
             buffer.copy_from_slice(source);
             Ok(())
@@ -209,6 +270,7 @@ impl LogFile for SimFile {
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.with(|disk, path| {
+            disk.change()?;
             let content = content(disk, path)?;
             content.bytes.truncate(len as usize);
             content.synced = content.synced.min(len as usize);

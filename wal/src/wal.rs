@@ -1,35 +1,30 @@
 //! An open log.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
 use crate::config::WalConfig;
 use crate::error::{OpenError, WalError};
-use crate::index::{Batch, DiskPlace, GroupIndex, GroupState};
-use crate::io::{LogFile, LogIo};
+use crate::found::{Found, TornTail};
+use crate::index::{GroupIndex, GroupState};
+use crate::io::LogIo;
 use crate::metrics::Meters;
-use crate::record::{self, FORMAT, Header, Kind};
-use crate::recovery::{self, Segment, TornTail, segment_path};
+use crate::record::{self, Kind};
+use crate::recovery::{self, Depth};
+use crate::shared::{Groups, Lock, Queue, Recent, Shared, Signal, VotesState};
+use crate::start::{self, DiskId};
 use crate::writer::{self, Request, SyncState, Writer};
 
 /// Bytes of entries that go into one record; a longer append becomes several.
 const RECORD_BYTES_TARGET: usize = 4 << 20;
-
-/// Payloads of the newest records are kept in memory up to this many bytes: replication to each follower, apply and the
-/// builder of the tables all read them within moments, and a record is read whole.
-const RECENT_BYTES_MAX: usize = 32 << 20;
-
-/// Left beside the segments by a failed write or fsync: the next start must not trust what it reads back.
-pub const POISON_FILE: &str = "poisoned";
 
 /// Runs once, on a thread of the log: it must not block.
 pub type Callback = Box<dyn FnOnce(Result<(), WalError>) + Send>;
@@ -77,68 +72,64 @@ impl fmt::Debug for Wal {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Metadata {
-    format: u32,
-    disk_id: String,
-}
-
 impl Wal {
-    /// Opens the log in `dir`, creating it with `fresh_disk_id` when there is none.
+    /// Opens the log in `dir`, creating it with `fresh_disk_id` when there is none. Blocks while segments are read.
     ///
-    /// Blocks while segments are read. What a crash tore off is cut (see [`Wal::torn_tail`]), everything that remains
-    /// is fdatasynced, and a new segment is started.
+    /// `decide` sees what was read, before anything is changed on disk. To return is to go on without what is damaged
+    /// ([`crate::FoundGroup::quarantined`], [`Found::unlisted`]). It returns the trust records to write, by
+    /// group; the others keep theirs ([`crate::keep_trust`] changes none). They go into the checkpoint of the segment
+    /// that this start begins, in the same write as the seal that cuts a torn tail off (see [`Wal::torn_tail`]):
+    /// until it is on disk, a later start finds what this one found. Everything that remains of the log is
+    /// fdatasynced before.
     ///
     /// # Errors
-    /// [`OpenError::Corrupt`] names segment, offset and groups; nothing was changed.
-    pub fn open(io: Arc<dyn LogIo>, dir: &Path, config: WalConfig, fresh_disk_id: &str) -> Result<Self, OpenError> {
-        let segments_dir = dir.join("segments");
-        io.create_dir_all(&segments_dir).map_err(OpenError::io("create", &segments_dir))?;
-        let disk_id = read_or_create_metadata(io.as_ref(), dir, fresh_disk_id)?;
-        let mut recovered = recovery::recover(io.as_ref(), &segments_dir)?;
-        let previous = recovered.segments.last_key_value().map(|(number, segment)| (*number, segment.len));
-        if let Some((number, segment)) = recovered.segments.last_entry().map(|last| (*last.key(), last.get().clone())) {
-            let rewritten = rewrite(io.as_ref(), &segment_path(&segments_dir, number), &segment)?;
-            recovered.segments.insert(number, rewritten);
+    /// The answer of `decide` is [`OpenError::Corrupt`] if anything is damaged, with segment, offset, groups and what is
+    /// lost, else [`OpenError::Refused`]. A vote that may be lost is [`OpenError::Corrupt`] without asking. Nothing was
+    /// changed then.
+    pub fn open(
+        io: Arc<dyn LogIo>,
+        dir: &Path,
+        config: WalConfig,
+        fresh_disk_id: &str,
+        decide: impl FnOnce(&Found) -> Result<BTreeMap<u32, Bytes>, String>,
+    ) -> Result<Self, OpenError> {
+        let recovered = recovery::recover(io.as_ref(), dir, Depth::Start, |_, _| ())?;
+        let disk_id = DiskId::read(io.as_ref(), dir, recovered.disk_id.as_deref(), fresh_disk_id)?;
+        if !recovered.lost_votes.is_empty() {
+            let verdict = "votes may be lost with it, and the `votes` file has no copy";
+            return Err(recovered.refused(dir, verdict));
         }
-        recovered.groups.values_mut().for_each(GroupIndex::all_synced);
-        let metas = recovered.groups.iter().map(|(group, index)| (*group, index.meta.clone())).collect();
-        let number = previous.map_or(1, |(number, _)| number + 1);
-        let current = writer::start_segment(
-            io.as_ref(),
-            &segments_dir,
-            &disk_id,
-            number,
-            previous,
-            &metas,
-            &mut recovered.next_batch,
-        )
-        .map_err(OpenError::io("start segment", segment_path(&segments_dir, number)))?;
-        recovered.segments.insert(number, Segment { file: Arc::clone(&current.file), len: current.len });
+        let trust = decide(&recovered.found).map_err(|verdict| recovered.refused(dir, &verdict))?;
+        let torn = recovered.found.torn.clone();
+        let started = start::start(io.as_ref(), dir, &disk_id, recovered, trust, BTreeMap::new())?;
         let shared = Arc::new(Shared {
             queue: Lock::new(Queue { requests: Vec::new(), closed: false }),
             queue_ready: Signal::default(),
-            groups: Lock::new(Groups { indexes: recovered.groups, purges_queued: 0, recent: Recent::default() }),
-            segments: Lock::new(recovered.segments),
+            groups: Lock::new(Groups { indexes: started.groups, purges_queued: 0, recent: Recent::default() }),
+            segments: Lock::new(started.segments),
             sync: Lock::new(SyncState::default()),
             sync_ready: Signal::default(),
-            synced: AtomicU64::new(recovered.next_batch),
+            synced: AtomicU64::new(started.next_batch),
             poison: Lock::new(None),
             fsync: Lock::new(()),
-            mark: PoisonMark { io: Arc::clone(&io), path: dir.join(POISON_FILE) },
+            votes: Lock::new(VotesState { file: started.votes, unsaved: false }),
+            votes_file: Lock::new(()),
+            suspects: Lock::new(BTreeSet::new()),
+            io: Arc::clone(&io),
+            dir: dir.to_owned(),
             meters: Meters::register(),
         });
-        shared.meters.torn_tails.increment(u64::from(recovered.torn.is_some()));
-        let next_batch = recovered.next_batch;
+        shared.meters.torn_tails.increment(u64::from(torn.is_some()));
+        let DiskId { id: disk_id, .. } = disk_id;
         let writer = Writer {
             shared: Arc::clone(&shared),
             io,
-            dir: segments_dir,
+            dir: recovery::segments_dir(dir),
             config: config.clone(),
             disk_id: disk_id.clone(),
-            metas,
-            next_batch,
-            current,
+            metas: started.metas,
+            next_batch: started.next_batch,
+            current: started.current,
         };
         let syncer = Arc::clone(&shared);
         let sync_interval = config.sync_interval;
@@ -152,7 +143,7 @@ impl Wal {
             spawn("wal-write", Box::new(move || writer.run()))?,
             spawn("wal-sync", Box::new(move || writer::run_sync(&syncer, &config)))?,
         ];
-        Ok(Self { shared, threads: Mutex::new(threads), disk_id, sync_interval, torn: recovered.torn })
+        Ok(Self { shared, threads: Mutex::new(threads), disk_id, sync_interval, torn })
     }
 
     /// Drawn when the log was created; tells one disk from another.
@@ -174,13 +165,15 @@ impl Wal {
         let mut requests = Vec::new();
         let mut at = 0;
         while at < entries.len() {
-            let mut payload = Vec::new();
-            let start = at;
-            while at < entries.len() && (at == start || payload.len() + entries[at].bytes.len() <= RECORD_BYTES_TARGET)
-            {
-                payload.extend_from_slice(&(entries[at].bytes.len() as u32).to_le_bytes());
-                payload.extend_from_slice(&entries[at].bytes);
+            let (start, mut bytes) = (at, 0);
+            while at < entries.len() && (at == start || bytes + entries[at].bytes.len() <= RECORD_BYTES_TARGET) {
+                bytes += 4 + entries[at].bytes.len();
                 at += 1;
+            }
+            let mut payload = Vec::with_capacity(bytes);
+            for entry in &entries[start..at] {
+                payload.extend_from_slice(&(entry.bytes.len() as u32).to_le_bytes());
+                payload.extend_from_slice(&entry.bytes);
             }
             let (first, last) = (&entries[start], &entries[at - 1]);
             requests.push(Request {
@@ -207,14 +200,15 @@ impl Wal {
         self.shared.submit(vec![Self::small(Kind::Vote, group, term, 0, vote, Durability::Synced, Some(done))]);
     }
 
+    /// Stores the group's trust record, in order with the appends before and after it; `done` runs when `durability`
+    /// holds for it, if anybody waits.
+    pub fn save_trust(&self, group: u32, trust: Bytes, durability: Durability, done: Option<Callback>) {
+        self.shared.submit(vec![Self::small(Kind::Trust, group, 0, 0, trust, durability, done)]);
+    }
+
     /// Stores how far the group is committed; written in order, never waited for.
     pub fn save_committed(&self, group: u32, committed: Bytes) {
         self.shared.submit(vec![Self::small(Kind::Committed, group, 0, 0, committed, Durability::Written, None)]);
-    }
-
-    /// Stores the group's trust record; `done` runs when `durability` holds for it, if anybody waits.
-    pub fn save_trust(&self, group: u32, trust: Bytes, durability: Durability, done: Option<Callback>) {
-        self.shared.submit(vec![Self::small(Kind::Trust, group, 0, 0, trust, durability, done)]);
     }
 
     /// Removes the entries from `from` on.
@@ -277,6 +271,10 @@ impl Wal {
                     }
                     let (first, last) = self.group_state(group).range.unwrap_or((0, 0));
                     return Err(WalError::Missing { group, index: next, first, last });
+                }
+                Err(WalError::Read { segment, offset, reason }) => {
+                    self.shared.suspect(segment, &reason);
+                    return Err(WalError::Read { segment, offset, reason });
                 }
                 payload => payload?,
             };
@@ -378,287 +376,5 @@ impl Drop for Wal {
     }
 }
 
-/// Writes the unsealed segment anew. After a failed fsync the kernel calls pages clean that never reached the disk, and
-/// an fsync of the same file would succeed without them: only fresh pages are known to be written.
-fn rewrite(io: &dyn LogIo, path: &Path, segment: &Segment) -> Result<Segment, OpenError> {
-    let mut content = vec![0; usize::try_from(segment.len).unwrap_or(usize::MAX)];
-    segment.file.read_exact_at(&mut content, 0).map_err(OpenError::io("read", path))?;
-    io.replace(path, &content).map_err(OpenError::io("rewrite", path))?;
-    let file = io.open(path).map_err(OpenError::io("open", path))?;
-    Ok(Segment { file, len: segment.len })
-}
-
-fn read_or_create_metadata(io: &dyn LogIo, dir: &Path, fresh_disk_id: &str) -> Result<String, OpenError> {
-    let path: PathBuf = dir.join("metadata.json");
-    let Some(content) = io.read(&path).map_err(OpenError::io("read", &path))? else {
-        let metadata = Metadata { format: FORMAT, disk_id: fresh_disk_id.to_owned() };
-        let content = serde_json::to_vec_pretty(&metadata).expect("metadata is plain JSON");
-        io.replace(&path, &content).map_err(OpenError::io("write", &path))?;
-        return Ok(metadata.disk_id);
-    };
-    let metadata: Metadata = serde_json::from_slice(&content)
-        .map_err(|error| OpenError::Metadata { path: path.clone(), reason: error.to_string() })?;
-    if metadata.format == FORMAT {
-        Ok(metadata.disk_id)
-    } else {
-        Err(OpenError::Format { path, found: metadata.format, supported: FORMAT })
-    }
-}
-
-/// What the handle and the two threads share. Locks are held for moments, all but `fsync` never across I/O.
-pub(crate) struct Shared {
-    queue: Lock<Queue>,
-    queue_ready: Signal,
-    groups: Lock<Groups>,
-    segments: Lock<BTreeMap<u64, Segment>>,
-    pub(crate) sync: Lock<SyncState>,
-    pub(crate) sync_ready: Signal,
-    /// Batches below this were fdatasynced.
-    synced: AtomicU64,
-    poison: Lock<Option<WalError>>,
-    /// Held over each fdatasync: the kernel reports a failure once, and nobody may see a later success before the poison.
-    fsync: Lock<()>,
-    mark: PoisonMark,
-    pub(crate) meters: Meters,
-}
-
-struct PoisonMark {
-    io: Arc<dyn LogIo>,
-    path: PathBuf,
-}
-
-impl PoisonMark {
-    /// Best effort: the disk may take nothing any more.
-    fn leave(&self, operation: &str, error: &std::io::Error) {
-        let text = format!("{operation} failed: {error}\n");
-        if let Err(error) = self.io.replace(&self.path, text.as_bytes()) {
-            tracing::error!(%error, path = %self.path.display(), "the poison mark cannot be written");
-        }
-    }
-}
-
-struct Queue {
-    requests: Vec<Request>,
-    closed: bool,
-}
-
-struct Groups {
-    indexes: BTreeMap<u32, GroupIndex>,
-    /// Purges in the index whose record is not yet written; while there are any, no segment is dropped.
-    purges_queued: u64,
-    recent: Recent,
-}
-
-/// Written records whose bytes are still in memory, oldest first: group, first index, payload.
-#[derive(Default)]
-struct Recent {
-    records: VecDeque<(u32, u64, Bytes)>,
-    bytes: usize,
-}
-
-impl Shared {
-    /// Puts requests into the queue and their effect into the index, as one step.
-    fn submit(&self, requests: Vec<Request>) {
-        let refused = {
-            let mut queue = self.queue.lock();
-            let poison = self.poisoned().or(queue.closed.then_some(WalError::Closed));
-            if poison.is_none() {
-                let mut groups = self.groups.lock();
-                for request in &requests {
-                    groups.note(request);
-                }
-                drop(groups);
-                queue.requests.extend(requests);
-                self.queue_ready.notify_one();
-                return;
-            }
-            poison
-        };
-        for done in requests.into_iter().filter_map(|request| request.done) {
-            done(Err(refused.clone().unwrap_or(WalError::Closed)));
-        }
-    }
-
-    /// Waits for requests; `None` once the log is closed and drained, or poisoned.
-    pub(crate) fn next_requests(&self) -> Option<Vec<Request>> {
-        let mut queue = self.queue.lock();
-        loop {
-            if self.poisoned().is_some() {
-                return None;
-            }
-            if !queue.requests.is_empty() {
-                return Some(std::mem::take(&mut queue.requests));
-            }
-            if queue.closed {
-                return None;
-            }
-            queue = self.queue_ready.wait(queue);
-        }
-    }
-
-    /// Stops the log for good; returns what everybody who asks is told.
-    pub(crate) fn poison(&self, operation: &'static str, error: std::io::Error) -> WalError {
-        tracing::error!(operation, error = %error, "WAL is poisoned: the node must stop");
-        self.mark.leave(operation, &error);
-        let failure = WalError::Poisoned { operation, source: Arc::new(error) };
-        let failure = self.poison.lock().get_or_insert(failure).clone();
-        let stranded = std::mem::take(&mut self.queue.lock().requests);
-        for done in stranded.into_iter().filter_map(|request| request.done) {
-            done(Err(failure.clone()));
-        }
-        self.queue_ready.notify_one();
-        failure
-    }
-
-    /// fdatasync for both threads.
-    pub(crate) fn sync_file(&self, file: &dyn LogFile) -> Result<(), WalError> {
-        let _one_at_a_time = self.fsync.lock();
-        if let Some(poison) = self.poisoned() {
-            return Err(poison);
-        }
-        let begun = Instant::now();
-        let outcome = file.sync_data();
-        self.meters.syncs.increment(1);
-        self.meters.sync_duration.record(begun.elapsed().as_secs_f64());
-        outcome.map_err(|error| self.poison("fsync", error))
-    }
-
-    pub(crate) fn poisoned(&self) -> Option<WalError> {
-        self.poison.lock().clone()
-    }
-
-    pub(crate) fn synced_batch(&self) -> u64 {
-        self.synced.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn synced_index(&self, group: u32) -> u64 {
-        let synced = self.synced_batch();
-        self.groups.lock().indexes.get_mut(&group).map_or(0, |index| index.synced_index(synced))
-    }
-
-    pub(crate) fn advance_synced(&self, batch: u64) {
-        self.synced.fetch_max(batch, Ordering::AcqRel);
-    }
-
-    pub(crate) fn segment_written(&self, number: u64, file: &Arc<dyn LogFile>, len: u64) {
-        self.segments.lock().insert(number, Segment { file: Arc::clone(file), len });
-    }
-
-    pub(crate) fn written(&self, record: u64, group: u32, first: u64, memory: &Bytes, place: DiskPlace) {
-        let mut groups = self.groups.lock();
-        if let Some(index) = groups.indexes.get_mut(&group) {
-            index.written(record, first, memory, place);
-        }
-        groups.recent.bytes += memory.len();
-        groups.recent.records.push_back((group, first, memory.clone()));
-        while groups.recent.bytes > RECENT_BYTES_MAX
-            && let Some((group, first, memory)) = groups.recent.records.pop_front()
-        {
-            groups.recent.bytes -= memory.len();
-            if let Some(index) = groups.indexes.get_mut(&group) {
-                index.forget(first, &memory);
-            }
-        }
-    }
-
-    /// The oldest segment that holds a live entry; `None` while a purge is in the index but not yet on disk.
-    pub(crate) fn oldest_needed_segment(&self, current: u64) -> Option<u64> {
-        let groups = self.groups.lock();
-        if groups.purges_queued > 0 {
-            return None;
-        }
-        Some(groups.indexes.values().filter_map(GroupIndex::oldest_segment).min().unwrap_or(current).min(current))
-    }
-
-    pub(crate) fn remove_segments_below(&self, keep_from: u64) -> Vec<u64> {
-        let mut segments = self.segments.lock();
-        let kept = segments.split_off(&keep_from);
-        std::mem::replace(&mut *segments, kept).into_keys().collect()
-    }
-
-    pub(crate) fn purge_written(&self) {
-        self.groups.lock().purges_queued -= 1;
-    }
-
-    fn find(&self, group: u32, index: u64) -> Option<Batch> {
-        self.groups.lock().indexes.get(&group)?.find(index).cloned()
-    }
-
-    fn payload(&self, batch: &Batch) -> Result<Bytes, WalError> {
-        if let Some(payload) = &batch.memory {
-            return Ok(payload.clone());
-        }
-        let DiskPlace { segment, offset, payload_len, payload_crc } =
-            batch.disk.expect("what is not in memory is on disk");
-        let failed = |reason: String| WalError::Read { segment, offset, reason };
-        let file = self.segments.lock().get(&segment).map(|segment| Arc::clone(&segment.file));
-        let file = file.ok_or_else(|| failed("segment was removed".to_owned()))?;
-        let header = Header {
-            kind: Kind::Append,
-            payload_len,
-            payload_crc,
-            group: 0,
-            segment,
-            batch: 0,
-            term: 0,
-            first: 0,
-            last: 0,
-            flushed: 0,
-        };
-        recovery::read_payload(file.as_ref(), offset, &header).map(Bytes::from).map_err(|reason| {
-            self.meters.corruptions.increment(1);
-            failed(reason)
-        })
-    }
-}
-
-impl Groups {
-    fn note(&mut self, request: &Request) {
-        let index = self.indexes.entry(request.group).or_default();
-        match request.kind {
-            Kind::Append => index.append(request.first, request.last, request.payload.clone()),
-            Kind::TruncateAfter => index.truncate_from(request.last),
-            Kind::Vote => index.meta.vote = Some(request.payload.to_vec()),
-            Kind::Committed => index.meta.committed = Some(request.payload.to_vec()),
-            Kind::Trust => index.meta.trust = Some(request.payload.to_vec()),
-            Kind::Purge => {
-                index.purge_upto(request.last, request.payload.to_vec());
-                self.purges_queued += 1;
-            }
-            Kind::SegmentStart | Kind::Checkpoint | Kind::Footer => {}
-        }
-    }
-}
-
-/// A mutex whose poison is ignored: a panic of one thread must not hide the log's own failure from the others.
-pub(crate) struct Lock<T>(Mutex<T>);
-
-impl<T> Lock<T> {
-    fn new(value: T) -> Self {
-        Self(Mutex::new(value))
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Default)]
-pub(crate) struct Signal(Condvar);
-
-impl Signal {
-    pub(crate) fn notify_one(&self) {
-        self.0.notify_one();
-    }
-
-    pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn wait_timeout<'a, T>(&self, guard: MutexGuard<'a, T>, wait: Duration) -> MutexGuard<'a, T> {
-        self.0.wait_timeout(guard, wait).unwrap_or_else(PoisonError::into_inner).0
-    }
-}
-
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,9 +11,12 @@ use crate::config::WalConfig;
 use crate::error::WalError;
 use crate::index::DiskPlace;
 use crate::io::{LogFile, LogIo};
-use crate::record::{self, FORMAT, GroupMeta, HEADER_BYTES, Header, Kind, SegmentStart};
-use crate::recovery::{TRAILER_BYTES, encode_trailer, segment_path};
-use crate::wal::{Callback, Durability, Shared};
+use crate::record::{GroupMeta, HEADER_BYTES, Header, Kind};
+use crate::recovery::segment_path;
+use crate::segment::{Current, Preamble, start_segment};
+use crate::shared::Shared;
+use crate::votes::SavedVote;
+use crate::wal::{Callback, Durability};
 
 /// A record waiting for the write thread.
 pub(crate) struct Request {
@@ -53,66 +56,6 @@ pub(crate) struct Writer {
     pub(crate) metas: BTreeMap<u32, GroupMeta>,
     pub(crate) next_batch: u64,
     pub(crate) current: Current,
-}
-
-/// The segment being written.
-pub(crate) struct Current {
-    pub(crate) number: u64,
-    pub(crate) file: Arc<dyn LogFile>,
-    pub(crate) len: u64,
-    records: Vec<(u64, Header)>,
-}
-
-/// Creates segment `number` with its start and checkpoint records, durable before it is used.
-pub(crate) fn start_segment(
-    io: &dyn LogIo,
-    dir: &std::path::Path,
-    disk_id: &str,
-    number: u64,
-    previous: Option<(u64, u64)>,
-    metas: &BTreeMap<u32, GroupMeta>,
-    next_batch: &mut u64,
-) -> std::io::Result<Current> {
-    let file = io.create(&segment_path(dir, number))?;
-    let start = SegmentStart { format: FORMAT, disk_id: disk_id.to_owned(), previous };
-    let start = serde_json::to_vec(&start).map_err(std::io::Error::other)?;
-    let checkpoint = record::encode_checkpoint(metas.iter().map(|(group, meta)| (*group, meta)));
-    let mut current = Current { number, file, len: 0, records: Vec::new() };
-    let mut content = Vec::new();
-    for (kind, payload) in [(Kind::SegmentStart, start), (Kind::Checkpoint, checkpoint)] {
-        let header = current.place_record(next_batch, kind, &payload, 0);
-        content.extend_from_slice(&header.encode());
-        content.extend_from_slice(&payload);
-    }
-    current.file.append(&[&content])?;
-    current.file.sync_data()?;
-    io.sync_dir(dir)?;
-    Ok(current)
-}
-
-impl Current {
-    fn place_record(&mut self, next_batch: &mut u64, kind: Kind, payload: &[u8], flushed: u64) -> Header {
-        let header = Header {
-            kind,
-            payload_len: payload.len() as u32,
-            payload_crc: crc32c::crc32c(payload),
-            group: 0,
-            segment: self.number,
-            batch: *next_batch,
-            term: 0,
-            first: 0,
-            last: 0,
-            flushed,
-        };
-        self.push(next_batch, header);
-        header
-    }
-
-    fn push(&mut self, next_batch: &mut u64, header: Header) {
-        self.records.push((self.len, header));
-        self.len += header.record_len();
-        *next_batch += 1;
-    }
 }
 
 impl Writer {
@@ -161,20 +104,17 @@ impl Writer {
         let flushed = self.shared.synced_batch();
         let mut headers = Vec::with_capacity(requests.len());
         for request in requests {
-            let header = Header {
+            let template = Header {
                 kind: request.kind,
-                payload_len: request.payload.len() as u32,
-                payload_crc: crc32c::crc32c(&request.payload),
                 group: request.group,
-                segment: self.current.number,
-                batch: self.next_batch,
                 term: request.term,
                 first: request.first,
                 last: request.last,
                 flushed,
+                ..Header::footer(self.current.number, 0)
             };
             let offset = self.current.len;
-            self.current.push(&mut self.next_batch, header);
+            let header = self.current.place(&mut self.next_batch, template, &request.payload);
             headers.push((offset, header, header.encode()));
         }
         let slices: Vec<&[u8]> = headers
@@ -202,7 +142,13 @@ impl Writer {
         let meta = self.metas.entry(request.group).or_default();
         let bytes = || request.payload.to_vec();
         match request.kind {
-            Kind::Vote => meta.vote = Some(bytes()),
+            Kind::Vote => {
+                meta.vote = Some(bytes());
+                let vote = SavedVote { term: header.term, batch: header.batch, bytes: bytes() };
+                let mut votes = self.shared.votes.lock();
+                votes.file.groups.insert(request.group, vote);
+                votes.unsaved = true;
+            }
             Kind::Committed => meta.committed = Some(bytes()),
             Kind::Trust => meta.trust = Some(bytes()),
             Kind::Purge => {
@@ -210,13 +156,8 @@ impl Writer {
                 self.shared.purge_written();
             }
             Kind::Append => {
-                let place = DiskPlace {
-                    segment: header.segment,
-                    offset,
-                    payload_len: header.payload_len,
-                    payload_crc: header.payload_crc,
-                };
-                self.shared.written(header.batch, request.group, request.first, &request.payload, place);
+                let place = DiskPlace::of(offset, header);
+                self.shared.written(header.batch, request, place);
             }
             Kind::TruncateAfter | Kind::SegmentStart | Kind::Checkpoint | Kind::Footer => {}
         }
@@ -236,29 +177,31 @@ impl Writer {
     }
 
     fn rotate(&mut self) -> std::io::Result<()> {
-        let footer_offset = self.current.len;
-        let payload = record::encode_footer(&self.current.records);
-        let flushed = self.shared.synced_batch();
-        // A segment of very many small records has no footer; the next start scans it.
-        if payload.len() <= record::PAYLOAD_BYTES_MAX {
-            let header = self.current.place_record(&mut self.next_batch, Kind::Footer, &payload, flushed);
-            self.current.file.append(&[&header.encode(), &payload, &encode_trailer(footer_offset)])?;
-            self.current.len += TRAILER_BYTES as u64;
-            self.shared.meters.written_bytes.increment(self.current.len - footer_offset);
-        }
+        let before_footer = self.current.len;
+        self.current.write_footer(&mut self.next_batch, self.shared.synced_batch())?;
+        self.shared.meters.written_bytes.increment(self.current.len - before_footer);
         // Synced before the next segment is written: damage in a sealed segment is never a torn tail.
         self.sync_current()?;
         self.shared.segment_written(self.current.number, &self.current.file, self.current.len);
-        let previous = Some((self.current.number, self.current.len));
-        self.current = start_segment(
-            self.io.as_ref(),
-            &self.dir,
-            &self.disk_id,
-            self.current.number + 1,
-            previous,
-            &self.metas,
-            &mut self.next_batch,
-        )?;
+        // Nobody else changes them.
+        let mut votes = self.shared.votes.lock().file.groups.clone();
+        let preamble = Preamble {
+            disk_id: &self.disk_id,
+            previous: Some((self.current.number, self.current.len)),
+            metas: &self.metas,
+            votes: &mut votes,
+            cuts: &BTreeMap::new(),
+            settled: Vec::new(),
+            accepted: BTreeMap::new(),
+        };
+        let number = self.current.number + 1;
+        self.current = start_segment(self.io.as_ref(), &self.dir, number, preamble, &mut self.next_batch)?;
+        {
+            let mut state = self.shared.votes.lock();
+            state.file.groups = votes;
+            // So that the file soon knows how far the log reaches.
+            state.unsaved = true;
+        }
         self.shared.segment_written(self.current.number, &self.current.file, self.current.len);
         self.shared.sync.lock().wrote(self.next_batch, 0, &self.current.file);
         self.shared.meters.written_bytes.increment(self.current.len);
@@ -274,6 +217,11 @@ impl Writer {
     fn drop_purged_segments(&self) -> std::io::Result<()> {
         let Some(keep_from) = self.shared.oldest_needed_segment(self.current.number) else { return Ok(()) };
         let dropped = self.shared.remove_segments_below(keep_from);
+        if !dropped.is_empty() {
+            self.shared.votes.lock().file.oldest = keep_from;
+            // The purge records that allow it were synced just now: they may not be taken for a torn tail any more.
+            self.shared.save_votes(self.next_batch)?;
+        }
         for number in &dropped {
             // One after the other: a gap between segments would look like damage.
             self.io.remove(&segment_path(&self.dir, *number))?;
@@ -333,6 +281,25 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Nobody is told of a vote before its second copy is on disk.
+    fn save_unsaved_votes(&self, written: u64) -> Result<(), WalError> {
+        if !self.votes.lock().unsaved {
+            return Ok(());
+        }
+        self.save_votes(written).map_err(|error| self.poison("write of the votes file", error))
+    }
+
+    /// The next start knows then that the whole log was on disk. `file` was written since the log was opened.
+    fn save_votes_at_close(&self, file: Option<&dyn LogFile>) {
+        let Some(file) = file else { return };
+        let synced = self.sync_file(file).is_ok();
+        if synced && let Err(error) = self.save_votes(self.synced_batch()) {
+            tracing::warn!(%error, "the votes file was not brought up to date");
+        }
+    }
+}
+
 /// Syncs until the write thread is gone and everything is on disk, or the log is poisoned.
 pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
     loop {
@@ -342,7 +309,9 @@ pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
                 Some(Duration::ZERO) => break,
                 _ if state.closed && state.waiting.is_empty() && state.unsynced_bytes == 0 => {
                     let hurried = std::mem::take(&mut state.hurried);
+                    let file = state.file.clone();
                     drop(state);
+                    shared.save_votes_at_close(file.as_deref());
                     let failure = shared.poisoned().unwrap_or(WalError::Closed);
                     hurried.into_iter().for_each(|(_, _, done)| done(Err(failure.clone())));
                     return;
@@ -361,7 +330,7 @@ pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
         drop(state);
         // Earlier segments were synced when they were sealed, so the newest file is enough.
         let synced = file.map_or(Ok(()), |file| shared.sync_file(file.as_ref()));
-        match synced {
+        match synced.and_then(|()| shared.save_unsaved_votes(written)) {
             Ok(()) => {
                 shared.advance_synced(written);
                 shared.sync.lock().syncing = None;

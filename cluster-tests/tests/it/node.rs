@@ -133,6 +133,16 @@ impl Node {
         Ok(())
     }
 
+    /// Damages the middle of the newest segment, while the process is not running.
+    pub(crate) fn flip_bit(&self) -> anyhow::Result<()> {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::File::options().read(true).write(true).open(self.newest_segment()?)?;
+        let (at, mut byte) = (file.metadata()?.len() / 2, [0]);
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 0x10], at)?;
+        Ok(())
+    }
+
     /// The machine gets another boot id.
     pub(crate) fn reboot(&self) -> anyhow::Result<()> {
         std::fs::write(self.dir.join(BOOT_ID), uuid::Uuid::new_v4().to_string()).context("write the boot id")

@@ -86,6 +86,57 @@ async fn after_a_power_loss_of_all_the_longest_log_wins_and_no_two_elect_without
     assert_everywhere(&cluster, &acknowledged).await
 }
 
+/// Scenario: the leader's machine and another one lose power together with acknowledged entries; the third goes on, and
+/// has the lowest id.
+/// Guarantees: those that recover get all voters to elect the one that lost nothing; nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_majority_that_loses_power_with_the_leader_recovers_from_the_third() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(dir.path(), &LAZY).await?;
+    let mut acknowledged = fill(&cluster).await?;
+    while cluster.leader().await? == 0 {
+        cluster.nodes[0].kill()?;
+        acknowledged.extend(send_batch(&cluster.http, &cluster.urls(), 5).await?);
+        cluster.nodes[0].relaunch()?;
+        cluster.wait_ready().await?;
+    }
+    cluster.wait_equal_logs().await?;
+    for node in &mut cluster.nodes[1..] {
+        node.lose_power(LOST_BYTES)?;
+    }
+    for node in &mut cluster.nodes[1..] {
+        node.relaunch()?;
+    }
+    cluster.wait_ready().await?;
+    assert_everywhere(&cluster, &acknowledged).await?;
+    acknowledged.extend(send_batch(&cluster.http, &cluster.urls(), 5).await?);
+    assert_everywhere(&cluster, &acknowledged).await
+}
+
+/// Scenario: a follower's disk flips a bit in a segment that was known to be on disk.
+/// Guarantees: the node says where, takes the damaged entries from its peers, and serves everything again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_on_one_node_is_refilled_from_the_others() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(dir.path(), &[]).await?;
+    let mut acknowledged = fill(&cluster).await?;
+    let victim = (cluster.leader().await? + 1) % 3;
+    let (code, _) = cluster.nodes[victim].terminate()?;
+    assert_eq!(code, Some(0));
+    cluster.nodes[victim].flip_bit()?;
+    acknowledged.extend(send_batch(&cluster.http, &cluster.urls(), 5).await?);
+    cluster.nodes[victim].relaunch()?;
+    cluster.nodes[victim].wait_ready().await?;
+    wait_said(&cluster.nodes[victim], "WAL corruption").await?;
+    assert_everywhere(&cluster, &acknowledged).await?;
+    // Whoever leads now: what was refilled serves it.
+    cluster.nodes[(victim + 1) % 3].kill()?;
+    acknowledged.extend(send_batch(&cluster.http, &cluster.urls(), 5).await?);
+    cluster.nodes[(victim + 1) % 3].relaunch()?;
+    cluster.wait_ready().await?;
+    assert_everywhere(&cluster, &acknowledged).await
+}
+
 /// Scenario: a cluster is stopped with SIGTERM, all machines reboot, and it starts again.
 /// Guarantees: everything was synced and marked so: no node recovers, nobody has to wait for a third.
 #[tokio::test(flavor = "multi_thread")]

@@ -144,6 +144,12 @@ impl Group {
         if leadership.here && self.gate().elected(self.node.0) {
             return self.opened();
         }
+        if leadership.leader.is_none() && self.may(Act::Campaign) {
+            // Chosen, and the others know; the first attempt may have been lost.
+            if let Err(error) = self.raft.trigger().elect(false).await {
+                tracing::debug!(group = %self.id, %error, "the chosen replica cannot campaign");
+            }
+        }
         let own_term = self.own_vote().leader_id.term;
         let asks = self.gate().must_ask(own_term);
         if let Some(leader) = leadership.leader.filter(|leader| asks && *leader != self.node) {
@@ -189,15 +195,16 @@ impl Group {
         tracing::info!(group = %self.id, "this replica has caught up: it votes and may lead again");
     }
 
-    /// Plans an election past a lost majority, if every voter answers; the voter with the lowest id does it for all.
+    /// Plans an election past a lost majority, if every voter answers; of those that recover the one with the lowest id
+    /// does it for all.
     async fn choose_among_all(&self) {
-        let members: BTreeSet<u64> = self.members().into_keys().collect();
-        if members.first() != Some(&self.node.0) {
-            return;
-        }
         let mut reports = Vec::new();
-        for node in &members {
-            reports.extend(self.report_of(*node).await);
+        for node in self.members().into_keys() {
+            reports.extend(self.report_of(node).await);
+        }
+        let recovering = reports.iter().filter(|report| report.trust == Trust::Recovering);
+        if recovering.map(|report| report.voter).min() != Some(self.node.0) {
+            return;
         }
         let plan = match plan_unclean_recovery(&reports, Consent::Automatic) {
             Ok(plan) => plan,

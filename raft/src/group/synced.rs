@@ -63,17 +63,22 @@ impl Group {
 
     /// The quorum-synced index, as the leader knows it; on other nodes how far their own disk is.
     pub(super) fn quorum_synced_index(&self) -> u64 {
+        self.led_synced_index(self.term()).unwrap_or_else(|| self.synced_index())
+    }
+
+    /// The quorum-synced index, if this node leads in `term`: what one disk has proves nothing.
+    fn led_synced_index(&self, term: u64) -> Option<u64> {
         let metrics = self.raft.metrics().borrow_watched().clone();
-        if !metrics.state.is_leader() {
-            return self.synced_index();
+        if !metrics.state.is_leader() || metrics.current_term != term {
+            return None;
         }
-        let leader = LeaderVote { term: metrics.current_term, node: self.node.0 };
+        let leader = LeaderVote { term, node: self.node.0 };
         let mut quorum = self.synced();
         if leader.term > quorum.leader.term {
             (quorum.leader, quorum.reports) = (leader, SyncedReports::new(leader));
         }
         quorum.reports.report(self.node.0, leader, self.synced_index());
-        quorum.reports.index(metrics.membership_config.membership().get_joint_config()).unwrap_or(0)
+        Some(quorum.reports.index(metrics.membership_config.membership().get_joint_config()).unwrap_or(0))
     }
 
     /// Waits, as the leader, until a majority has the committed entry at `index` on disk, and makes them hurry.
@@ -85,12 +90,10 @@ impl Group {
     pub async fn wait_synced(&self, index: u64, timeout: Duration) -> Result<(), ReadError> {
         let failed = |reason: &str| ReadError::Unavailable { group: self.id.0, reason: reason.to_owned() };
         let mut changed = self.synced().changed.subscribe();
-        if self.quorum_synced_index() >= index {
+        let not_leading = || ReadError::NoLeader { group: self.id.0 };
+        let leading = self.term();
+        if self.led_synced_index(leading).ok_or_else(not_leading)? >= index {
             return Ok(());
-        }
-        let leadership = self.leadership();
-        if !leadership.here {
-            return Err(ReadError::NoLeader { group: self.id.0 });
         }
         let term = self.log.term_at(index).map_err(|error| failed(&error.to_string()))?;
         // Purged entries are in Iceberg, and were synced before.
@@ -102,7 +105,7 @@ impl Group {
                 let request = peer::SyncRequest { group: self.id.0, index, term: entry_term };
                 let asked = self.peers.call(NodeId(node), Lane::Control, "Sync", &request, SYNC_TIMEOUT).await;
                 match asked {
-                    Ok(peer::SyncResponse { synced }) => self.note_synced(NodeId(node), leadership.term, synced),
+                    Ok(peer::SyncResponse { synced }) => self.note_synced(NodeId(node), leading, synced),
                     Err(status) => tracing::debug!(group = %self.id, node, %status, "follower did not sync"),
                 }
             })
@@ -110,7 +113,7 @@ impl Group {
         let mut here = std::pin::pin!(self.sync_here(index));
         let mut synced_here = false;
         let waited = tokio::time::timeout(timeout, async {
-            while self.quorum_synced_index() < index {
+            while self.led_synced_index(leading).ok_or_else(not_leading)? < index {
                 tokio::select! {
                     outcome = &mut here, if !synced_here => {
                         outcome?;
@@ -118,9 +121,6 @@ impl Group {
                     }
                     Some(()) = futures::StreamExt::next(&mut hurried) => {}
                     changed = changed.changed() => changed.map_err(|_| failed("the group stopped"))?,
-                }
-                if self.leadership().term != leadership.term {
-                    return Err(ReadError::NoLeader { group: self.id.0 });
                 }
             }
             Ok(())

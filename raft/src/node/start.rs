@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use signaldb_model::GroupId;
-use signaldb_wal::{Durability, LogIo, Wal, WalError};
+use signaldb_wal::{Found, FoundGroup, LogIo, POISON_FILE, TailKind};
 
-use super::GroupsConfig;
 use crate::error::OpenError;
 use crate::recovery::{GroupStart, NodeStart, StartDecision, Tail, Trust, at_start};
 
-/// Version of `boot.json`.
+/// Version of [`BOOT_FILE`].
 const FORMAT: u32 = 1;
+const BOOT_FILE: &str = "boot.json";
 
-/// `boot.json` beside the log: under which boot of the machine the log was opened last. While that is this boot, the
+/// [`BOOT_FILE`] beside the log: under which boot of the machine the log was opened last. While that is this boot, the
 /// page cache of then is the page cache of now, and nothing that was written can be lost.
 #[derive(Debug, Serialize, Deserialize)]
 struct Boot {
@@ -23,85 +23,202 @@ struct Boot {
     boot_id: String,
 }
 
-/// By group; a group that the log does not know starts as new.
-pub(super) type Decisions = BTreeMap<u32, StartDecision>;
+/// Groups that a cluster may have, the meta group included.
+const GROUPS_MAX: u32 = 65;
 
-/// A group that the log does not know.
-pub(super) const NEW: StartDecision = StartDecision { trust: Trust::Synced, write: false };
+/// What each group starts as.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Decisions(BTreeMap<u32, StartDecision>);
 
-/// Decides for each group of an open log, makes the decisions durable, and then the new boot id. Blocking.
-///
-/// # Errors
-/// A record or file of a newer version; a failure to write.
-pub(super) fn decide(
-    wal: &Arc<Wal>,
-    io: &dyn LogIo,
-    config: &GroupsConfig,
+impl Decisions {
+    /// A group that the log does not know starts as new.
+    pub(super) fn of(&self, group: GroupId) -> StartDecision {
+        self.0.get(&group.0).copied().unwrap_or(StartDecision { trust: Trust::Synced, write: false })
+    }
+
+    /// The trust records that the start has to write.
+    pub(super) fn records(&self) -> BTreeMap<u32, Bytes> {
+        let written = self.0.iter().filter(|(_, decision)| decision.write);
+        written.map(|(group, decision)| (*group, Bytes::from(decision.trust.encode()))).collect()
+    }
+}
+
+/// What is known before the log is read.
+#[derive(Debug)]
+pub(super) struct Start {
+    boot_id: String,
+    dir: PathBuf,
+    same_boot: bool,
+    poisoned: bool,
+    /// No other node holds the log.
     alone: bool,
-) -> Result<Decisions, OpenError> {
-    let path = config.wal_dir.join("boot.json");
-    let before = read(io, &path)?;
-    let node = NodeStart {
-        // A log of before there was this file: nothing says that the machine went down.
-        same_boot: before.is_none_or(|boot| boot.boot_id == config.boot_id),
-        poisoned: poison_mark(io, &config.wal_dir)?,
-        tail: if wal.torn_tail().is_some() { Tail::CutShort } else { Tail::Whole },
-    };
-    let mut decisions = Decisions::new();
-    for group in wal.groups() {
-        let failed = |reason: String| OpenError::Group { group, reason };
-        let state = wal.group_state(group);
-        let trust = state.trust.as_deref().map(Trust::decode).transpose().map_err(|error| failed(error.to_string()))?;
-        let found = GroupStart {
-            trust,
-            empty: state.range.is_none() && state.purged.is_none(),
-            always_syncs: alone || config.fsync || group == GroupId::META.0,
-            quarantined: false,
-            alone,
+    /// Every group waits for its syncs.
+    fsync: bool,
+}
+
+impl Start {
+    /// Blocking.
+    ///
+    /// # Errors
+    /// A file of a newer version; a failure to read.
+    pub(super) fn read(io: &dyn LogIo, dir: &Path, boot_id: &str, alone: bool, fsync: bool) -> Result<Self, OpenError> {
+        let failed = |path: &Path, reason: String| OpenError::Group {
+            group: 0,
+            reason: format!("{}: {reason}", path.display()),
         };
-        let decision = at_start(node, found).map_err(|refusal| failed(refusal.to_string()))?;
-        if decision.write && trust.is_none() && decision.trust == Trust::Synced {
-            // What no record says either.
-            decisions.insert(group, StartDecision { write: false, ..decision });
-            continue;
+        let (path, mark) = (dir.join(BOOT_FILE), dir.join(POISON_FILE));
+        let content = io.read(&path).map_err(|error| failed(&path, error.to_string()))?;
+        let boot = content.map(|content| serde_json::from_slice::<Boot>(&content)).transpose();
+        let boot = boot.map_err(|error| failed(&path, error.to_string()))?;
+        if let Some(newer) = boot.as_ref().filter(|boot| boot.format != FORMAT) {
+            let reason = format!("format {} is not supported, this build reads format {FORMAT}", newer.format);
+            return Err(failed(&path, reason));
         }
-        if decision.write {
-            save(wal, group, decision.trust).map_err(|error| failed(error.to_string()))?;
+        let poisoned = io.read(&mark).map_err(|error| failed(&mark, error.to_string()))?.is_some();
+        // A log of before there was this file: nothing says that the machine went down.
+        let same_boot = boot.is_none_or(|boot| boot.boot_id == boot_id);
+        Ok(Self { boot_id: boot_id.to_owned(), dir: dir.to_owned(), same_boot, poisoned, alone, fsync })
+    }
+
+    /// Decides for each group; nothing was changed on disk yet.
+    ///
+    /// # Errors
+    /// Why the node must not start: what is lost is nowhere else, or nobody can tell what is.
+    pub(super) fn decide(&self, found: &Found) -> Result<Decisions, String> {
+        let tail = match found.torn.as_ref().map(|torn| torn.kind) {
+            None => Tail::Whole,
+            Some(TailKind::CutShort) => Tail::CutShort,
+            Some(TailKind::Bad) => Tail::Bad,
+        };
+        let node = NodeStart { same_boot: self.same_boot, poisoned: self.poisoned, tail };
+        let mut decisions = Decisions::default();
+        for (group, found) in &found.groups {
+            decisions.0.insert(*group, self.decide_group(*group, node, found)?);
         }
-        decisions.insert(group, decision);
+        let Some(lost) = &found.unlisted else { return Ok(decisions) };
+        if self.alone || !found.groups.contains_key(&GroupId::META.0) {
+            return Err(format!("groups may have lost everything in segment {:06}", lost.segment));
+        }
+        // Any other group may have been there, and voted.
+        for group in 0..GROUPS_MAX {
+            decisions.0.entry(group).or_insert(StartDecision { trust: Trust::Recovering, write: true });
+        }
+        Ok(decisions)
     }
-    let boot = Boot { format: FORMAT, boot_id: config.boot_id.clone() };
-    let content = serde_json::to_vec_pretty(&boot).expect("a boot is plain JSON");
-    let failed = |error: std::io::Error| OpenError::Group { group: 0, reason: format!("{}: {error}", path.display()) };
-    io.replace(&path, &content).map_err(failed)?;
-    let poisoned = config.wal_dir.join(signaldb_wal::POISON_FILE);
-    if node.poisoned {
-        io.remove(&poisoned).map_err(failed)?;
+
+    fn decide_group(&self, group: u32, node: NodeStart, found: &FoundGroup) -> Result<StartDecision, String> {
+        let trust = found.trust.as_deref().map(Trust::decode).transpose();
+        let trust = trust.map_err(|error| format!("group {group}: {error}"))?;
+        let lost = found.quarantined.as_ref().or(found.accepted.as_ref().filter(|_| !self.alone));
+        if let Some(lost) = lost {
+            tracing::error!(
+                group,
+                segment = lost.segment,
+                offset = lost.offset,
+                reason = lost.reason,
+                "WAL corruption: entries {lost} are damaged on this disk"
+            );
+        }
+        // The death of a process tears a record short; it turns none into another.
+        let flipped = node.same_boot && node.tail == Tail::Bad && !self.alone;
+        let start = GroupStart {
+            trust,
+            empty: found.empty,
+            always_syncs: self.alone || self.fsync || group == GroupId::META.0,
+            quarantined: lost.is_some() || flipped,
+            alone: self.alone,
+        };
+        let decision = at_start(node, start).map_err(|refusal| refusal.to_string())?;
+        // What no record says is SYNCED anyway.
+        let write = decision.write && !(trust.is_none() && decision.trust == Trust::Synced);
+        Ok(StartDecision { write, ..decision })
     }
-    Ok(decisions)
+
+    /// The decisions are on disk: from now on this boot counts. Blocking.
+    ///
+    /// # Errors
+    /// A failure to write.
+    pub(super) fn note_boot(&self, io: &dyn LogIo) -> Result<(), OpenError> {
+        let path = self.dir.join(BOOT_FILE);
+        let failed =
+            |error: std::io::Error| OpenError::Group { group: 0, reason: format!("{}: {error}", path.display()) };
+        let boot = Boot { format: FORMAT, boot_id: self.boot_id.clone() };
+        let content = serde_json::to_vec_pretty(&boot).expect("a boot is plain JSON");
+        io.replace(&path, &content).map_err(failed)?;
+        if self.poisoned {
+            io.remove(&self.dir.join(POISON_FILE)).map_err(failed)?;
+        }
+        Ok(())
+    }
 }
 
-fn read(io: &dyn LogIo, path: &Path) -> Result<Option<Boot>, OpenError> {
-    let failed = |reason: String| OpenError::Group { group: 0, reason: format!("{}: {reason}", path.display()) };
-    let Some(content) = io.read(path).map_err(|error| failed(error.to_string()))? else { return Ok(None) };
-    let boot: Boot = serde_json::from_slice(&content).map_err(|error| failed(error.to_string()))?;
-    match boot.format {
-        FORMAT => Ok(Some(boot)),
-        found => Err(failed(format!("format {found} is of a newer version, this build reads format {FORMAT}"))),
+#[cfg(test)]
+mod tests {
+    use signaldb_wal::{Quarantined, TornTail};
+
+    use super::*;
+
+    fn start(same_boot: bool, alone: bool) -> Start {
+        let (boot_id, dir) = ("boot".to_owned(), PathBuf::from("/wal"));
+        Start { boot_id, dir, same_boot, poisoned: false, alone, fsync: false }
     }
-}
 
-/// Whether a write or an fsync of the log failed before this start.
-fn poison_mark(io: &dyn LogIo, dir: &Path) -> Result<bool, OpenError> {
-    let path: PathBuf = dir.join(signaldb_wal::POISON_FILE);
-    let found = io.read(&path);
-    let failed = |error: std::io::Error| OpenError::Group { group: 0, reason: format!("{}: {error}", path.display()) };
-    Ok(found.map_err(failed)?.is_some())
-}
+    fn found(trust: Trust, quarantined: bool) -> Found {
+        let lost = Quarantined {
+            first_lost_index: 7,
+            last_lost_index: None,
+            segment: 3,
+            offset: 100,
+            reason: "a flipped bit".to_owned(),
+        };
+        let group = FoundGroup {
+            trust: Some(trust.encode()),
+            empty: false,
+            quarantined: quarantined.then_some(lost),
+            accepted: None,
+        };
+        let meta = FoundGroup { trust: None, empty: false, quarantined: None, accepted: None };
+        Found { torn: None, groups: BTreeMap::from([(0, meta), (1, group)]), unlisted: None }
+    }
 
-fn save(wal: &Wal, group: u32, trust: Trust) -> Result<(), WalError> {
-    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-    let done = Box::new(move |outcome| drop(sender.send(outcome)));
-    wal.save_trust(group, trust.encode().into(), Durability::Synced, Some(done));
-    receiver.recv().unwrap_or(Err(WalError::Closed))
+    fn decided(start: &Start, found: &Found) -> [Trust; 2] {
+        let decisions = start.decide(found).expect("starts");
+        [0, 1].map(|group| decisions.of(GroupId(group)).trust)
+    }
+
+    #[test]
+    fn a_machine_that_went_down_makes_lazy_groups_recover_and_no_others() {
+        use Trust::{Recovering, Synced, Unsynced};
+        for (same_boot, trust, expected) in [
+            (true, Unsynced, Unsynced),
+            (false, Unsynced, Recovering),
+            (false, Synced, Synced),
+            (true, Recovering, Recovering),
+        ] {
+            assert_eq!(decided(&start(same_boot, false), &found(trust, false)), [Synced, expected]);
+        }
+        assert_eq!(decided(&start(false, true), &found(Synced, false)), [Synced, Synced], "a lone voter syncs always");
+    }
+
+    #[test]
+    fn damage_makes_its_group_recover_from_peers_and_stops_a_lone_voter() {
+        let damaged = found(Trust::Synced, true);
+        assert_eq!(decided(&start(true, false), &damaged), [Trust::Synced, Trust::Recovering]);
+        start(true, true).decide(&damaged).expect_err("nobody has a copy");
+        let mut flipped = found(Trust::Synced, false);
+        let reason = "record payload checksum mismatch".to_owned();
+        flipped.torn = Some(TornTail { segment: 3, offset: 9, bytes: 80, kind: TailKind::Bad, reason });
+        assert_eq!(decided(&start(true, false), &flipped), [Trust::Recovering; 2]);
+        assert_eq!(decided(&start(false, false), &flipped), [Trust::Synced; 2], "synced records end before it");
+    }
+
+    #[test]
+    fn groups_that_left_no_trace_are_not_taken_for_new() {
+        let mut found = found(Trust::Synced, true);
+        found.unlisted = found.groups[&1].quarantined.clone();
+        let decisions = start(true, false).decide(&found).expect("starts");
+        assert_eq!(decisions.of(GroupId(5)).trust, Trust::Recovering);
+        found.groups.remove(&0);
+        start(true, false).decide(&found).expect_err("the meta group says which groups there are");
+    }
 }

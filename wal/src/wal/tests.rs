@@ -7,39 +7,46 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::found::{TailKind, keep_trust};
 use crate::io::RealIo;
+use crate::recovery::segment_path;
 use crate::sim::{Loss, SimIo};
 
-const DIR: &str = "/wal";
+pub(crate) const DIR: &str = "/wal";
 
-fn config(segment_bytes_max: u64) -> WalConfig {
+pub(crate) fn config(segment_bytes_max: u64) -> WalConfig {
     WalConfig { segment_bytes_max, sync_interval: Duration::from_secs(3600), ..WalConfig::default() }
 }
 
-fn open(io: &SimIo, segment_bytes_max: u64) -> Wal {
+pub(crate) fn open(io: &SimIo, segment_bytes_max: u64) -> Wal {
     try_open(io, segment_bytes_max).expect("opens")
 }
 
-fn try_open(io: &SimIo, segment_bytes_max: u64) -> Result<Wal, OpenError> {
-    Wal::open(Arc::new(io.clone()), Path::new(DIR), config(segment_bytes_max), "disk-1")
+pub(crate) fn try_open(io: &SimIo, segment_bytes_max: u64) -> Result<Wal, OpenError> {
+    Wal::open(Arc::new(io.clone()), Path::new(DIR), config(segment_bytes_max), "disk-1", keep_trust)
 }
 
 fn entry(index: u64) -> AppendEntry {
     AppendEntry { index, term: 1, bytes: Bytes::from(format!("entry {index}")) }
 }
 
-fn append(wal: &Wal, group: u32, range: RangeInclusive<u64>, durability: Durability) -> Result<(), WalError> {
+pub(crate) fn append(
+    wal: &Wal,
+    group: u32,
+    range: RangeInclusive<u64>,
+    durability: Durability,
+) -> Result<(), WalError> {
     let entries: Vec<AppendEntry> = range.map(entry).collect();
     wait(|done| wal.append(group, &entries, durability, done))
 }
 
-fn wait(act: impl FnOnce(Callback)) -> Result<(), WalError> {
+pub(crate) fn wait(act: impl FnOnce(Callback)) -> Result<(), WalError> {
     let (sender, receiver) = mpsc::channel();
     act(Box::new(move |outcome| drop(sender.send(outcome))));
     receiver.recv_timeout(Duration::from_secs(30)).expect("the log answers")
 }
 
-fn check_holds(wal: &Wal, group: u32, range: RangeInclusive<u64>) {
+pub(crate) fn check_holds(wal: &Wal, group: u32, range: RangeInclusive<u64>) {
     let (first, last) = (*range.start(), *range.end());
     assert_eq!(wal.group_state(group).range, Some((first, last)));
     let held = wal.read(group, range.clone(), usize::MAX).expect("reads");
@@ -47,7 +54,7 @@ fn check_holds(wal: &Wal, group: u32, range: RangeInclusive<u64>) {
     assert_eq!(held, expected);
 }
 
-fn segment(number: u64) -> PathBuf {
+pub(crate) fn segment(number: u64) -> PathBuf {
     segment_path(&Path::new(DIR).join("segments"), number)
 }
 
@@ -110,6 +117,87 @@ fn synced_entries_survive_power_loss_and_a_torn_tail_is_never_appended_behind() 
         // The second restart is the one that finds debris if anything was written behind it.
         check_holds(&open(&io, 1 << 20), 1, 1..=5);
     }
+}
+
+fn torn_kind(wal: &Wal) -> Option<TailKind> {
+    wal.torn_tail().map(|torn| torn.kind)
+}
+
+#[test]
+fn a_torn_tail_tells_what_a_killed_process_leaves_from_missing_bytes() {
+    // Two records above the flushed position, of one entry each: header, length, "entry n".
+    let torn = |damage: &dyn Fn(&SimIo, usize)| {
+        let io = SimIo::new();
+        let wal = open(&io, 1 << 20);
+        append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+        let synced = io.file_len(&segment(1)).expect("exists");
+        append(&wal, 1, 4..=4, Durability::Written).expect("appends");
+        append(&wal, 1, 5..=5, Durability::Written).expect("appends");
+        io.kill();
+        drop(wal);
+        damage(&io, synced);
+        let wal = open(&io, 1 << 20);
+        let state = wal.group_state(1).range;
+        (torn_kind(&wal), state.map(|(_, last)| last))
+    };
+    let record = 72 + 4 + 7;
+    let loss = |loss| move |io: &SimIo, _| io.lose_power(loss);
+    assert_eq!(torn(&|_, _| ()), (None, Some(5)));
+    assert_eq!(torn(&loss(Loss::KeepPrefix(record + 10))), (Some(TailKind::CutShort), Some(4)), "within the header");
+    assert_eq!(torn(&loss(Loss::KeepPrefix(record + 75))), (Some(TailKind::CutShort), Some(4)), "within the payload");
+    assert_eq!(torn(&loss(Loss::KeepPrefix(3))), (Some(TailKind::CutShort), Some(3)));
+    assert_eq!(torn(&loss(Loss::ZerosAfter(0))), (Some(TailKind::CutShort), Some(3)));
+    assert_eq!(torn(&loss(Loss::ZerosAfter(record + 30))), (Some(TailKind::CutShort), Some(4)));
+    for (at, name) in [(0, "magic"), (40, "batch"), (74, "payload"), (record - 1, "last byte")] {
+        assert_eq!(torn(&|io, synced| io.flip(&segment(1), synced + at)), (Some(TailKind::Bad), Some(3)), "{name}");
+        let flip_last = |io: &SimIo, synced| io.flip(&segment(1), synced + record + at);
+        assert_eq!(torn(&flip_last), (Some(TailKind::Bad), Some(4)), "{name} of the last record");
+    }
+}
+
+/// Guarantees: a kill anywhere in a start leaves the torn tail to be found again, until the decision on it is durable.
+#[test]
+fn a_torn_tail_is_evidence_until_the_decision_is_durable() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+    append(&wal, 1, 4..=4, Durability::Written).expect("appends");
+    io.kill();
+    drop(wal);
+    let len = io.file_len(&segment(1)).expect("exists");
+    io.flip(&segment(1), len - 1);
+    // The new segment cannot be written: everything up to it was done.
+    io.set_space(Some(10));
+    assert!(try_open(&io, 1 << 20).is_err());
+    io.set_space(None);
+    let decided = Wal::open(Arc::new(io.clone()), Path::new(DIR), config(1 << 20), "disk-1", |found| {
+        assert_eq!(found.torn.as_ref().map(|torn| torn.kind), Some(TailKind::Bad));
+        assert!(!found.groups[&1].empty && found.groups[&1].trust.is_none());
+        Ok(BTreeMap::from([(1, Bytes::from_static(b"recovering"))]))
+    });
+    drop(decided.expect("opens"));
+    io.lose_power(Loss::All);
+    let wal = open(&io, 1 << 20);
+    assert_eq!(wal.torn_tail(), None);
+    assert_eq!(wal.group_state(1).trust.as_deref(), Some(&b"recovering"[..]));
+    check_holds(&wal, 1, 1..=3);
+}
+
+#[test]
+fn a_refusal_changes_nothing() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+    append(&wal, 1, 4..=4, Durability::Written).expect("appends");
+    io.lose_power(Loss::KeepPrefix(30));
+    drop(wal);
+    let content = |io: &SimIo| io.paths().iter().map(|path| io.read(path).expect("reads")).collect::<Vec<_>>();
+    let before = content(&io);
+    let refuse = |_: &Found| Err("not today".to_owned());
+    let refused = Wal::open(Arc::new(io.clone()), Path::new(DIR), config(1 << 20), "disk-1", refuse);
+    let error = refused.expect_err("refused");
+    assert!(matches!(error, OpenError::Refused { .. }) && error.to_string().contains("not today"), "{error}");
+    assert_eq!(content(&io), before);
 }
 
 #[test]
@@ -207,7 +295,7 @@ fn a_newer_format_is_refused_by_number() {
 #[test]
 fn the_real_file_system_behaves_like_the_simulated_one() {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let open = || Wal::open(Arc::new(RealIo), dir.path(), config(500), "disk-1").expect("opens");
+    let open = || Wal::open(Arc::new(RealIo), dir.path(), config(500), "disk-1", keep_trust).expect("opens");
     let wal = open();
     for index in 1..=20 {
         append(&wal, 1, index..=index, Durability::Synced).expect("appends");

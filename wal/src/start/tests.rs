@@ -1,0 +1,348 @@
+use super::*;
+use crate::found::{Found, TailKind};
+use crate::record::Kind;
+use crate::recovery::tests::{accept, quarantined};
+use crate::recovery::{Depth, Item, recover};
+use crate::sim::{Loss, SimIo};
+use crate::wal::tests::{DIR, append, check_holds, open, segment, try_open, wait};
+use crate::{Durability, Wal, WalError};
+
+/// Small, so that everything is spread over segments.
+const SEGMENT_BYTES: u64 = 1500;
+
+fn vote(wal: &Wal, group: u32, term: u64) {
+    wait(|done| wal.save_vote(group, term, Bytes::from(term.to_string()), done)).expect("votes");
+}
+
+fn vote_of(wal: &Wal, group: u32) -> Option<String> {
+    wal.group_state(group).vote.map(|vote| String::from_utf8(vote).expect("text"))
+}
+
+/// Three groups of nine entries in one unsealed segment, all synced, and where each record of one entry begins.
+fn filled(io: &SimIo) -> Vec<(u32, u64, usize)> {
+    let wal = open(io, 1 << 20);
+    let mut records = Vec::new();
+    for index in 1..=9 {
+        for group in 1..=3 {
+            records.push((group, index, io.file_len(&segment(1)).expect("exists")));
+            append(&wal, group, index..=index, Durability::Synced).expect("appends");
+        }
+    }
+    vote(&wal, 1, 7);
+    io.kill();
+    records
+}
+
+fn offset_of(records: &[(u32, u64, usize)], group: u32, index: u64) -> usize {
+    records.iter().find(|record| (record.0, record.1) == (group, index)).expect("was written").2
+}
+
+#[test]
+fn a_damaged_payload_concerns_its_group() {
+    let io = SimIo::new();
+    let records = filled(&io);
+    io.flip(&segment(1), offset_of(&records, 2, 5) + 80);
+    let (wal, found) = accept(&io);
+    let lost = quarantined(&found);
+    assert_eq!(lost.keys().collect::<Vec<_>>(), [&2]);
+    assert_eq!((lost[&2].first_lost_index, lost[&2].last_lost_index, lost[&2].segment), (5, Some(9), 1));
+    assert_eq!(wal.torn_tail(), None);
+    for (group, last) in [(1, 9), (2, 4), (3, 9)] {
+        check_holds(&wal, group, 1..=last);
+    }
+    assert!(io.paths().contains(&Path::new(DIR).join("quarantine/000001.wal")));
+    append(&wal, 2, 5..=6, Durability::Synced).expect("refilled");
+    for _ in 0..2 {
+        io.lose_power(Loss::All);
+        let (wal, found) = accept(&io);
+        assert_eq!(quarantined(&found), BTreeMap::new());
+        assert_eq!(found.groups[&2].trust.as_deref(), Some(&b"recovering"[..]), "until the gate opens");
+        check_holds(&wal, 2, 1..=6);
+        check_holds(&wal, 3, 1..=9);
+    }
+}
+
+#[test]
+fn a_damaged_header_concerns_every_group_but_no_vote() {
+    let io = SimIo::new();
+    let records = filled(&io);
+    io.flip(&segment(1), offset_of(&records, 2, 5) + 40);
+    let (wal, found) = accept(&io);
+    let first_lost = quarantined(&found).into_iter().map(|(group, lost)| (group, lost.first_lost_index));
+    assert_eq!(first_lost.collect::<Vec<_>>(), [(1, 6), (2, 5), (3, 5)]);
+    assert_eq!(vote_of(&wal, 1).as_deref(), Some("7"));
+    check_holds(&wal, 1, 1..=5);
+    append(&wal, 1, 6..=7, Durability::Synced).expect("refilled");
+    io.kill();
+    let (wal, found) = accept(&io);
+    assert_eq!(quarantined(&found), BTreeMap::new());
+    check_holds(&wal, 1, 1..=7);
+    check_holds(&wal, 2, 1..=4);
+}
+
+/// Scenario: damage, debris of a torn write behind it, and a segment that an interrupted start left; the power fails
+/// after each single change that the next start makes to the disk.
+/// Guarantees: the start after that finds the same or what was decided, and no group trusts what it should not.
+#[test]
+fn power_fails_after_each_step_of_a_start() {
+    let io = SimIo::new();
+    let records = filled(&io);
+    let (wal, _) = accept(&io);
+    append(&wal, 1, 10..=10, Durability::Synced).expect("appends");
+    append(&wal, 1, 11..=11, Durability::Written).expect("appends");
+    io.kill();
+    drop(wal);
+    io.flip(&segment(1), offset_of(&records, 2, 5) + 80);
+    let end = io.file_len(&segment(2)).expect("exists");
+    io.flip(&segment(2), end - 1);
+    io.create(&segment(3)).expect("creates").append(&[b"SDB1 torn"]).expect("writes");
+    // What is on the disk by now stays there.
+    io.sync_dir(&segments_dir(Path::new(DIR))).expect("syncs");
+    io.lose_power(Loss::KeepPrefix(usize::MAX));
+    let (_wal, first) = accept(&io.fork());
+    assert_eq!(first.torn.as_ref().map(|torn| torn.kind), Some(TailKind::Bad));
+    assert_eq!(quarantined(&first).keys().collect::<Vec<_>>(), [&2]);
+    for loss in [Loss::All, Loss::KeepPrefix(100), Loss::ZerosAfter(100)] {
+        let mut steps = 0;
+        loop {
+            let io = io.fork();
+            io.fail_after(Some(steps));
+            let decide = |found: &Found| {
+                assert_eq!(found, &first);
+                Ok(found.groups.keys().map(|group| (*group, Bytes::from_static(b"recovering"))).collect())
+            };
+            let config = crate::wal::tests::config(1 << 20);
+            let opened = Wal::open(std::sync::Arc::new(io.clone()), Path::new(DIR), config, "disk-1", decide);
+            let done = opened.is_ok();
+            io.lose_power(loss);
+            drop(opened);
+            io.fail_after(None);
+            let (wal, again) = accept(&io);
+            let decided = again.groups[&1].trust.is_some();
+            assert!(decided || again == first, "after {steps} steps and {loss:?}: {again:?}");
+            assert!(!decided || again.torn.is_none() && quarantined(&again).is_empty(), "{again:?}");
+            for (group, last) in [(1, 10), (2, 4), (3, 9)] {
+                check_holds(&wal, group, 1..=last);
+            }
+            assert_eq!(vote_of(&wal, 1).as_deref(), Some("7"));
+            assert!(!io.paths().iter().any(|path| path.extension().is_some_and(|end| end == "tmp")));
+            steps += 1;
+            if done {
+                assert!(decided && steps > 5, "{steps} steps");
+                break;
+            }
+        }
+    }
+}
+
+/// Guarantees: a vote that reached only the second copy counts, and so does the newer of two in one term.
+#[test]
+fn a_vote_that_is_only_in_the_file_counts() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    vote(&wal, 1, 3);
+    let first = io.file_len(&segment(1)).expect("exists");
+    vote(&wal, 1, 5);
+    io.kill();
+    drop(wal);
+    // As if the disk had lied about the log: cut it before the second vote.
+    io.cut(&segment(1), first);
+    let (wal, found) = accept(&io);
+    assert_eq!(vote_of(&wal, 1).as_deref(), Some("5"));
+    assert!(found.groups[&1].quarantined.is_some(), "the file knows that the log was longer");
+    wait(|done| wal.save_vote(1, 5, Bytes::from_static(b"5, committed"), done)).expect("votes");
+    io.lose_power(Loss::All);
+    drop(wal);
+    for _ in 0..2 {
+        let wal = open(&io, 1 << 20);
+        assert_eq!(vote_of(&wal, 1).as_deref(), Some("5, committed"));
+        io.kill();
+    }
+}
+
+/// Scenario: the second copy knows a vote whose record was lost with batches that are given out again.
+/// Guarantees: a later vote of the same term is the newer one.
+#[test]
+fn a_vote_from_the_file_does_not_outlive_its_successor() {
+    let io = SimIo::new();
+    drop(open(&io, 1 << 20));
+    let lost = crate::votes::SavedVote { term: 5, batch: 500, bytes: b"5, for 2".to_vec() };
+    let votes = Votes { flushed: 0, oldest: 1, groups: BTreeMap::from([(1, lost)]) };
+    votes.save(&io, Path::new(DIR)).expect("saves");
+    let wal = open(&io, 1 << 20);
+    assert_eq!(vote_of(&wal, 1).as_deref(), Some("5, for 2"));
+    wait(|done| wal.save_vote(1, 5, Bytes::from_static(b"5, committed"), done)).expect("votes");
+    io.kill();
+    drop(wal);
+    assert_eq!(vote_of(&open(&io, 1 << 20), 1).as_deref(), Some("5, committed"));
+}
+
+#[test]
+fn a_vote_that_may_be_lost_stops_every_start() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    let at = io.file_len(&segment(1)).expect("exists");
+    vote(&wal, 1, 3);
+    append(&wal, 2, 1..=2, Durability::Synced).expect("appends");
+    io.kill();
+    drop(wal);
+    io.flip(&segment(1), at + 72);
+    let intact = io.fork();
+    assert_eq!(vote_of(&accept(&intact).0, 1).as_deref(), Some("3"), "the copy is as good");
+    io.remove(&Path::new(DIR).join("votes")).expect("removes");
+    let decide = |_: &Found| Ok(BTreeMap::new());
+    let config = crate::wal::tests::config(1 << 20);
+    let opened = Wal::open(std::sync::Arc::new(io.clone()), Path::new(DIR), config, "disk-1", decide);
+    let error = opened.expect_err("refuses").to_string();
+    assert!(error.contains("votes may be lost") && error.contains("segment 000001"), "{error}");
+    let report = crate::repair(std::sync::Arc::new(io.clone()), Path::new(DIR)).expect("repairs");
+    assert_eq!(report.lost_votes.into_iter().collect::<Vec<_>>(), [1]);
+    let (wal, found) = accept(&io);
+    assert!(found.groups[&1].accepted.is_some() && found.groups[&2].accepted.is_none());
+    check_holds(&wal, 2, 1..=2);
+}
+
+/// Guarantees: a read that finds damage in a sealed segment makes the next start look at all of it.
+#[test]
+fn damage_at_rest_is_found_by_a_read_and_quarantined_by_the_next_start() {
+    let io = SimIo::new();
+    let wal = open(&io, SEGMENT_BYTES);
+    for index in 1..=60u64 {
+        append(&wal, 1 + index as u32 % 2, index.div_ceil(2)..=index.div_ceil(2), Durability::Synced).expect("appends");
+    }
+    drop(wal);
+    assert!(io.paths().contains(&segment(3)));
+    let mut end = 0;
+    let find = |number, items: &[Item]| {
+        let entry = items.iter().find(|item| number == 2 && item.is_sound(Kind::Append));
+        end = entry.map_or(end, Item::end);
+    };
+    recover(&io, Path::new(DIR), Depth::Start, find).expect("reads");
+    io.flip(&segment(2), usize::try_from(end).expect("fits") - 1);
+    let wal = open(&io, SEGMENT_BYTES);
+    let damaged = [1, 2].map(|group| wal.read(group, 1..=30, usize::MAX));
+    let failed = damaged.iter().filter(|read| matches!(read, Err(WalError::Read { segment: 2, .. }))).count();
+    assert_eq!(failed, 1, "{damaged:?}");
+    io.kill();
+    drop(wal);
+    let error = try_open(&io, SEGMENT_BYTES).expect_err("refuses").to_string();
+    assert!(error.contains("segment 000002") && error.contains("repair --accept-data-loss"), "{error}");
+    let (wal, found) = accept(&io);
+    let lost = quarantined(&found);
+    let (group, lost) = lost.first_key_value().expect("one is damaged");
+    check_holds(&wal, *group, 1..=lost.first_lost_index - 1);
+    check_holds(&wal, 3 - group, 1..=30);
+    append(&wal, *group, lost.first_lost_index..=40, Durability::Synced).expect("refilled");
+    io.kill();
+    drop(wal);
+    let (wal, found) = accept(&io);
+    assert_eq!(quarantined(&found), BTreeMap::new());
+    check_holds(&wal, *group, 1..=40);
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_is_damage_and_not_a_torn_write() {
+    let io = SimIo::new();
+    let records = filled(&io);
+    let at = offset_of(&records, 2, 5) + 75;
+    io.make_unreadable(&segment(1), at..at + 1);
+    let (wal, found) = accept(&io);
+    assert!(found.torn.is_none() && quarantined(&found).contains_key(&2));
+    assert!(wal.group_state(2).range.is_none_or(|(_, last)| last < 5));
+}
+
+#[test]
+fn copies_of_damaged_segments_are_bounded() {
+    let io = SimIo::new();
+    for index in 1..=8 {
+        let (wal, _) = accept(&io);
+        let newest = io.paths().into_iter().rfind(|path| path.starts_with("/wal/segments")).expect("exists");
+        let at = io.file_len(&newest).expect("exists");
+        append(&wal, index, 1..=1, Durability::Synced).expect("appends");
+        drop(wal);
+        io.flip(&newest, at + 75);
+    }
+    drop(accept(&io));
+    assert_eq!(io.list(&Path::new(DIR).join("quarantine")).expect("lists").len(), QUARANTINE_FILES_MAX);
+}
+
+#[test]
+fn identity_is_read_from_the_segments_when_it_is_lost_and_never_exchanged() {
+    let io = SimIo::new();
+    let metadata = Path::new(DIR).join("metadata.json");
+    drop(open(&io, 1 << 20));
+    io.remove(&metadata).expect("removes");
+    let config = crate::wal::tests::config(1 << 20);
+    let other = Wal::open(std::sync::Arc::new(io.clone()), Path::new(DIR), config, "other", crate::keep_trust);
+    assert_eq!(other.expect("opens").disk_id(), "disk-1");
+    io.replace(&metadata, br#"{"format": 1, "disk_id": "disk-2"}"#).expect("writes");
+    let error = try_open(&io, 1 << 20).expect_err("refuses").to_string();
+    assert!(error.contains("disk-1") && error.contains("disk-2"), "{error}");
+}
+
+/// Guarantees: what one place in a preamble says is elsewhere too.
+#[test]
+fn one_bad_place_in_a_preamble_or_a_footer_takes_nothing() {
+    let io = SimIo::new();
+    let wal = open(&io, SEGMENT_BYTES);
+    for index in 1..=20 {
+        append(&wal, 1, index..=index, Durability::Synced).expect("appends");
+    }
+    vote(&wal, 1, 7);
+    wait(|done| wal.save_trust(2, Bytes::from_static(b"trusted"), Durability::Synced, Some(done))).expect("trusts");
+    wait(|done| wal.purge_upto(1, 2, Bytes::from_static(b"id2"), done)).expect("purges");
+    drop(wal);
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 21..=22, Durability::Synced).expect("appends");
+    append(&wal, 3, 1..=2, Durability::Synced).expect("appends");
+    drop(wal);
+    let mut places = Vec::new();
+    let find = |number, items: &[Item]| {
+        let checkpoint = items.iter().position(|item| item.is_sound(Kind::Checkpoint)).expect("is held");
+        places.push((number, 0, items[checkpoint].end()));
+        if let Some(footer) = items.iter().position(|item| item.is_sound(Kind::Footer)) {
+            places.push((number, items[footer - 1].end(), items[footer].end()));
+        }
+    };
+    recover(&io, Path::new(DIR), Depth::Full, find).expect("reads");
+    assert_eq!(places.len(), 4, "three preambles and a footer: {places:?}");
+    for at in places.into_iter().flat_map(|(number, from, to)| (from..to).step_by(7).map(move |at| (number, at))) {
+        let io = io.fork();
+        io.flip(&segment(at.0), usize::try_from(at.1).expect("fits"));
+        let marked = crate::suspects::save(&io, Path::new(DIR), &std::collections::BTreeSet::from([at.0]));
+        marked.expect("marks");
+        let wal = try_open(&io, 1 << 20).unwrap_or_else(|error| panic!("flip at {at:?}: {error}"));
+        check_holds(&wal, 1, 3..=22);
+        check_holds(&wal, 3, 1..=2);
+        assert_eq!(vote_of(&wal, 1).as_deref(), Some("7"), "flip at {at:?}");
+        assert_eq!(wal.group_state(2).trust.as_deref(), Some(&b"trusted"[..]), "flip at {at:?}");
+    }
+}
+
+/// Guarantees: what was cut off does not come back with the seal that cut it.
+#[test]
+fn debris_stays_out_when_its_seal_is_damaged() {
+    let io = SimIo::new();
+    filled(&io);
+    let (wal, _) = accept(&io);
+    append(&wal, 1, 10..=10, Durability::Written).expect("appends");
+    let at = io.file_len(&segment(2)).expect("exists");
+    append(&wal, 2, 10..=10, Durability::Written).expect("appends");
+    append(&wal, 3, 10..=10, Durability::Written).expect("appends");
+    io.kill();
+    drop(wal);
+    io.flip(&segment(2), at + 75);
+    let wal = open(&io, 1 << 20);
+    check_holds(&wal, 3, 1..=9);
+    append(&wal, 2, 10..=12, Durability::Synced).expect("appends");
+    io.kill();
+    drop(wal);
+    for at in [5, 40, 75] {
+        let io = io.fork();
+        io.flip(&segment(3), at);
+        let wal = open(&io, 1 << 20);
+        check_holds(&wal, 1, 1..=10);
+        check_holds(&wal, 2, 1..=12);
+        check_holds(&wal, 3, 1..=9);
+    }
+}
