@@ -11,6 +11,7 @@ mod config;
 mod error;
 mod index;
 mod io;
+mod readable;
 pub mod record;
 pub mod recovery;
 #[cfg(any(test, feature = "testing"))]
@@ -22,4 +23,5 @@ pub use config::WalConfig;
 pub use error::{OpenError, WalError};
 pub use index::GroupState;
 pub use io::{LogFile, LogIo, RealIo};
+pub use readable::{Readable, readable_entries};
 pub use wal::{AppendEntry, Callback, Durability, Wal, WalStats};

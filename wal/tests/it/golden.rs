@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use signaldb_wal::record::{HEADER_BYTES, Header, SegmentStart};
-use signaldb_wal::{GroupState, OpenError, RealIo, Wal, WalConfig};
+use signaldb_wal::{GroupState, OpenError, RealIo, Wal, WalConfig, readable_entries};
 use tempfile::TempDir;
 
 /// `expected.json`; byte strings are hex.
@@ -78,10 +78,14 @@ impl Group {
     }
 }
 
+fn expected() -> Expected {
+    let expected = fs::read_to_string(golden().join("expected.json")).expect("reads");
+    serde_json::from_str(&expected).expect("parses")
+}
+
 #[test]
 fn version_1_opens_with_exactly_its_contents() {
-    let expected = fs::read_to_string(golden().join("expected.json")).expect("reads");
-    let expected: Expected = serde_json::from_str(&expected).expect("parses");
+    let expected = expected();
     let dir = copy();
     // The second start reads what the first one made of it.
     for _ in 0..2 {
@@ -94,6 +98,28 @@ fn version_1_opens_with_exactly_its_contents() {
         }
         assert_eq!(wal.group_state(3), GroupState::default(), "there is no fourth group");
     }
+}
+
+fn readable(dir: &Path) -> BTreeMap<u32, BTreeMap<u64, String>> {
+    readable_entries(&RealIo, dir, |_, _, bytes| hex(&bytes)).expect("reads")
+}
+
+#[test]
+fn entries_of_version_1_are_readable_without_a_start_and_behind_damage() {
+    let dir = copy();
+    let mut expected: BTreeMap<u32, BTreeMap<u64, String>> =
+        expected().groups.into_iter().map(|(number, group)| (number, group.entries)).collect();
+    assert_eq!(readable(dir.path()), expected);
+    // The first entry of group 2 that a client sent, in a record with the two before it.
+    let path = dir.path().join("segments/000001.wal");
+    let mut content = fs::read(&path).expect("reads");
+    let at = content.windows(4).position(|bytes| bytes == b"five").expect("is there");
+    content[at] ^= 1;
+    fs::write(&path, &content).expect("writes");
+    let before = files(dir.path());
+    expected.get_mut(&2).expect("group 2").retain(|index, _| *index > 2);
+    assert_eq!(readable(dir.path()), expected);
+    assert_eq!(files(dir.path()), before, "looking changes nothing");
 }
 
 /// The start names `path` and both versions, and leaves everything as it is.
