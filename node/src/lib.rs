@@ -10,3 +10,4 @@ mod data_dir;
 mod peer_port;
 mod run;
 mod sql;
+mod wal;
