@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::error::OpenError;
 use crate::io::LogIo;
-use crate::record::{self, HEADER_BYTES, Header, Kind};
+use crate::record::{self, HEADER_BYTES, Header, Kind, SegmentStart};
 use crate::recovery::segment_path;
 
 /// What was made of the entries, by group and index.
@@ -40,11 +40,25 @@ pub fn readable_entries<T>(
         let path = segment_path(&segments, number);
         let file = io.open(&path).map_err(OpenError::io("open", &path))?;
         let len = file.size().map_err(OpenError::io("measure", &path))?;
+        let len = sealed_len(io, &segments, number).map_or(len, |sealed| sealed.min(len));
         let mut content = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
         file.read_exact_at(&mut content, 0).map_err(OpenError::io("read", &path))?;
         follow_segment(&Bytes::from(content), number, &mut out, &mut make);
     }
     Ok(out)
+}
+
+/// What the next segment says of the length of segment `number`; bytes behind that are not part of the log.
+fn sealed_len(io: &dyn LogIo, segments: &Path, number: u64) -> Option<u64> {
+    let next = io.open(&segment_path(segments, number + 1)).ok()?;
+    let mut head = [0; HEADER_BYTES];
+    next.read_exact_at(&mut head, 0).ok()?;
+    let header = Header::decode(&head).ok().filter(|header| header.kind == Kind::SegmentStart)?;
+    let mut payload = vec![0; header.payload_len as usize];
+    next.read_exact_at(&mut payload, HEADER_BYTES as u64).ok()?;
+    let whole = crc32c::crc32c(&payload) == header.payload_crc;
+    let start: SegmentStart = serde_json::from_slice(&payload).ok().filter(|_| whole)?;
+    start.previous.filter(|(previous, _)| *previous == number).map(|(_, len)| len)
 }
 
 fn follow_segment<T>(content: &Bytes, number: u64, out: &mut Readable<T>, make: &mut impl FnMut(u32, u64, Bytes) -> T) {
