@@ -148,12 +148,11 @@ fn verify(args: VerifyArgs) -> anyhow::Result<Verdict> {
     let log = StoppedLog::open(args.server, false)?;
     let report = engine::inspect(&log.dir)?;
     if args.format == "json" {
-        let json =
-            json!({"damaged": !report.damages.is_empty(), "damages": report.damages, "torn_tail": report.torn_tail});
+        let json = json!({"damaged": !report.sound, "damages": report.damages, "torn_tail": report.torn_tail});
         println!("{json:#}");
     } else {
         println!("{}", report.damage());
-        if !report.damages.is_empty() {
+        if !report.sound {
             println!("{}", log.way_on());
         }
     }
@@ -163,7 +162,7 @@ fn verify(args: VerifyArgs) -> anyhow::Result<Verdict> {
 fn repair(args: RepairArgs) -> anyhow::Result<Verdict> {
     let log = StoppedLog::open(args.server, true)?;
     let before = engine::inspect(&log.dir)?;
-    if before.damages.is_empty() {
+    if before.sound {
         println!("{}", if args.format == "json" { "{}".to_owned() } else { before.damage() });
         return Ok(Verdict::Whole);
     }
@@ -178,21 +177,24 @@ fn repair(args: RepairArgs) -> anyhow::Result<Verdict> {
         return Ok(Verdict::Damaged);
     }
     let readable = engine::entries(&log.dir)?;
-    engine::repair(&log.dir)?;
+    let copies = engine::repair(&log.dir)?;
     let after = engine::inspect(&log.dir).context("look at the repaired log")?;
     let kept = engine::entries(&log.dir).context("look at the repaired log")?;
     let loss = Loss::between((&before, &readable), (&after, &kept));
     if args.format == "json" {
-        println!("{:#}", json!({"damages": before.damages, "loss": loss}));
+        println!("{:#}", json!({"damages": before.damages, "loss": loss, "copies": copies}));
     } else {
         println!("{}\n{loss}", before.damage());
+        for copy in copies {
+            println!("The damaged segment is kept as {}", copy.display());
+        }
     }
-    ensure!(after.damages.is_empty(), "the log is still damaged: {}", after.damage());
+    ensure!(after.sound, "the log is still damaged: {}", after.damage());
     Ok(Verdict::Whole)
 }
 
 fn verdict(report: &Report) -> Verdict {
-    if report.damages.is_empty() { Verdict::Whole } else { Verdict::Damaged }
+    if report.sound { Verdict::Whole } else { Verdict::Damaged }
 }
 
 /// `1, 2 and 5`, or that nobody can tell.

@@ -116,7 +116,7 @@ fn the_golden_log_of_version_1_is_shown() -> anyhow::Result<()> {
     assert_eq!(json!(segments), json!([[1, 4412, true], [2, 1884, true], [3, 675, false]]));
     let group = |group, first, last, committed, purged, term, trust| {
         json!({"group": group, "first": first, "last": last, "committed": committed, "purged": purged, "term": term,
-            "voted_for": 1, "trust": trust})
+            "voted_for": 1, "trust": trust, "lost_vote": false})
     };
     let expected = json!([
         group(0, 0, 4, 4, Value::Null, 1, json!("synced")),

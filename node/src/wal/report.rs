@@ -10,10 +10,15 @@ use super::groups_text;
 pub(super) struct Report {
     /// Directory of the log.
     pub(super) dir: String,
+    /// The next start goes on as it is: nothing is lost that no earlier start dealt with.
+    pub(super) sound: bool,
     pub(super) segments: Vec<Segment>,
     pub(super) groups: Vec<Group>,
     pub(super) torn_tail: Option<Torn>,
     pub(super) damages: Vec<Damage>,
+    /// Why there may have been groups of which there is no other trace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unlisted: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,6 +40,13 @@ pub(super) struct Group {
     pub(super) term: Option<u64>,
     pub(super) voted_for: Option<u64>,
     pub(super) trust: Option<String>,
+    /// What damage took: from this index on, up to that one as far as it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) first_lost: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last_lost: Option<u64>,
+    /// A vote that was on disk may be lost.
+    pub(super) lost_vote: bool,
 }
 
 /// The end of a write that nobody was told about.
@@ -52,6 +64,10 @@ pub(super) struct Damage {
     pub(super) offset: u64,
     /// None listed: nobody can tell.
     pub(super) groups: Vec<u32>,
+    /// Nothing is lost by it.
+    pub(super) harmless: bool,
+    /// An earlier start dealt with it.
+    pub(super) settled: bool,
     pub(super) reason: String,
 }
 
@@ -64,14 +80,18 @@ impl Report {
     /// Damage and torn end, a line each, or that there is none.
     pub(super) fn damage(&self) -> String {
         let mut lines: Vec<String> = self.damages.iter().map(Damage::to_string).collect();
-        if lines.is_empty() {
+        let votes: Vec<u32> = self.groups.iter().filter(|group| group.lost_vote).map(|group| group.group).collect();
+        if !votes.is_empty() {
+            lines.push(format!("a vote may be lost of {}", groups_text(&votes)));
+        }
+        lines.extend(
+            self.unlisted.as_ref().map(|reason| format!("groups without any other trace may be lost: {reason}")),
+        );
+        if self.sound {
+            let further = if lines.is_empty() { "" } else { " further" };
+            let (dir, segments, groups) = (&self.dir, self.segments.len(), self.groups.len());
             let records: u64 = self.segments.iter().map(|segment| segment.records).sum();
-            lines.push(format!(
-                "no damage in {}: {} segments, {records} records, {} groups",
-                self.dir,
-                self.segments.len(),
-                self.groups.len()
-            ));
+            lines.push(format!("no{further} damage in {dir}: {segments} segments, {records} records, {groups} groups"));
         }
         lines.extend(self.torn_tail.as_ref().map(Torn::to_string));
         lines.join("\n")
@@ -91,8 +111,13 @@ impl Group {
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { segment, offset, groups, reason } = self;
-        write!(f, "damage in segment {segment:06} at offset {offset}: {reason}; it concerns {}", groups_text(groups))
+        let Self { segment, offset, reason, .. } = self;
+        write!(f, "damage in segment {segment:06} at offset {offset}: {reason}; ")?;
+        match self {
+            Self { settled: true, .. } => f.write_str("an earlier start dealt with it"),
+            Self { harmless: true, .. } => f.write_str("nothing is lost by it"),
+            Self { groups, .. } => write!(f, "it concerns {}", groups_text(groups)),
+        }
     }
 }
 
@@ -174,6 +199,8 @@ mod tests {
             segment: 3,
             offset: 70,
             groups: groups.to_vec(),
+            harmless: false,
+            settled: false,
             reason: "record payload checksum mismatch".to_owned(),
         };
         let expected = "damage in segment 000003 at offset 70: record payload checksum mismatch; it concerns ";
@@ -182,5 +209,7 @@ mod tests {
         for (groups, text) in all {
             assert_eq!(damage(groups).to_string(), format!("{expected}{text}"));
         }
+        let settled = Damage { settled: true, ..damage(&[4]) };
+        assert!(settled.to_string().ends_with("an earlier start dealt with it"));
     }
 }

@@ -197,7 +197,8 @@ impl GroupLoss {
     fn of(group: u32, (report, entries): (&Report, &Entries), after: &Report) -> Option<Self> {
         let readable = entries.get(&group);
         let last_readable = readable.and_then(|entries| entries.last_key_value()).map(|(index, _)| *index);
-        let (first, last) = (after.group(group).end(), report.group(group).last.max(last_readable)?);
+        let before = report.group(group);
+        let (first, last) = (after.group(group).end(), before.last.max(before.last_lost).max(last_readable)?);
         let held = readable.map_or(0, |entries| entries.range(first..=last.max(first)).count() as u64);
         (first <= last).then(|| Self { group, first, last, unreadable: last + 1 - first - held })
     }
@@ -263,6 +264,8 @@ mod tests {
             |(group, last): &(u32, u64)| Group { group: *group, first: Some(1), last: Some(*last), ..Group::default() };
         Report {
             dir: String::new(),
+            sound: true,
+            unlisted: None,
             segments: vec![],
             groups: lasts.iter().map(group).collect(),
             torn_tail: None,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use signaldb_wal::record::{HEADER_BYTES, Header, SegmentStart};
-use signaldb_wal::{GroupState, OpenError, RealIo, Wal, WalConfig, readable_entries};
+use signaldb_wal::{GroupState, OpenError, RealIo, Wal, WalConfig, keep_trust, readable_entries};
 use tempfile::TempDir;
 
 /// `expected.json`; byte strings are hex.
@@ -42,7 +42,7 @@ fn copy() -> TempDir {
 }
 
 fn open(dir: &Path) -> Result<Wal, OpenError> {
-    Wal::open(Arc::new(RealIo), dir, WalConfig::default(), "another disk")
+    Wal::open(Arc::new(RealIo), dir, WalConfig::default(), "another disk", keep_trust)
 }
 
 fn hex(bytes: &[u8]) -> String {
