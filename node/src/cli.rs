@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Config, Sources};
-use crate::{cluster, run, sql};
+use crate::{cluster, run, sql, wal};
 
 #[derive(Debug, Parser)]
 #[command(name = "signaldb", version, about = "An observability database: OTLP in, Raft log, Iceberg out, SQL at once")]
@@ -31,6 +31,11 @@ enum Command {
         #[command(subcommand)]
         command: cluster::ClusterCommand,
     },
+    /// Look into the log of a stopped node, or repair it.
+    Wal {
+        #[command(subcommand)]
+        command: wal::WalCommand,
+    },
     /// Look at the configuration without starting.
     Config {
         #[command(subcommand)]
@@ -47,7 +52,7 @@ enum ConfigAction {
 }
 
 #[derive(Debug, Clone, Default, Args)]
-struct ServerArgs {
+pub(crate) struct ServerArgs {
     /// Configuration file; `signaldb.toml` is read when it exists.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -60,7 +65,7 @@ struct ServerArgs {
 }
 
 impl ServerArgs {
-    fn load(self) -> Result<Config, config::ConfigError> {
+    pub(crate) fn load(self) -> Result<Config, config::ConfigError> {
         let mut set = self.set;
         if let Some(dir) = self.data_dir {
             set.push(format!("node.data_dir={}", toml::Value::String(dir.display().to_string())));
@@ -79,6 +84,7 @@ pub fn main() -> ExitCode {
         Some(Command::Cluster { command }) => {
             runtime("signaldb-cluster", 1).and_then(|runtime| runtime.block_on(cluster::run(command)))
         }
+        Some(Command::Wal { command }) => return wal::main(command),
         Some(Command::Config { action: ConfigAction::Check(args) }) => {
             args.load().map(|_| println!("the configuration is valid")).context("configuration")
         }

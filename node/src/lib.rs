@@ -11,3 +11,4 @@ mod metrics;
 mod peer_port;
 mod run;
 mod sql;
+mod wal;

@@ -44,7 +44,7 @@ pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usiz
     // First, so that a stop during a long start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let metrics = metrics::install()?;
-    let _data_dir = DataDir::open(&config.node.data_dir)?;
+    let _data_dirs = DataDir::open_all(&config)?;
     let (listeners, starting) = bind(&config).await?.again().context("serve the ports twice")?;
     let peer_listener = match config.cluster.is_replicated() {
         true => Some(bind_one("peer", &config.listen.peer).await?),

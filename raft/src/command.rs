@@ -76,10 +76,14 @@ pub enum Compression {
     Lz4 = 1,
 }
 
-/// Bytes that are not a command.
+/// Bytes that are not a command or a snapshot of this version.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("undecodable command: {0}")]
-pub struct DecodeError(pub(crate) &'static str);
+pub enum DecodeError {
+    #[error("{what} format {found} is not supported (this build reads format {supported})")]
+    Format { what: &'static str, found: u8, supported: u8 },
+    #[error("undecodable command: {0}")]
+    Malformed(&'static str),
+}
 
 impl Append {
     pub fn table_ids(&self) -> impl Iterator<Item = TableId> + '_ {
@@ -130,8 +134,9 @@ impl Command {
     /// [`DecodeError`] for a newer format, an unknown kind, or bytes cut short.
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let mut from = Decoder(bytes);
-        if from.u8()? != FORMAT {
-            return Err(DecodeError("format of a newer version"));
+        let found = from.u8()?;
+        if found != FORMAT {
+            return Err(DecodeError::Format { what: "command", found, supported: FORMAT });
         }
         let kind = from.u8()?;
         Ok(match kind {
@@ -145,7 +150,7 @@ impl Command {
             },
             4 => Self::TableAdvanced { table: from.table()?, version: from.u64()? as i64, location: from.text()? },
             5 => Self::Meta(from.text()?),
-            _ => return Err(DecodeError("unknown kind")),
+            _ => return Err(DecodeError::Malformed("unknown kind")),
         })
     }
 }
@@ -171,7 +176,7 @@ impl Append {
         let at = UnixNanos(from.u64()?);
         let dedup = match from.u8()? {
             0 => None,
-            _ => Some((Digest(from.take(16)?.try_into().map_err(|_| DecodeError("digest"))?), from.u32()?)),
+            _ => Some((Digest(from.take(16)?.try_into().map_err(|_| DecodeError::Malformed("digest"))?), from.u32()?)),
         };
         let tables = (0..from.u8()?)
             .map(|_| {
@@ -186,7 +191,7 @@ impl Append {
         let compression = match from.u8()? {
             0 => Compression::None,
             1 => Compression::Lz4,
-            _ => return Err(DecodeError("unknown compression")),
+            _ => return Err(DecodeError::Malformed("unknown compression")),
         };
         let raw_len = from.u32()?;
         let payload = whole.slice_ref(from.0);
@@ -239,7 +244,7 @@ pub(crate) struct Decoder<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Decoder<'a> {
     pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8], DecodeError> {
-        let (head, rest) = self.0.split_at_checked(n).ok_or(DecodeError("cut short"))?;
+        let (head, rest) = self.0.split_at_checked(n).ok_or(DecodeError::Malformed("cut short"))?;
         self.0 = rest;
         Ok(head)
     }
@@ -249,29 +254,29 @@ impl<'a> Decoder<'a> {
     }
 
     pub(crate) fn u32(&mut self) -> Result<u32, DecodeError> {
-        Ok(u32::from_le_bytes(self.take(4)?.try_into().map_err(|_| DecodeError("u32"))?))
+        Ok(u32::from_le_bytes(self.take(4)?.try_into().map_err(|_| DecodeError::Malformed("u32"))?))
     }
 
     pub(crate) fn u64(&mut self) -> Result<u64, DecodeError> {
-        Ok(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| DecodeError("u64"))?))
+        Ok(u64::from_le_bytes(self.take(8)?.try_into().map_err(|_| DecodeError::Malformed("u64"))?))
     }
 
     fn name(&mut self) -> Result<&'a str, DecodeError> {
         let len = self.u8()?;
-        std::str::from_utf8(self.take(len.into())?).map_err(|_| DecodeError("name is not UTF-8"))
+        std::str::from_utf8(self.take(len.into())?).map_err(|_| DecodeError::Malformed("name is not UTF-8"))
     }
 
     fn tenant(&mut self) -> Result<TenantId, DecodeError> {
-        TenantId::new(self.name()?).map_err(|_| DecodeError("tenant name"))
+        TenantId::new(self.name()?).map_err(|_| DecodeError::Malformed("tenant name"))
     }
 
     fn dataset(&mut self) -> Result<DatasetId, DecodeError> {
-        DatasetId::new(self.name()?).map_err(|_| DecodeError("dataset name"))
+        DatasetId::new(self.name()?).map_err(|_| DecodeError::Malformed("dataset name"))
     }
 
     pub(crate) fn text(&mut self) -> Result<String, DecodeError> {
         let len = self.u32()?;
-        String::from_utf8(self.take(len as usize)?.to_vec()).map_err(|_| DecodeError("text is not UTF-8"))
+        String::from_utf8(self.take(len as usize)?.to_vec()).map_err(|_| DecodeError::Malformed("text is not UTF-8"))
     }
 
     pub(crate) fn table(&mut self) -> Result<TableId, DecodeError> {
@@ -330,9 +335,10 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused() {
+    fn a_command_of_version_99_is_refused_by_name() {
         let mut bytes = append().encode().to_vec();
         bytes[0] = 99;
-        assert!(Command::decode(&Bytes::from(bytes)).is_err());
+        let error = Command::decode(&Bytes::from(bytes)).expect_err("refuses");
+        assert_eq!(error.to_string(), "command format 99 is not supported (this build reads format 1)");
     }
 }

@@ -173,7 +173,7 @@ impl Group {
         let failed = |reason: String| OpenError::Group { group: id.0, reason };
         let node = deps.peers.node();
         let (machine, shared, completed_cut) = StateMachine::open(id, Arc::clone(&deps.store), sink)
-            .map_err(|error| failed(format!("its snapshot is damaged: {error}")))?;
+            .map_err(|error| failed(format!("its snapshot cannot be read: {error}")))?;
         if deps.wal.group_state(id.0).purged.is_some() && !shared.has_snapshot() {
             return Err(failed("its log was purged up to a snapshot that the state store does not hold".to_owned()));
         }

@@ -12,6 +12,7 @@ mod codec;
 pub mod command;
 pub mod error;
 pub mod group;
+pub mod inspect;
 mod log_store;
 pub mod metrics;
 mod network;

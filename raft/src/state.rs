@@ -228,8 +228,9 @@ impl GroupState {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut from = Decoder(bytes);
         let mut state = Self::default();
-        if from.u8()? != SNAPSHOT_FORMAT {
-            return Err(DecodeError("snapshot of a newer version"));
+        let found = from.u8()?;
+        if found != SNAPSHOT_FORMAT {
+            return Err(DecodeError::Format { what: "snapshot", found, supported: SNAPSHOT_FORMAT });
         }
         state.now = UnixNanos(from.u64()?);
         for _ in 0..from.u32()? {

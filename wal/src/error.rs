@@ -17,7 +17,7 @@ pub enum WalError {
     #[error("log is closed")]
     Closed,
     /// A read failed or found bytes that do not match their checksum.
-    #[error("read log segment {segment} at offset {offset}: {reason}")]
+    #[error("read WAL segment {segment:06} at offset {offset}: {reason}")]
     Read { segment: u64, offset: u64, reason: String },
     /// The range asked for was purged or never written.
     #[error("group {group} holds no entry {index} (it holds {first}..={last})")]

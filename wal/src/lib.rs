@@ -14,6 +14,7 @@ mod index;
 mod inspect;
 mod io;
 pub mod metrics;
+mod readable;
 pub mod record;
 mod recovery;
 mod segment;
@@ -32,5 +33,6 @@ pub use found::{Damage, Found, FoundGroup, Quarantined, TailKind, TornTail, keep
 pub use index::GroupState;
 pub use inspect::{GroupInfo, Inspection, RepairReport, SegmentInfo, inspect, repair};
 pub use io::{LogFile, LogIo, RealIo};
+pub use readable::{Readable, readable_entries};
 pub use shared::POISON_FILE;
 pub use wal::{AppendEntry, Callback, Durability, Wal, WalStats};

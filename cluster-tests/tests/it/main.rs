@@ -22,3 +22,4 @@ mod recovery_model;
 mod rust_sdk;
 mod spans;
 mod three_nodes;
+mod wal_cli;

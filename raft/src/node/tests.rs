@@ -9,6 +9,8 @@ use crate::command::{Compression, TableStats};
 use crate::state::Digest;
 use crate::state_store::MemoryStateStore;
 
+mod golden;
+
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Remembers what it was told, by group.

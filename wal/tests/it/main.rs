@@ -1,0 +1,3 @@
+//! The log engine from outside.
+
+mod golden;
