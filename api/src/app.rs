@@ -1,6 +1,6 @@
 //! What every handler needs.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use signaldb_catalog::{Access, Identity};
 use signaldb_lake::Lake;
-use signaldb_model::NodeId;
+use signaldb_model::{AckLevel, NodeId, TenantId};
 use signaldb_query::QueryEngine;
 use signaldb_raft::Groups;
 use signaldb_signals::{SignalKind, SignalTable};
@@ -29,6 +29,8 @@ pub struct AppDeps {
     pub write_timeout: Duration,
     /// How long a repeated request is recognized; zero turns it off.
     pub dedup_window: Duration,
+    /// Tenants whose writes are acknowledged at a stronger level than the groups' (`[[auth.tenants]] ack`).
+    pub tenant_acks: BTreeMap<TenantId, AckLevel>,
     /// Signals that are stored (`schema.default_schemas`).
     pub signals: Vec<SignalKind>,
     /// Renders the node's metrics as Prometheus text.

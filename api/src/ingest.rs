@@ -109,15 +109,24 @@ async fn store(
         return Err(ApiError::new(Kind::Throttled, message));
     }
     let group = app.groups.home(&identity.tenant, app.write_timeout).await?;
+    let asked = strongest(options.ack, app.tenant_acks.get(&identity.tenant).copied());
     let dedup = Dedup { digest: digest(app, kind, identity, options, body), window: app.dedup_window };
     let parts = parts(kind, &checked, protobuf)?;
     let single = parts.len() == 1;
     let appends = parts.into_iter().enumerate().map(|(part, (payload, tables))| {
         let digest = dedup.digest.map(|digest| if single { digest } else { part_digest(digest, part) });
-        write(app, &group, options.ack, append(kind, identity, Dedup { digest, ..dedup }, payload, tables))
+        write(app, &group, asked, append(kind, identity, Dedup { digest, ..dedup }, payload, tables))
     });
     accepted.written = whole(join_all(appends).await)?;
     Ok(accepted)
+}
+
+/// The level that satisfies both the request and its tenant.
+fn strongest(request: Option<AckLevel>, tenant: Option<AckLevel>) -> Option<AckLevel> {
+    match (request, tenant) {
+        (Some(request), Some(tenant)) if request.satisfies(tenant) => Some(request),
+        (request, tenant) => tenant.or(request),
+    }
 }
 
 /// One outcome for all parts. The position is the last part's: who waits for it sees them all. As soon as one part is
@@ -243,4 +252,23 @@ pub(crate) fn ack_headers(accepted: &Accepted) -> Vec<(&'static str, String)> {
         headers.push((DEDUPLICATED, "true".to_owned()));
     }
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_may_ask_for_more_than_its_tenant_and_never_gets_less() {
+        use AckLevel::{Quorum, QuorumFsync};
+        for (request, tenant, expected) in [
+            (None, None, None),
+            (Some(Quorum), None, Some(Quorum)),
+            (None, Some(QuorumFsync), Some(QuorumFsync)),
+            (Some(Quorum), Some(QuorumFsync), Some(QuorumFsync)),
+            (Some(QuorumFsync), Some(Quorum), Some(QuorumFsync)),
+        ] {
+            assert_eq!(strongest(request, tenant), expected, "{request:?}, {tenant:?}");
+        }
+    }
 }

@@ -181,6 +181,8 @@ pub struct Tenant {
     #[serde(default)]
     pub name: String,
     pub default_dataset: Option<String>,
+    /// A stronger level than `cluster.ack` for this tenant's writes: `quorum-fsync`.
+    pub ack: Option<String>,
     #[serde(default)]
     pub api_keys: Vec<ApiKey>,
     #[serde(default)]

@@ -1,5 +1,6 @@
 //! A node from start to stop.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -175,6 +176,7 @@ impl Node {
             admin_key: config.auth.admin_key.as_ref().map(|key| key.0.clone()),
             write_timeout: WRITE_TIMEOUT,
             dedup_window: config.cluster.dedup_window.0,
+            tenant_acks: tenant_acks(&config.auth.tenants)?,
             signals: enabled_signals(&config.schema.default_schemas),
             metrics: Box::new(move || metrics.render()),
         });
@@ -284,6 +286,11 @@ fn s3_options(options: &AdapterOptions) -> S3Options {
         credentials: keys
             .map(|(id, secret)| S3Credentials { access_key_id: id.0.clone(), secret_access_key: secret.0.clone() }),
     }
+}
+
+fn tenant_acks(tenants: &[Tenant]) -> anyhow::Result<BTreeMap<TenantId, AckLevel>> {
+    let asked = tenants.iter().filter_map(|tenant| Some((&tenant.id, tenant.ack.as_deref()?)));
+    asked.map(|(id, ack)| Ok((TenantId::new(id).context("auth.tenants.id")?, ack.parse()?))).collect()
 }
 
 fn tenant(tenant: &Tenant) -> anyhow::Result<TenantConfig> {

@@ -391,11 +391,13 @@ impl Groups {
             tracing::warn!("writes in flight did not end");
         }
         // Whatever happens to the machine from here on, nothing is lost.
-        for group in std::iter::once(&self.meta_group).chain(self.data.values()) {
+        let groups = std::iter::once(&self.meta_group).chain(self.data.values());
+        let settle = groups.map(|group| async move {
             if let Err(error) = group.settle(CLOSE_TIMEOUT).await {
                 tracing::warn!(group = %group.id(), %error, "the log is not marked as synced");
             }
-        }
+        });
+        futures::future::join_all(settle).await;
         let wal = Arc::clone(&self.wal);
         if tokio::task::spawn_blocking(move || wal.close()).await.is_err() {
             tracing::error!("closing the log panicked");

@@ -160,6 +160,28 @@ async fn a_reboot_after_a_clean_stop_costs_no_recovery() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Scenario: one tenant's configuration asks for `quorum-fsync`, the cluster's for nothing.
+/// Guarantees: its writes are acknowledged at that level, those of others at `quorum`, and none below what it asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_gets_the_level_that_it_is_configured_with() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let tenants = "auth.tenants=[{id=\"audit\",ack=\"quorum-fsync\"}]";
+    let cluster = Cluster::start(dir.path(), &[tenants]).await?;
+    for (tenant, asked, expected) in [
+        ("audit", None, "quorum-fsync"),
+        ("audit", Some("quorum"), "quorum-fsync"),
+        ("shop", None, "quorum"),
+        ("shop", Some("quorum-fsync"), "quorum-fsync"),
+    ] {
+        let sent = cluster.http.post(cluster.nodes[1].otlp_http("/v1/traces")).header("x-tenant-id", tenant);
+        let sent = asked.into_iter().fold(sent, |sent, level| sent.header("x-signaldb-ack", level));
+        let sent = sent.header("content-type", "application/x-protobuf").body(batch(1).0).send().await?;
+        let level = sent.error_for_status()?.headers().get("x-signaldb-ack").cloned();
+        assert_eq!(level.as_ref().map(|level| level.as_bytes()), Some(expected.as_bytes()), "{tenant}, {asked:?}");
+    }
+    Ok(())
+}
+
 /// Scenario: an export asks for `quorum-fsync` where `quorum` is the rule and nothing is synced by itself; then every
 /// machine loses power with all that was not synced.
 /// Guarantees: the acknowledgment says `quorum-fsync`, and the record is there afterwards.

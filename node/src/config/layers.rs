@@ -188,6 +188,12 @@ fn check_cluster(config: &Config) -> Result<(), ConfigError> {
     if !matches!(config.cluster.ack.as_str(), "quorum" | "quorum-fsync") {
         return wrong("cluster.ack", format!("{:?} is not quorum or quorum-fsync", config.cluster.ack));
     }
+    for tenant in &config.auth.tenants {
+        if let Some(ack) = tenant.ack.as_deref().filter(|ack| !matches!(*ack, "quorum" | "quorum-fsync")) {
+            let message = format!("{ack:?} of tenant {:?} is not quorum or quorum-fsync", tenant.id);
+            return wrong("auth.tenants.ack", message);
+        }
+    }
     let addresses = match config.cluster.addresses() {
         Ok(addresses) => addresses,
         Err(message) => return wrong("cluster.peers", message),

@@ -125,6 +125,20 @@ fn a_bucket_is_configured_and_its_keys_are_hidden() {
 }
 
 #[test]
+fn a_tenant_may_ask_for_a_stronger_level() {
+    let file = tempfile::NamedTempFile::new().expect("temporary file");
+    let load_with = |ack: &str| {
+        let text = format!("[[auth.tenants]]\nid = \"acme\"\nack = \"{ack}\"\n");
+        std::fs::write(file.path(), text).expect("writes");
+        load(&Sources { file: Some(file.path().to_owned()), ..Sources::default() })
+    };
+    let config = load_with("quorum-fsync").expect("valid");
+    assert_eq!(config.auth.tenants[0].ack.as_deref(), Some("quorum-fsync"));
+    let error = load_with("always").expect_err("no level").to_string();
+    assert!(error.contains("auth.tenants.ack") && error.contains("always") && error.contains("acme"), "{error}");
+}
+
+#[test]
 fn mistakes_about_a_store_name_the_key() {
     let s3 = ["storage.adapters.local.type=s3", "storage.adapters.local.url=s3://tables"];
     let cases = [
