@@ -23,6 +23,8 @@ use crate::wire;
 const INTERVAL: Duration = Duration::from_millis(200);
 /// How long a peer may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Looks between two attempts of a chosen replica to be elected.
+const CAMPAIGN_EVERY: u32 = 10;
 /// Looks without a leader before all voters are asked to choose one: a majority that may vote elects sooner.
 const PATIENCE: u32 = 30;
 
@@ -102,6 +104,10 @@ impl Group {
             return;
         }
         tracing::warn!(group = %self.id, loss, "a majority may have lost entries: all voters chose this replica's log");
+        self.campaign().await;
+    }
+
+    async fn campaign(&self) {
         if let Err(error) = self.raft.trigger().elect(false).await {
             tracing::warn!(group = %self.id, %error, "the chosen replica cannot campaign");
         }
@@ -116,7 +122,7 @@ impl Group {
             "this replica may have lost acknowledged entries in a crash: it votes again once it has caught up");
         let group = Arc::clone(self);
         self.tasks.spawn(async move {
-            let mut looked = 0;
+            let mut looked = 0_u32;
             while group.is_recovering() {
                 tokio::select! {
                     () = group.stop.cancelled() => return,
@@ -125,6 +131,15 @@ impl Group {
                 looked = if group.has_leader() { 0 } else { looked + 1 };
                 let step = async {
                     group.follow_rule_3().await;
+                    // Chosen, and the others know; the first attempt may have been lost. Not at every look: an election
+                    // must have time for the votes' fdatasync.
+                    if looked > 0
+                        && looked.is_multiple_of(CAMPAIGN_EVERY)
+                        && group.may(Act::Campaign)
+                        && group.is_recovering()
+                    {
+                        group.campaign().await;
+                    }
                     if looked >= PATIENCE && group.is_recovering() {
                         looked = 0;
                         group.choose_among_all().await;
@@ -143,12 +158,6 @@ impl Group {
         let leadership = self.leadership();
         if leadership.here && self.gate().elected(self.node.0) {
             return self.opened();
-        }
-        if leadership.leader.is_none() && self.may(Act::Campaign) {
-            // Chosen, and the others know; the first attempt may have been lost.
-            if let Err(error) = self.raft.trigger().elect(false).await {
-                tracing::debug!(group = %self.id, %error, "the chosen replica cannot campaign");
-            }
         }
         let own_term = self.own_vote().leader_id.term;
         let asks = self.gate().must_ask(own_term);
