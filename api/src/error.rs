@@ -150,7 +150,7 @@ impl From<WriteError> for ApiError {
             WriteError::Rejected(RejectReason::Undecodable(_)) => {
                 Self::new(Kind::Unavailable, message).with_hint("nodes of different versions: finish the upgrade")
             }
-            WriteError::Rejected(RejectReason::NoLeader { .. } | RejectReason::Stopping) => {
+            WriteError::Rejected(RejectReason::NoLeader { .. } | RejectReason::Stopping | RejectReason::Halted(_)) => {
                 Self::new(Kind::Unavailable, message)
             }
         }

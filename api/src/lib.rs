@@ -17,6 +17,7 @@ mod ingest;
 pub mod metrics;
 mod otlp_grpc;
 mod otlp_http;
+mod recover;
 mod serve;
 mod sql_http;
 mod starting;

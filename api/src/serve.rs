@@ -20,7 +20,7 @@ use tonic::transport::server::TcpIncoming;
 use crate::app::App;
 use crate::error::{ApiError, Kind};
 use crate::otlp_grpc::{Logs, Metrics, OtlpGrpc, SERVICES, Traces};
-use crate::{flight_sql, health, otlp_http, sql_http};
+use crate::{flight_sql, health, otlp_http, recover, sql_http};
 
 /// Requests of one connection that run at once; the rest waits in its window.
 const STREAMS_MAX: u32 = 256;
@@ -159,6 +159,7 @@ fn api_router(app: App) -> Router {
         .route("/api/v1/sql", post(sql_http::sql))
         .route("/api/v1/cluster", get(health::cluster))
         .route("/api/v1/admin/flush", post(health::flush))
+        .route("/api/v1/admin/recover", post(recover::recover))
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::new(Kind::MethodNotAllowed, format!("{} does not answer {method}", uri.path())).into_response()
         })

@@ -152,6 +152,9 @@ impl Node {
         let _ = opened.set(Arc::clone(&groups));
         tracing::info!("WAL replay is complete");
         claim_store(&lake, &groups).await?;
+        if !config.cluster.is_replicated() {
+            look_ahead(&lake, &groups).await;
+        }
         for group in groups.data_groups() {
             lake.start_flusher(Arc::clone(group), groups.founding().cluster_id.clone());
         }
@@ -324,6 +327,20 @@ async fn claim_store(lake: &Lake, groups: &Groups) -> anyhow::Result<()> {
         Ok(Ok(())) => {}
     }
     Ok(())
+}
+
+/// A lone node has no peers that know how far its log was: only the tables can tell that an old copy of it came back.
+async fn look_ahead(lake: &Lake, groups: &Groups) {
+    let data: Vec<_> = groups.data_groups().cloned().collect();
+    let looked = lake.look_ahead(&data, &groups.founding().cluster_id);
+    match tokio::time::timeout(CLAIM_TIMEOUT, looked).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let error = anyhow!(error);
+            tracing::warn!("log and tables are compared later, one of them does not answer: {error:#}");
+        }
+        Err(_) => tracing::warn!("log and tables are compared later, the tables do not answer in time"),
+    }
 }
 
 async fn bind(config: &Config) -> anyhow::Result<Listeners> {

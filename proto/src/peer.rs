@@ -234,6 +234,8 @@ pub enum ProposeOutcome {
     Busy = 6,
     /// It is no command, or one that the leader does not know.
     Undecodable = 7,
+    /// The group waits for an operator.
+    Halted = 9,
 }
 
 /// A leader asks a follower to hurry the sync of its log.
@@ -330,6 +332,25 @@ pub struct ChosenRequest {
     /// What may be lost, for people.
     #[prost(string, tag = "5")]
     pub loss: String,
+}
+
+/// An operator asks the leader of a group that halted to go on in a new incarnation.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct GoOnRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// Do it; else only say what is wrong.
+    #[prost(bool, tag = "2")]
+    pub accept: bool,
+}
+
+/// Why the group had halted; nothing when it had not.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct GoOnResponse {
+    #[prost(string, optional, tag = "1")]
+    pub halted: Option<String>,
+    #[prost(bool, tag = "2")]
+    pub done: bool,
 }
 
 /// No answer but that it arrived.

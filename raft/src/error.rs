@@ -29,14 +29,17 @@ pub enum RejectReason {
     /// The node that leads takes no rows now: memory, disk.
     #[error("{0}")]
     Busy(String),
+    /// The group serves nothing until an operator decides.
+    #[error("the group halted: {0}")]
+    Halted(String),
     #[error("the command is refused: {0}")]
     Undecodable(String),
 }
 
 impl RejectReason {
     /// Every [`Self::name`].
-    pub(crate) const NAMES: [&'static str; 6] =
-        ["no_leader", "throttled", "too_large", "stopping", "busy", "undecodable"];
+    pub(crate) const NAMES: [&'static str; 7] =
+        ["no_leader", "throttled", "too_large", "stopping", "busy", "halted", "undecodable"];
 
     /// The reason in metrics.
     pub(crate) fn name(&self) -> &'static str {
@@ -46,6 +49,7 @@ impl RejectReason {
             Self::TooLarge { .. } => "too_large",
             Self::Stopping => "stopping",
             Self::Busy(_) => "busy",
+            Self::Halted(_) => "halted",
             Self::Undecodable(_) => "undecodable",
         }
     }

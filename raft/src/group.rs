@@ -29,6 +29,7 @@ use crate::state_machine::{Shared, StateMachine};
 use crate::state_store::StateStore;
 use crate::types::{Peer, Raft};
 
+mod incarnation;
 mod observe;
 mod propose;
 mod recover;
@@ -37,6 +38,7 @@ mod synced;
 mod time;
 mod trim;
 
+pub use recover::{RecoverError, Recovered};
 pub(crate) use sync_lag::{SyncFallback, watch_sync};
 
 /// How long opening waits for a lone voter to lead and to replay its log.
@@ -127,6 +129,8 @@ pub struct Group {
     meters: GroupMeters,
     time: Mutex<time::LeaderTime>,
     gate: Mutex<Gate>,
+    /// Why the group serves nothing until an operator decides.
+    halted: Mutex<Option<String>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -213,6 +217,7 @@ impl Group {
             meters: GroupMeters::register(id),
             time: Mutex::default(),
             gate: Mutex::new(gate),
+            halted: Mutex::default(),
             tasks: deps.tasks.clone(),
             stop: deps.stop.clone(),
         });
@@ -221,6 +226,7 @@ impl Group {
         if alone {
             let peer = voters.get(&node.0).cloned().unwrap_or_default();
             group.become_leader(peer).await.map_err(failed)?;
+            group.recover_alone().await.map_err(|error| failed(error.to_string()))?;
         } else if !group.is_initialized().await.map_err(failed)? {
             group.start_initializing(voters.clone());
         }
@@ -426,6 +432,10 @@ impl Group {
     /// [`ReadError::NoLeader`] when this node cannot prove that it leads.
     pub async fn read_index_here(&self) -> Result<u64, ReadError> {
         let group = self.id.0;
+        // It leads, but the incarnation that says so is not everybody's yet.
+        if self.is_recovering() {
+            return Err(ReadError::NoLeader { group });
+        }
         let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
         match linearizer {
             Ok(linearizer) => Ok(linearizer.read_log_id().index()),
@@ -522,6 +532,8 @@ impl Group {
             purged_index: metrics.purged.map_or(0, |id| id.index),
             state: if self.is_recovering() {
                 "recovering".to_owned()
+            } else if self.halted().is_some() {
+                "halted".to_owned()
             } else {
                 format!("{:?}", metrics.state).to_lowercase()
             },

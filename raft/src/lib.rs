@@ -30,9 +30,9 @@ mod wire;
 
 pub use command::{Append, Command, Compression, TableStats};
 pub use error::{OpenError, ReadError, RejectReason, WriteError};
-pub use group::{Group, GroupStatus, Leadership, Written};
+pub use group::{Group, GroupStatus, Leadership, RecoverError, Recovered, Written};
 pub use node::{Groups, GroupsConfig, OpenLog};
 pub use peers::{Lane, MESSAGE_BYTES_MAX, Peers, PeersConfig};
 pub use server::PeerService;
 pub use sink::ApplySink;
-pub use state::{Digest, TableState};
+pub use state::{Digest, FIRST_INCARNATION, GroupState, Incarnation, TableState};

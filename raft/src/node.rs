@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::admission::{Admission, Refusal, Refuse};
 use crate::command::{Append, Command};
 use crate::error::{OpenError, ReadError, WriteError};
-use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, watch_sync};
+use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, RecoverError, Recovered, watch_sync};
 use crate::peers::{Peers, PeersConfig};
 use crate::sink::ApplySink;
 use crate::state::GroupState;
@@ -328,6 +328,15 @@ impl Groups {
         futures::future::join_all(moves).await;
     }
 
+    /// Lets a group go on past what it lost; see [`Group::recover`]. `None`: there is no such group.
+    ///
+    /// # Errors
+    /// Why nothing was done.
+    pub async fn recover(&self, group: GroupId, accept: bool) -> Option<Result<Recovered, RecoverError>> {
+        let group = if group == GroupId::META { Some(&self.meta_group) } else { self.data.get(&group) };
+        Some(group?.recover(accept).await)
+    }
+
     pub fn statuses(&self) -> Vec<GroupStatus> {
         std::iter::once(&self.meta_group).chain(self.data.values()).map(|group| group.status()).collect()
     }
@@ -359,7 +368,8 @@ impl Groups {
         let all = || std::iter::once(&self.meta_group).chain(self.data.values());
         let recovering = all().filter(|group| group.is_recovering());
         let recovering = recovering.map(|group| format!("group {} is recovering", group.id()));
-        leaderless.chain(recovering).collect()
+        let halted = all().filter_map(|group| Some(format!("group {} halted: {}", group.id(), group.halted()?)));
+        leaderless.chain(recovering).chain(halted).collect()
     }
 
     /// The failure after which the process must stop, if there was one.

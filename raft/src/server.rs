@@ -19,7 +19,7 @@ use tonic::server::{Grpc, NamedService, StreamingService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::{RejectReason, WriteError};
-use crate::group::Group;
+use crate::group::{Group, Recovered};
 use crate::peers::{MESSAGE_BYTES_MAX, Peers};
 use crate::recovery::{Act, LeaderVote, Report};
 use crate::state_machine::SnapshotBytes;
@@ -226,6 +226,15 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
             group(peers, request.group)?.chosen(request.winner, &promised, &voters, &request.loss).await;
             encode(&peer::Done {})
         }
+        "RecoveryGoOn" => {
+            let request: peer::GoOnRequest = decode(body)?;
+            let outcome = group(peers, request.group)?.go_on(request.accept).await;
+            let outcome = outcome.map_err(|error| Status::unavailable(error.to_string()))?;
+            encode(&match outcome {
+                Recovered::Halted { reason, done } => peer::GoOnResponse { halted: Some(reason), done },
+                _ => peer::GoOnResponse::default(),
+            })
+        }
         "Sync" => {
             let request: peer::SyncRequest = decode(body)?;
             let synced = group(peers, request.group)?.sync_for_peer(request.index, request.term).await;
@@ -296,6 +305,10 @@ fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer:
                 response.reason = reason;
                 ProposeOutcome::Busy
             }
+            RejectReason::Halted(reason) => {
+                response.reason = reason;
+                ProposeOutcome::Halted
+            }
             RejectReason::Undecodable(reason) => {
                 response.reason = reason;
                 ProposeOutcome::Undecodable
@@ -326,6 +339,7 @@ pub(crate) fn proposed(group: u32, response: &peer::ProposeResponse) -> Result<c
         ProposeOutcome::NoLeader => RejectReason::NoLeader { group },
         ProposeOutcome::Stopping => RejectReason::Stopping,
         ProposeOutcome::Busy => RejectReason::Busy(response.reason.clone()),
+        ProposeOutcome::Halted => RejectReason::Halted(response.reason.clone()),
         ProposeOutcome::Undecodable => RejectReason::Undecodable(response.reason.clone()),
         ProposeOutcome::TooLarge => RejectReason::TooLarge { bytes, limit },
         ProposeOutcome::Throttled => {

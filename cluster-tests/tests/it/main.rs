@@ -18,6 +18,7 @@ mod object_store;
 mod otlp;
 mod peer_port;
 mod power_loss;
+mod recover;
 mod recovery_model;
 mod rust_sdk;
 mod spans;

@@ -165,6 +165,13 @@ impl Group {
         if self.tasks.is_closed() {
             return Err(WriteError::Rejected(RejectReason::Stopping));
         }
+        // It leads, but the incarnation that says so is not everybody's yet.
+        if self.is_recovering() {
+            return Err(WriteError::Rejected(RejectReason::NoLeader { group: self.id.0 }));
+        }
+        if let Some(reason) = self.halted().filter(|_| Command::is_append(&encoded)) {
+            return Err(WriteError::Rejected(RejectReason::Halted(reason)));
+        }
         let permit = self.admission.admit(encoded.len()).map_err(WriteError::Rejected)?;
         let encoded = Command::stamp(encoded, self.leader_time());
         let raft = self.raft.clone();

@@ -109,7 +109,7 @@ impl Start {
     fn decide_group(&self, group: u32, node: NodeStart, found: &FoundGroup) -> Result<StartDecision, String> {
         let trust = found.trust.as_deref().map(Trust::decode).transpose();
         let trust = trust.map_err(|error| format!("group {group}: {error}"))?;
-        let lost = found.quarantined.as_ref().or(found.accepted.as_ref().filter(|_| !self.alone));
+        let lost = found.quarantined.as_ref().or(found.accepted.as_ref());
         if let Some(lost) = lost {
             tracing::error!(
                 group,
@@ -125,7 +125,8 @@ impl Start {
             trust,
             empty: found.empty,
             always_syncs: self.alone || self.fsync || group == GroupId::META.0,
-            quarantined: lost.is_some() || flipped,
+            quarantined: flipped || found.quarantined.is_some() || (found.accepted.is_some() && !self.alone),
+            repaired: found.accepted.is_some(),
             alone: self.alone,
         };
         let decision = at_start(node, start).map_err(|refusal| refusal.to_string())?;

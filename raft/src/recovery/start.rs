@@ -121,6 +121,8 @@ pub struct GroupStart {
     /// Entries below the flushed position are damaged and were put aside: whatever the record says, some
     /// acknowledgments are not kept.
     pub quarantined: bool,
+    /// Somebody cut a damaged log and accepted the loss: the group goes on from there in a new incarnation.
+    pub repaired: bool,
     /// This replica is the only voter, and no other node holds the log.
     pub alone: bool,
 }
@@ -150,7 +152,7 @@ pub fn at_start(node: NodeStart, group: GroupStart) -> Result<StartDecision, Ref
     let found = group.trust.unwrap_or(unrecorded);
     let may_have_lost = !node.same_boot || node.poisoned || node.tail == Tail::Bad;
     let trust = match found {
-        _ if group.quarantined => Trust::Recovering,
+        _ if group.quarantined || group.repaired => Trust::Recovering,
         Trust::Recovering => Trust::Recovering,
         Trust::Unsynced if may_have_lost => Trust::Recovering,
         // All that the page cache held is on disk by now, and nothing is acknowledged before its sync from here on.
@@ -174,7 +176,7 @@ mod tests {
     const REBOOTED_TORN: NodeStart = NodeStart { same_boot: false, ..TORN };
 
     fn group(trust: Option<Trust>, always_syncs: bool) -> GroupStart {
-        GroupStart { trust, empty: false, always_syncs, quarantined: false, alone: false }
+        GroupStart { trust, empty: false, always_syncs, quarantined: false, repaired: false, alone: false }
     }
 
     #[test]
@@ -214,6 +216,9 @@ mod tests {
         assert_eq!(at_start(REBOOTED_TORN, alone), Ok(StartDecision { trust: Synced, write: false }));
         let damaged = GroupStart { quarantined: true, ..alone };
         assert_eq!(at_start(KILLED, damaged), Err(Refusal::NoPeerToRefill));
+        let repaired = GroupStart { repaired: true, ..alone };
+        let decision = StartDecision { trust: Recovering, write: true };
+        assert_eq!(at_start(KILLED, repaired), Ok(decision), "it goes on, but not as if nothing was lost");
         let new = GroupStart { trust: None, empty: true, ..group(None, false) };
         assert_eq!(at_start(REBOOTED, new), Ok(StartDecision { trust: Synced, write: true }));
     }
