@@ -26,17 +26,20 @@ pub enum RejectReason {
     TooLarge { bytes: usize, limit: usize },
     #[error("the node is stopping")]
     Stopping,
-    /// The node that leads takes no rows now: memory, disk.
+    /// The node that leads takes no rows now: memory.
     #[error("{0}")]
     Busy(String),
+    /// The node that leads takes no rows, and looks for another one to lead.
+    #[error("the leader's disk reserve is reached: free space on its log's disk")]
+    DiskReserve,
     #[error("the command is refused: {0}")]
     Undecodable(String),
 }
 
 impl RejectReason {
     /// Every [`Self::name`].
-    pub(crate) const NAMES: [&'static str; 6] =
-        ["no_leader", "throttled", "too_large", "stopping", "busy", "undecodable"];
+    pub(crate) const NAMES: [&'static str; 7] =
+        ["no_leader", "throttled", "too_large", "stopping", "busy", "disk_reserve", "undecodable"];
 
     /// The reason in metrics.
     pub(crate) fn name(&self) -> &'static str {
@@ -46,6 +49,7 @@ impl RejectReason {
             Self::TooLarge { .. } => "too_large",
             Self::Stopping => "stopping",
             Self::Busy(_) => "busy",
+            Self::DiskReserve => "disk_reserve",
             Self::Undecodable(_) => "undecodable",
         }
     }
