@@ -266,7 +266,7 @@ impl Groups {
 
     /// The data groups without whose entries the oldest log segment could go. The meta group is cut by its leader.
     pub fn pinning_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
-        self.data.values().filter(|group| self.wal.pins_oldest_segment(group.id().0))
+        self.data.values().filter(move |group| self.wal.pins_oldest_segment(group.id().0))
     }
 
     pub fn founding(&self) -> &Founding {
