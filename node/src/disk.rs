@@ -147,7 +147,7 @@ impl Watcher {
         let has_ballast = has_ballast(&self.ballast);
         let (level, action) = decide(self.level, room, has_ballast);
         if level != self.level {
-            tell(level, room);
+            tell(self.level, level, room);
         }
         self.level = level;
         self.app.groups.set_disk_level(level);
@@ -202,10 +202,13 @@ impl Watcher {
 }
 
 /// For the operator, at changes only.
-fn tell(level: DiskLevel, room: DiskRoom) {
+fn tell(before: DiskLevel, level: DiskLevel, room: DiskRoom) {
     let DiskRoom { free, reserve, .. } = room;
     match level {
         DiskLevel::Normal => tracing::info!(free, reserve, "disk reserve: ingest is resumed"),
+        DiskLevel::NearlyFull if before == DiskLevel::Exhausted => {
+            tracing::warn!(free, reserve, "disk reserve: entries of leaders are taken again, rows are not");
+        }
         DiskLevel::NearlyFull => tracing::warn!(
             free,
             reserve,
