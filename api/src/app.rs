@@ -10,7 +10,7 @@ use signaldb_catalog::{Access, Identity};
 use signaldb_lake::Lake;
 use signaldb_model::{AckLevel, NodeId, TenantId};
 use signaldb_query::QueryEngine;
-use signaldb_raft::Groups;
+use signaldb_raft::{DiskLevel, Groups};
 use signaldb_signals::{SignalKind, SignalTable};
 use tokio_util::task::TaskTracker;
 
@@ -44,7 +44,6 @@ pub struct App(Arc<Inner>);
 struct Inner {
     deps: AppDeps,
     draining: AtomicBool,
-    disk_full: AtomicBool,
     /// Datasets whose tables are known to exist, or are being made.
     prepared: Mutex<HashSet<(String, String)>>,
     tasks: TaskTracker,
@@ -75,7 +74,6 @@ impl App {
         Self(Arc::new(Inner {
             deps,
             draining: AtomicBool::new(false),
-            disk_full: AtomicBool::new(false),
             prepared: Mutex::default(),
             tasks: TaskTracker::new(),
         }))
@@ -86,13 +84,9 @@ impl App {
         self.0.draining.store(true, Ordering::Release);
     }
 
-    /// While set, writes are refused with a retry hint; queries go on.
-    pub fn set_disk_full(&self, full: bool) {
-        self.0.disk_full.store(full, Ordering::Release);
-    }
-
-    pub fn disk_full(&self) -> bool {
-        self.0.disk_full.load(Ordering::Acquire)
+    /// Below the disk reserve: writes are refused with a retry hint; queries go on.
+    pub(crate) fn disk_full(&self) -> bool {
+        self.groups.disk_level() != DiskLevel::Normal
     }
 
     pub(crate) fn draining(&self) -> bool {

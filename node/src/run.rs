@@ -22,8 +22,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{AdapterOptions, Config, DefaultSchemas, Tenant};
-use crate::data_dir::{DataDir, DiskRoom};
-use crate::{banner, metrics, peer_port};
+use crate::data_dir::DataDir;
+use crate::{banner, disk, metrics, peer_port};
 
 /// How long a write may wait for its commit.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +46,7 @@ pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usiz
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let metrics = metrics::install()?;
     let _data_dirs = DataDir::open_all(&config)?;
+    disk::make_room(&config.wal_dir(), config.wal.disk_reserve);
     let (listeners, starting) = bind(&config).await?.again().context("serve the ports twice")?;
     let peer_listener = match config.cluster.is_replicated() {
         true => Some(bind_one("peer", &config.listen.peer).await?),
@@ -65,7 +66,12 @@ pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usiz
     println!("{}", banner::text(&config, ack));
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
-    tasks.spawn(watch(node.app.clone(), config.clone(), metrics, stop.clone()));
+    tasks.spawn(watch(node.app.clone(), metrics, stop.clone()));
+    let look = disk::watch(node.app.clone(), config.wal_dir(), config.wal.disk_reserve, stop.clone());
+    tasks.spawn(async move {
+        look.await;
+        Ok(())
+    });
     let (app, stop_serving) = (node.app.clone(), stop.clone());
     tasks.spawn(async move { serve(app, listeners, stop_serving).await.context("serve") });
     let outcome = tokio::select! {
@@ -202,11 +208,6 @@ impl Node {
 fn refusal(app: &App) -> Box<Refuse> {
     let app = app.clone();
     Box::new(move || {
-        if app.disk_full() {
-            return Some(RejectReason::Busy(
-                "the leader's disk reserve is reached: free space on its log's disk".to_owned(),
-            ));
-        }
         app.lake.full().then(|| {
             let reason = "unflushed rows use up the leader's memory budget: flushing does not keep up";
             RejectReason::Busy(reason.to_owned())
@@ -361,11 +362,9 @@ async fn bind_one(name: &str, address: &str) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Stops the node when its log failed, and refuses ingest while the disk is nearly full.
-async fn watch(app: App, config: Config, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
+/// Stops the node when its log failed.
+async fn watch(app: App, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
-    let wal_dir = config.wal_dir();
-    let mut full = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -378,15 +377,5 @@ async fn watch(app: App, config: Config, metrics: PrometheusHandle, stop: Cancel
         if let Some(failure) = app.lake.failure() {
             return Err(anyhow!("the node must stop; nothing is lost, the log has it all: {failure}"));
         }
-        let room = DiskRoom::of(&wal_dir, config.wal.disk_reserve);
-        if let Some(room) = room {
-            metrics::record_disk(room);
-        }
-        let now_full = room.is_some_and(DiskRoom::below_reserve);
-        if now_full != full {
-            tracing::warn!(full = now_full, "disk reserve: ingest is {}", if now_full { "stopped" } else { "resumed" });
-        }
-        full = now_full;
-        app.set_disk_full(full);
     }
 }

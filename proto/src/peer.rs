@@ -230,12 +230,14 @@ pub enum ProposeOutcome {
     Throttled = 3,
     TooLarge = 4,
     Stopping = 5,
-    /// The leader's memory or disk is full.
+    /// The leader's memory is full.
     Busy = 6,
     /// It is no command, or one that the leader does not know.
     Undecodable = 7,
     /// The group waits for an operator.
     Halted = 9,
+    /// The leader's disk is nearly full; it gives its leaderships away.
+    DiskReserve = 8,
 }
 
 /// A leader asks a follower to hurry the sync of its log.

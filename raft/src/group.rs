@@ -8,6 +8,7 @@ use openraft::Instant as _;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
+use openraft::raft::AppendEntriesRequest;
 use signaldb_model::{AckLevel, Clock, GroupId, NodeId, Position};
 use signaldb_proto::peer;
 use signaldb_wal::Wal;
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, Refusal};
 use crate::command::{Append, Command};
+use crate::disk::{DiskLevel, DiskWatch};
 use crate::error::{OpenError, ReadError};
 use crate::log_store::LogStore;
 use crate::metrics::{GroupMeters, SeenLeadership};
@@ -27,7 +29,7 @@ use crate::sink::ApplySink;
 use crate::state::GroupState;
 use crate::state_machine::{Shared, StateMachine};
 use crate::state_store::StateStore;
-use crate::types::{Peer, Raft};
+use crate::types::{Peer, Raft, TypeConfig};
 
 mod incarnation;
 mod observe;
@@ -99,6 +101,7 @@ pub(crate) struct GroupDeps {
     /// Bytes of requests that are on their way to a leader.
     pub(crate) waiting: Arc<Admission>,
     pub(crate) refusal: Refusal,
+    pub(crate) disk: DiskWatch,
     pub(crate) peers: Arc<Peers>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
@@ -115,6 +118,7 @@ pub struct Group {
     admission: Admission,
     node_admission: Arc<Admission>,
     refusal: Refusal,
+    disk: DiskWatch,
     peers: Arc<Peers>,
     clock: Arc<dyn Clock>,
     /// When a node that leads, or believes so, called last; `None` until one does: the leader that the vote on disk
@@ -205,6 +209,7 @@ impl Group {
             admission: Admission::of_group(Arc::clone(&deps.node_admission)),
             node_admission: Arc::clone(&deps.waiting),
             refusal: deps.refusal.clone(),
+            disk: deps.disk.clone(),
             peers: Arc::clone(&deps.peers),
             clock: Arc::clone(&deps.clock),
             heard: Mutex::default(),
@@ -297,6 +302,7 @@ impl Group {
             wal: Arc::clone(&deps.wal),
             clock: Arc::clone(&deps.clock),
             config: config.clone(),
+            disk: deps.disk.clone(),
             kept: Vec::new(),
         };
         self.tasks.spawn(trimmer.run(completed_cut, deps.stop.clone()));
@@ -354,7 +360,17 @@ impl Group {
 
     /// Whether this node would take rows as a leader.
     pub(crate) fn is_willing(&self) -> bool {
-        self.refusal.check().is_ok() && !self.tasks.is_closed() && !self.is_recovering()
+        let has_room = *self.disk.borrow() == DiskLevel::Normal;
+        has_room && self.refusal.check().is_ok() && !self.tasks.is_closed() && !self.is_recovering()
+    }
+
+    /// Refuses a leader's entries while the disk has no room for them. A refusal is as good as a lost message.
+    pub(crate) fn check_room(&self, request: &AppendEntriesRequest<TypeConfig>) -> Result<(), tonic::Status> {
+        if request.entries.is_empty() || *self.disk.borrow() < DiskLevel::Exhausted {
+            return Ok(());
+        }
+        let reason = format!("the log's disk on node {} is full: only votes and purge records are written", self.node);
+        Err(tonic::Status::resource_exhausted(reason))
     }
 
     /// Reads appends from the log, `from` to `to` inclusive, until about `bytes_max`; returns where to go on. Blocking.

@@ -10,6 +10,7 @@ pub mod admission;
 mod append_stream;
 mod codec;
 pub mod command;
+mod disk;
 pub mod error;
 pub mod group;
 pub mod inspect;
@@ -29,6 +30,7 @@ mod types;
 mod wire;
 
 pub use command::{Append, Command, Compression, TableStats};
+pub use disk::DiskLevel;
 pub use error::{OpenError, ReadError, RejectReason, WriteError};
 pub use group::{Group, GroupStatus, Leadership, RecoverError, Recovered, Written};
 pub use node::{Groups, GroupsConfig, OpenLog};

@@ -311,6 +311,7 @@ mod tests {
             RejectReason::Stopping,
             RejectReason::Busy(String::new()),
             RejectReason::Halted(String::new()),
+            RejectReason::DiskReserve,
             RejectReason::Undecodable(String::new()),
         ] {
             assert!(meters.rejected.contains_key(reason.name()), "{reason}");

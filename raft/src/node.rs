@@ -12,12 +12,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use signaldb_model::{Clock, GroupId, NodeId, TableId, TenantId};
 use signaldb_wal::{LogIo, Wal, WalConfig, WalStats};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::admission::{Admission, Refusal, Refuse};
 use crate::command::{Append, Command};
+use crate::disk::DiskLevel;
 use crate::error::{OpenError, ReadError, WriteError};
 use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, RecoverError, Recovered, watch_sync};
 use crate::peers::{Peers, PeersConfig};
@@ -139,6 +141,7 @@ pub struct Groups {
     founding: Founding,
     address: String,
     refusal: Refusal,
+    disk: watch::Sender<DiskLevel>,
     admission: Arc<Admission>,
     waiting: Arc<Admission>,
     tasks: TaskTracker,
@@ -167,6 +170,7 @@ impl Groups {
     ) -> Result<Self, OpenError> {
         let OpenLog { wal, store, peers, decisions } = log;
         let decision = |group: GroupId| decisions.of(group);
+        let disk = watch::Sender::new(DiskLevel::Normal);
         let deps = GroupDeps {
             wal: Arc::clone(&wal),
             store,
@@ -174,6 +178,7 @@ impl Groups {
             node_admission: Arc::new(Admission::of_node()),
             waiting: Arc::new(Admission::of_node()),
             refusal: Refusal::default(),
+            disk: disk.subscribe(),
             peers: Arc::clone(&peers),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -221,7 +226,7 @@ impl Groups {
         if !alone {
             let groups: Vec<_> = std::iter::once(&meta_group).chain(data.values()).cloned().collect();
             deps.tasks.spawn(watch_sync(groups.clone(), deps.stop.clone()));
-            deps.tasks.spawn(balance::run(groups, Arc::clone(&peers), stop_balancing.clone()));
+            deps.tasks.spawn(balance::run(groups, Arc::clone(&peers), disk.subscribe(), stop_balancing.clone()));
         }
         Ok(Self {
             wal,
@@ -232,6 +237,7 @@ impl Groups {
             founding,
             address: config.address,
             refusal: deps.refusal,
+            disk,
             admission: deps.node_admission,
             waiting: deps.waiting,
             tasks: deps.tasks,
@@ -247,6 +253,20 @@ impl Groups {
     /// Rows that other nodes send to the groups that this one leads are refused while `refuse` says why.
     pub fn refuse_when(&self, refuse: Box<Refuse>) {
         self.refusal.set(refuse);
+    }
+
+    /// What whoever watches the log's disk found.
+    pub fn set_disk_level(&self, level: DiskLevel) {
+        self.disk.send_if_modified(|known| std::mem::replace(known, level) != level);
+    }
+
+    pub fn disk_level(&self) -> DiskLevel {
+        *self.disk.borrow()
+    }
+
+    /// The data groups without whose entries the oldest log segment could go. The meta group is cut by its leader.
+    pub fn pinning_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.data.values().filter(move |group| self.wal.pins_oldest_segment(group.id().0))
     }
 
     pub fn founding(&self) -> &Founding {
@@ -314,10 +334,8 @@ impl Groups {
         }
         self.stop_balancing.cancel();
         self.peers.set_stopping();
-        let others = self.peers.addresses().keys().filter(|node| **node != self.peers.node());
-        let willing = others.map(|node| async { (node.0, formation::is_willing(&self.peers, *node).await) });
-        let willing = futures::future::join_all(willing).await.into_iter();
-        let willing: BTreeSet<u64> = willing.filter(|(_, willing)| *willing).map(|(node, _)| node).collect();
+        let willing = formation::willing(&self.peers).await;
+        let willing: BTreeSet<u64> = willing.into_iter().map(|node| node.0).collect();
         let willing = &willing;
         let groups = std::iter::once(&self.meta_group).chain(self.data.values());
         let moves = groups.map(|group| async move {

@@ -123,7 +123,10 @@ fn append_stream(peers: Arc<Peers>, requests: Streaming<Bytes>) -> BoxStream<'st
                 let status = match requests.next().await? {
                     Ok((group, request)) if group == id.0 => {
                         heard.heard();
-                        return Some((request, (requests, failure)));
+                        match heard.check_room(&request) {
+                            Ok(()) => return Some((request, (requests, failure))),
+                            Err(status) => status,
+                        }
                     }
                     Ok((group, _)) => {
                         Status::invalid_argument(format!("an append for group {group} on a stream of {id}"))
@@ -156,6 +159,7 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
                 wire::append_request_in(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
             let group = group(peers, request.group)?;
             group.heard();
+            group.check_room(&decoded)?;
             let matching = decoded.entries.last().map(|entry| entry.log_id).or(decoded.prev_log_id);
             let response = group.raft().append_entries(decoded).await.map_err(stopped)?;
             encode(&wire::append_response_out(&response, matching.map(|id| id.index), group.synced_index()))
@@ -309,6 +313,7 @@ fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer:
                 response.reason = reason;
                 ProposeOutcome::Halted
             }
+            RejectReason::DiskReserve => ProposeOutcome::DiskReserve,
             RejectReason::Undecodable(reason) => {
                 response.reason = reason;
                 ProposeOutcome::Undecodable
@@ -340,6 +345,7 @@ pub(crate) fn proposed(group: u32, response: &peer::ProposeResponse) -> Result<c
         ProposeOutcome::Stopping => RejectReason::Stopping,
         ProposeOutcome::Busy => RejectReason::Busy(response.reason.clone()),
         ProposeOutcome::Halted => RejectReason::Halted(response.reason.clone()),
+        ProposeOutcome::DiskReserve => RejectReason::DiskReserve,
         ProposeOutcome::Undecodable => RejectReason::Undecodable(response.reason.clone()),
         ProposeOutcome::TooLarge => RejectReason::TooLarge { bytes, limit },
         ProposeOutcome::Throttled => {

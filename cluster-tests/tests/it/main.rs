@@ -11,6 +11,8 @@ mod cluster;
 mod crash;
 mod crate_graph;
 mod deploy_files;
+mod disk_faults;
+mod ext4;
 mod freshness;
 mod lifecycle;
 mod node;

@@ -10,6 +10,7 @@ use signaldb_proto::peer;
 
 use super::{Group, LEADER_POLL, Leadership, Written};
 use crate::command::{Append, Command};
+use crate::disk::DiskLevel;
 use crate::error::{RejectReason, WriteError};
 use crate::peers::Lane;
 use crate::server::proposed;
@@ -144,6 +145,9 @@ impl Group {
             return Err(WriteError::Rejected(RejectReason::Undecodable(reason)));
         }
         if matches!(command, Command::Append(_)) {
+            if *self.disk.borrow() != DiskLevel::Normal {
+                return Err(WriteError::Rejected(RejectReason::DiskReserve));
+            }
             self.refusal.check().map_err(WriteError::Rejected)?;
         }
         self.propose_here(encoded, synced, timeout).await

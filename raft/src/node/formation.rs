@@ -1,6 +1,6 @@
 //! How a cluster comes to be, and how a node finds out that it does not belong to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -66,11 +66,10 @@ pub(super) async fn answers(peers: &Peers, node: NodeId) -> bool {
     asked.is_ok()
 }
 
-/// Whether a node answers now and would lead.
-pub(super) async fn is_willing(peers: &Peers, node: NodeId) -> bool {
-    let asked: Result<IdentityResponse, _> =
-        peers.call(node, Lane::Control, "Identity", &IdentityRequest {}, ASK_TIMEOUT).await;
-    asked.is_ok_and(|answer| answer.willing)
+/// The other nodes that answer now and would lead.
+pub(super) async fn willing(peers: &Peers) -> BTreeSet<NodeId> {
+    let answers = ask_all(peers).await.into_iter();
+    answers.filter(|(_, answer)| answer.as_ref().is_ok_and(|answer| answer.willing)).map(|(node, _)| node).collect()
 }
 
 fn formed(answer: &IdentityResponse) -> Option<BTreeMap<u64, Peer>> {

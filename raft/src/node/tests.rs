@@ -6,8 +6,10 @@ use signaldb_wal::sim::{Loss, SimIo};
 
 use super::*;
 use crate::command::{Compression, TableStats};
+use crate::error::RejectReason;
 use crate::state::Digest;
 use crate::state_store::MemoryStateStore;
+use crate::types::{Entry, LogId};
 
 mod golden;
 
@@ -40,12 +42,13 @@ struct Machine {
     io: SimIo,
     store: Arc<MemoryStateStore>,
     clock: Arc<ManualClock>,
+    purge_lag: Duration,
 }
 
 impl Machine {
     fn new() -> Self {
         let clock = Arc::new(ManualClock::new(UnixNanos(1_000_000_000_000)));
-        Self { io: SimIo::new(), store: Arc::default(), clock }
+        Self { io: SimIo::new(), store: Arc::default(), clock, purge_lag: Duration::ZERO }
     }
 
     async fn start(&self) -> (Groups, Arc<Recorder>) {
@@ -62,7 +65,7 @@ impl Machine {
             data_groups: 2,
             heartbeat_interval: Duration::from_millis(500),
             election_timeout: (Duration::from_secs(1), Duration::from_millis(1500)),
-            purge_lag: Duration::ZERO,
+            purge_lag: self.purge_lag,
             purge_lag_bytes_max: 1 << 30,
             trim_interval: Duration::from_millis(20),
             fsync: false,
@@ -168,6 +171,62 @@ async fn a_completed_cut_becomes_the_snapshot_and_the_log_behind_it_goes() {
     let group = groups.homes(&tenant()).remove(0);
     assert_eq!(sink.watermark.lock().expect("lock")[&group.id().0], hi);
     assert!(write(&groups, "before 7").await.deduplicated, "the window survives in the snapshot");
+    groups.close().await;
+}
+
+/// Scenario: flushed log is kept for an hour as insurance; then the disk is nearly full, and has room again.
+/// Guarantees: the log is purged at once; as a leader the node takes no rows meanwhile, but the commands of a flush.
+#[tokio::test]
+async fn a_nearly_full_disk_purges_flushed_log_at_once_and_takes_no_rows() {
+    let machine = Machine { purge_lag: Duration::from_secs(3600), ..Machine::new() };
+    let (groups, _sink) = machine.start().await;
+    for n in 0..100 {
+        write(&groups, &format!("before {n}")).await;
+    }
+    let group = groups.homes(&tenant()).remove(0);
+    assert!(groups.pinning_groups().any(|pinning| pinning.id() == group.id()));
+    groups.set_disk_level(DiskLevel::NearlyFull);
+    let propose = |command: Command| group.propose_for_peer(command.encode(), false, TIMEOUT);
+    let refused = propose(Command::Append(append("rows"))).await;
+    assert!(matches!(refused, Err(WriteError::Rejected(RejectReason::DiskReserve))), "{refused:?}");
+    assert!(!group.is_willing());
+    let hi = propose(Command::FlushCut { at: UnixNanos(0) }).await.expect("cuts").index;
+    let table = append("x").table_ids().next().expect("one table");
+    propose(Command::FlushCommitted { table, hi, version: 1, location: String::new() }).await.expect("commits");
+    let purged = tokio::time::timeout(TIMEOUT, async {
+        while groups.pinning_groups().any(|pinning| pinning.id() == group.id()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    purged.await.expect("nothing of the group keeps the oldest segment");
+    groups.set_disk_level(DiskLevel::Normal);
+    propose(Command::Append(append("rows"))).await.expect("commits");
+    groups.close().await;
+}
+
+#[tokio::test]
+async fn an_exhausted_disk_takes_heartbeats_and_no_entries_of_leaders() {
+    let (groups, _sink) = Machine::new().start().await;
+    let group = groups.data_groups().next().expect("a group");
+    let blank = Entry { log_id: LogId::new_term_index(1, 0), payload: openraft::EntryPayload::Blank };
+    let request = |entries| {
+        let vote = signaldb_proto::peer::Vote { term: 1, node: 2, committed: true };
+        let request = signaldb_proto::peer::AppendRequest {
+            group: 1,
+            vote,
+            prev_log_id: None,
+            leader_commit: None,
+            first_index: 0,
+            entries,
+        };
+        crate::wire::append_request_in(&request).expect("is one")
+    };
+    let entries = request(vec![crate::codec::encode_entry(&blank)]);
+    for (level, taken) in [(DiskLevel::Normal, true), (DiskLevel::NearlyFull, true), (DiskLevel::Exhausted, false)] {
+        groups.set_disk_level(level);
+        assert_eq!(group.check_room(&entries).is_ok(), taken, "{level:?}");
+        group.check_room(&request(Vec::new())).expect("a heartbeat");
+    }
     groups.close().await;
 }
 
