@@ -86,10 +86,6 @@ async fn store(
     body: &Bytes,
     protobuf: Bytes,
 ) -> Result<Accepted, ApiError> {
-    if !app.signals.contains(&kind) {
-        let message = format!("{} are not stored here: schema.default_schemas disables them", kind.records());
-        return Err(ApiError::new(Kind::Forbidden, message));
-    }
     let checked = request::check(kind, &protobuf).map_err(|error| ApiError::invalid(error.to_string()))?;
     metrics::counter!("signaldb_ingest_requests_total").increment(1);
     metrics::counter!("signaldb_ingest_records_total").increment(checked.rows());
@@ -100,13 +96,9 @@ async fn store(
     if checked.rows() == 0 {
         return Ok(accepted);
     }
-    if app.disk_full() {
-        return Err(ApiError::new(Kind::Unavailable, "the disk reserve is reached: free space on the log's disk"));
-    }
-    if app.lake.full() {
-        let message =
-            "unflushed rows use up their memory budget: flushing does not keep up, or catalog or store are down";
-        return Err(ApiError::new(Kind::Throttled, message));
+    // While the request was read others were applied.
+    if let Some(error) = refusal(app, kind, 0) {
+        return Err(error);
     }
     let group = app.groups.home(&identity.tenant, app.write_timeout).await?;
     let asked = strongest(options.ack, app.tenant_acks.get(&identity.tenant).copied());
@@ -119,6 +111,22 @@ async fn store(
     });
     accepted.written = whole(join_all(appends).await)?;
     Ok(accepted)
+}
+
+/// Why this node takes no records of the kind now, if it does not; `arriving` bytes of requests will become rows.
+pub(crate) fn refusal(app: &App, kind: SignalKind, arriving: usize) -> Option<ApiError> {
+    if !app.signals.contains(&kind) {
+        let message = format!("{} are not stored here: schema.default_schemas disables them", kind.records());
+        return Some(ApiError::new(Kind::Forbidden, message));
+    }
+    if app.disk_full() {
+        return Some(ApiError::new(Kind::Unavailable, "the disk reserve is reached: free space on the log's disk"));
+    }
+    app.lake.full(arriving).then(|| {
+        let message = "unflushed rows, and those that arrive, use up their memory budget: flushing does not keep up, \
+                       or catalog or store are down";
+        ApiError::new(Kind::Throttled, message)
+    })
 }
 
 /// The level that satisfies both the request and its tenant.

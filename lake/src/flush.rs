@@ -37,6 +37,8 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(30);
 const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest pause between attempts while catalog or store are down.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How often a group looks whether to flush: small memtables fill in a fraction of a second.
+const TICK_MAX: Duration = Duration::from_millis(100);
 /// Attempts to win the swap before the flush is reported as failed and tried again later.
 const ATTEMPTS: usize = 5;
 
@@ -91,7 +93,7 @@ impl Flusher {
     pub(crate) async fn run(mut self, mut requests: mpsc::Receiver<FlushRequest>, stop: CancellationToken) {
         let config = self.lake.config();
         let shortest = config.interval.min(config.max_interval);
-        let mut tick = tokio::time::interval((shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1)));
+        let mut tick = tokio::time::interval((shortest / 4).clamp(Duration::from_millis(10), TICK_MAX));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let request = tokio::select! {
@@ -141,6 +143,7 @@ impl Flusher {
         let bytes: usize = loads.values().map(|load| load.bytes).sum();
         let old = |since: Duration, limit: Duration| now.saturating_sub(since) >= limit;
         bytes >= config.max_bytes
+            || crowds(bytes, self.lake.unflushed_bytes(), self.lake.group_count(), config.memtable_bytes_max)
             || loads.values().any(|load| {
                 let busy = load.bytes > SMALL_TABLE_BYTES && old(load.since, config.interval);
                 busy || old(load.since, config.max_interval)
@@ -431,6 +434,12 @@ impl Flusher {
     }
 }
 
+/// Whether a group's rows have to go for the memory that all `groups` share, `total` bytes now: half of the budget is
+/// used, and writes stop when all is. The groups that hold at least their share go, so that commits stay large.
+fn crowds(bytes: usize, total: usize, groups: usize, budget: usize) -> bool {
+    bytes > 0 && total >= budget / 2 && bytes.saturating_mul(groups) >= total
+}
+
 /// Last log index of `group` whose rows are in this version of a table: the cut between scan and memtable. Views are
 /// only served by a group whose tables know its incarnation.
 ///
@@ -455,4 +464,36 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_that_share_a_small_budget_flush_before_it_is_used_up() {
+        for (bytes, total, groups, budget, expected) in [
+            // Eight groups fill a budget that none of them would fill alone.
+            (8, 64, 8, 128, true),
+            (9, 64, 8, 128, true),
+            (7, 64, 8, 128, false),
+            // There is room.
+            (60, 63, 8, 128, false),
+            // One group, one tenant.
+            (64, 64, 1, 128, true),
+            // Nothing to flush, whatever others hold.
+            (0, 0, 8, 0, false),
+            (0, 128, 8, 128, false),
+        ] {
+            assert_eq!(crowds(bytes, total, groups, budget), expected, "{bytes} of {total} in {groups}");
+        }
+    }
+
+    #[test]
+    fn in_a_full_budget_some_group_is_due() {
+        for loads in [[50, 50, 28], [128, 0, 0], [43, 43, 42], [1, 1, 126]] {
+            let total = loads.iter().sum();
+            assert!(loads.iter().any(|bytes| crowds(*bytes, total, loads.len(), 128)), "{loads:?}");
+        }
+    }
 }

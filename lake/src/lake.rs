@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::LakeConfig;
 use crate::error::LakeError;
 use crate::flush::{FlushRequest, Flusher, Known};
-use crate::memtable::{GroupMemtable, LogReader, TableView};
+use crate::memtable::{GroupMemtable, LogReader, ROW_BYTES_A_REQUEST_BYTE, TableView};
 use crate::storage::Store;
 use crate::table;
 
@@ -342,7 +342,7 @@ impl Lake {
         }
     }
 
-    /// Bytes of rows that are not yet flushed.
+    /// Bytes of rows that are not yet flushed; of those that are not decoded yet, an estimate.
     pub fn unflushed_bytes(&self) -> usize {
         let memtables = self.0.memtables.read().unwrap_or_else(PoisonError::into_inner);
         memtables.values().map(|memtable| memtable.bytes()).sum()
@@ -363,9 +363,16 @@ impl Lake {
         });
     }
 
-    /// Whether memtables are full: flushing does not keep up, or cannot.
-    pub fn full(&self) -> bool {
-        self.unflushed_bytes() > self.0.config.memtable_bytes_max
+    /// Whether memtables are full, or will be with the rows of `arriving` bytes of requests: flushing does not keep up, or
+    /// cannot.
+    pub fn full(&self, arriving: usize) -> bool {
+        let arriving = arriving.saturating_mul(ROW_BYTES_A_REQUEST_BYTE);
+        self.unflushed_bytes().saturating_add(arriving) > self.0.config.memtable_bytes_max
+    }
+
+    /// Groups that may have rows here.
+    pub(crate) fn group_count(&self) -> usize {
+        self.0.memtables.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// `Ok(true)`: rows were flushed; `Ok(false)`: they could be.

@@ -186,6 +186,7 @@ impl Node {
             write_timeout: WRITE_TIMEOUT,
             dedup_window: config.cluster.dedup_window.0,
             tenant_acks: tenant_acks(&config.auth.tenants)?,
+            intake_bytes_max: memory / 16,
             signals: enabled_signals(&config.schema.default_schemas),
             metrics: Box::new(move || metrics.render()),
         });
@@ -208,7 +209,7 @@ impl Node {
 fn refusal(app: &App) -> Box<Refuse> {
     let app = app.clone();
     Box::new(move || {
-        app.lake.full().then(|| {
+        app.lake.full(0).then(|| {
             let reason = "unflushed rows use up the leader's memory budget: flushing does not keep up";
             RejectReason::Busy(reason.to_owned())
         })

@@ -14,6 +14,7 @@ mod deploy_files;
 mod disk_faults;
 mod ext4;
 mod freshness;
+mod intake;
 mod lifecycle;
 mod node;
 mod object_store;
