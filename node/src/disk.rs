@@ -29,7 +29,7 @@ use crate::metrics;
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// A group is asked to flush at most so often: small files in its tables are the price.
 const FLUSH_AGAIN: Duration = Duration::from_secs(30);
-/// Pause after the ballast file could not be made.
+/// Pause after the ballast file could not be made or removed.
 const BALLAST_AGAIN: Duration = Duration::from_secs(60);
 /// Votes, purge records, and the ends and beginnings of segments are KiBs each.
 const BALLAST_BYTES: u64 = 16 << 20;
@@ -157,13 +157,14 @@ impl Watcher {
     }
 
     async fn move_ballast(&mut self, action: BallastAction) {
+        if Instant::now() < self.ballast_not_before {
+            return;
+        }
         let path = self.ballast.clone();
         let moved = match action {
-            BallastAction::Make if Instant::now() >= self.ballast_not_before => {
-                tokio::task::spawn_blocking(move || make_ballast(&path)).await
-            }
+            BallastAction::Keep => return,
+            BallastAction::Make => tokio::task::spawn_blocking(move || make_ballast(&path)).await,
             BallastAction::Remove => tokio::task::spawn_blocking(move || remove_ballast(&path)).await,
-            BallastAction::Make | BallastAction::Keep => return,
         };
         match moved.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
             Ok(()) if action == BallastAction::Remove => {
