@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::{Admission, Refusal};
 use crate::command::{Append, Command};
 use crate::error::{OpenError, ReadError};
+use crate::forward::Forwarder;
 use crate::log_store::LogStore;
 use crate::metrics::{GroupMeters, SeenLeadership};
 use crate::network::Network;
@@ -98,6 +99,7 @@ pub(crate) struct GroupDeps {
     pub(crate) waiting: Arc<Admission>,
     pub(crate) refusal: Refusal,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
@@ -114,6 +116,7 @@ pub struct Group {
     node_admission: Arc<Admission>,
     refusal: Refusal,
     peers: Arc<Peers>,
+    forwarder: Arc<Forwarder>,
     clock: Arc<dyn Clock>,
     /// When a node that leads, or believes so, called last; `None` until one does: the leader that the vote on disk
     /// names proves nothing.
@@ -202,6 +205,7 @@ impl Group {
             node_admission: Arc::clone(&deps.waiting),
             refusal: deps.refusal.clone(),
             peers: Arc::clone(&deps.peers),
+            forwarder: Arc::clone(&deps.forwarder),
             clock: Arc::clone(&deps.clock),
             heard: Mutex::default(),
             silence_max: 3 * config.election_timeout.1,

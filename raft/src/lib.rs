@@ -11,6 +11,7 @@ mod append_stream;
 mod codec;
 pub mod command;
 pub mod error;
+mod forward;
 pub mod group;
 pub mod inspect;
 mod log_store;
@@ -30,6 +31,7 @@ mod wire;
 
 pub use command::{Append, Command, Compression, TableStats};
 pub use error::{OpenError, ReadError, RejectReason, WriteError};
+pub use forward::Forwarder;
 pub use group::{Group, GroupStatus, Leadership, Written};
 pub use node::{Groups, GroupsConfig, OpenLog};
 pub use peers::{Lane, MESSAGE_BYTES_MAX, Peers, PeersConfig};

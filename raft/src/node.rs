@@ -19,6 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::admission::{Admission, Refusal, Refuse};
 use crate::command::{Append, Command};
 use crate::error::{OpenError, ReadError, WriteError};
+use crate::forward::Forwarder;
 use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, watch_sync};
 use crate::peers::{Peers, PeersConfig};
 use crate::sink::ApplySink;
@@ -141,6 +142,7 @@ pub struct Groups {
     refusal: Refusal,
     admission: Arc<Admission>,
     waiting: Arc<Admission>,
+    forwarder: Arc<Forwarder>,
     tasks: TaskTracker,
     stop: CancellationToken,
     stop_balancing: CancellationToken,
@@ -175,6 +177,7 @@ impl Groups {
             waiting: Arc::new(Admission::of_node()),
             refusal: Refusal::default(),
             peers: Arc::clone(&peers),
+            forwarder: Arc::new(Forwarder::new(Arc::clone(&peers))),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -234,6 +237,7 @@ impl Groups {
             refusal: deps.refusal,
             admission: deps.node_admission,
             waiting: deps.waiting,
+            forwarder: deps.forwarder,
             tasks: deps.tasks,
             stop: deps.stop,
             stop_balancing,
@@ -385,6 +389,8 @@ impl Groups {
         self.stop.cancel();
         // Writes of a leader without a quorum end only with their group.
         let in_flight = tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await;
+        // Nobody is left to wait for what other nodes lead.
+        self.forwarder.close().await;
         let groups = std::iter::once(&self.meta_group).chain(self.data.values());
         futures::future::join_all(groups.map(|group| group.shutdown())).await;
         if in_flight.is_err() && tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await.is_err() {
