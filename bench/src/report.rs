@@ -84,9 +84,10 @@ pub(crate) fn render_cluster(cluster: &MeasuredCluster) -> String {
 }
 
 pub(crate) fn render_log(points: &[Point]) -> String {
-    let mut out = "\nThe replicated log alone, three voters, commands of a fourth process over the peer port:\n\n\
+    let mut out =
+        "\nThe replicated log alone, three voters, commands of a fourth process in one stream over the peer port:\n\n\
         | level | entry | proposers | MB/s | entries/s | p50 / p99, ms |\n|---|---|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     for point in points {
         let Point { level, bytes, proposers, rate, latency } = point;
         let (kib, entries) = (bytes >> 10, rate * 1e6 / *bytes as f64);

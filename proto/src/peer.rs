@@ -1,5 +1,9 @@
-//! What nodes say to each other on the peer port: gRPC service `signaldb.peer.v1.Peer`, format 1. All calls are unary but
-//! `AppendStream`, a stream of [`AppendRequest`] answered in order by one of [`AppendResponse`].
+//! What nodes say to each other on the peer port: gRPC service `signaldb.peer.v1.Peer`, format 1.
+//!
+//! All calls are unary but two: `AppendStream`, a stream of [`AppendRequest`] answered in order by one of
+//! [`AppendResponse`], and `ProposeStream`, a stream of [`ProposeBatch`] whose commands are answered in any order by one
+//! of [`ProposeAnswers`]. A node that does not know a method answers UNIMPLEMENTED, once it has read the request to its
+//! end.
 //!
 //! Log entries, commands and snapshots travel in their persisted encodings, which have versions of their own. Fields are
 //! only ever added. Who speaks is in the metadata of each call.
@@ -240,6 +244,39 @@ pub enum ProposeOutcome {
     DiskReserve = 8,
 }
 
+/// Commands for groups that the callee leads, each of any group.
+#[derive(Clone, PartialEq, Message)]
+pub struct ProposeBatch {
+    #[prost(message, repeated, tag = "1")]
+    pub commands: Vec<NumberedRequest>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Message)]
+pub struct NumberedRequest {
+    /// Names the command in its answer; used once on a stream.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(message, required, tag = "2")]
+    pub request: ProposeRequest,
+}
+
+/// What became of commands, each answered once; empty to say that the leader lives while it has no answer.
+#[derive(Clone, PartialEq, Message)]
+pub struct ProposeAnswers {
+    #[prost(message, repeated, tag = "1")]
+    pub answers: Vec<NumberedResponse>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Message)]
+pub struct NumberedResponse {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(message, required, tag = "2")]
+    pub response: ProposeResponse,
+}
+
 /// A leader asks a follower to hurry the sync of its log.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct SyncRequest {
@@ -444,7 +481,7 @@ pub struct FlushRequest {
 mod tests {
     use super::*;
 
-    /// The wire format of two messages; a change here breaks rolling upgrades.
+    /// The wire format of some messages; a change here breaks rolling upgrades.
     #[test]
     fn golden_messages_of_format_1() {
         let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -459,5 +496,11 @@ mod tests {
         assert_eq!(hex(append.encode_to_vec()), "080312060807100118011a0408061008280932 0165".replace(' ', ""));
         let propose = ProposeResponse { outcome: 1, index: 5, first_copy: Some(4), ..ProposeResponse::default() };
         assert_eq!(hex(propose.encode_to_vec()), "080110051804");
+        let request =
+            ProposeRequest { group: 3, command: bytes::Bytes::from_static(b"c"), timeout_ms: 1000, synced: true };
+        let batch = ProposeBatch { commands: vec![NumberedRequest { number: 300, request }] };
+        assert_eq!(hex(batch.encode_to_vec()), "0a0f08ac02120a0803120163 18e8072001".replace(' ', ""));
+        let answers = ProposeAnswers { answers: vec![NumberedResponse { number: 300, response: propose }] };
+        assert_eq!(hex(answers.encode_to_vec()), "0a0b08ac021206080110051804");
     }
 }

@@ -20,6 +20,7 @@ use crate::admission::{Admission, Refusal};
 use crate::command::{Append, Command};
 use crate::disk::{DiskLevel, DiskWatch};
 use crate::error::{OpenError, ReadError};
+use crate::forward::Forwarder;
 use crate::log_store::LogStore;
 use crate::metrics::{GroupMeters, SeenLeadership};
 use crate::network::Network;
@@ -103,6 +104,7 @@ pub(crate) struct GroupDeps {
     pub(crate) refusal: Refusal,
     pub(crate) disk: DiskWatch,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
@@ -120,6 +122,7 @@ pub struct Group {
     refusal: Refusal,
     disk: DiskWatch,
     peers: Arc<Peers>,
+    forwarder: Arc<Forwarder>,
     clock: Arc<dyn Clock>,
     /// When a node that leads, or believes so, called last; `None` until one does: the leader that the vote on disk
     /// names proves nothing.
@@ -211,6 +214,7 @@ impl Group {
             refusal: deps.refusal.clone(),
             disk: deps.disk.clone(),
             peers: Arc::clone(&deps.peers),
+            forwarder: Arc::clone(&deps.forwarder),
             clock: Arc::clone(&deps.clock),
             heard: Mutex::default(),
             silence_max: 3 * config.election_timeout.1,

@@ -21,6 +21,7 @@ use crate::admission::{Admission, Refusal, Refuse};
 use crate::command::{Append, Command};
 use crate::disk::DiskLevel;
 use crate::error::{OpenError, ReadError, WriteError};
+use crate::forward::Forwarder;
 use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, RecoverError, Recovered, watch_sync};
 use crate::peers::{Peers, PeersConfig};
 use crate::sink::ApplySink;
@@ -144,6 +145,7 @@ pub struct Groups {
     disk: watch::Sender<DiskLevel>,
     admission: Arc<Admission>,
     waiting: Arc<Admission>,
+    forwarder: Arc<Forwarder>,
     tasks: TaskTracker,
     stop: CancellationToken,
     stop_balancing: CancellationToken,
@@ -180,6 +182,7 @@ impl Groups {
             refusal: Refusal::default(),
             disk: disk.subscribe(),
             peers: Arc::clone(&peers),
+            forwarder: Arc::new(Forwarder::new(Arc::clone(&peers))),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -240,6 +243,7 @@ impl Groups {
             disk,
             admission: deps.node_admission,
             waiting: deps.waiting,
+            forwarder: deps.forwarder,
             tasks: deps.tasks,
             stop: deps.stop,
             stop_balancing,
@@ -413,6 +417,8 @@ impl Groups {
         self.stop.cancel();
         // Writes of a leader without a quorum end only with their group.
         let in_flight = tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await;
+        // Nobody is left to wait for what other nodes lead.
+        self.forwarder.close().await;
         let groups = std::iter::once(&self.meta_group).chain(self.data.values());
         futures::future::join_all(groups.map(|group| group.shutdown())).await;
         if in_flight.is_err() && tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await.is_err() {

@@ -79,7 +79,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    pub(crate) fn new(config: PeersConfig, disk_id: String) -> Self {
+    /// The peers of the node that `config` names, which has this disk.
+    pub fn new(config: PeersConfig, disk_id: String) -> Self {
         Self {
             stopping: AtomicBool::new(false),
             config,
@@ -231,7 +232,7 @@ impl Peers {
         }
     }
 
-    /// Opens a stream to a peer: `requests` go there, the answers come back in order.
+    /// Opens a stream to a peer: `requests` go there, the answers come back.
     ///
     /// # Errors
     /// UNAVAILABLE when the peer cannot be reached, else what the peer says.

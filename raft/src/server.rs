@@ -19,6 +19,7 @@ use tonic::server::{Grpc, NamedService, StreamingService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::{RejectReason, WriteError};
+use crate::forward;
 use crate::group::{Group, Recovered};
 use crate::peers::{MESSAGE_BYTES_MAX, Peers};
 use crate::recovery::{Act, LeaderVote, Report};
@@ -64,7 +65,8 @@ impl Service<http::Request<Body>> for PeerService {
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
             Ok(match method.as_str() {
-                "AppendStream" => grpc.streaming(AppendStream(peers), request).await,
+                "AppendStream" => grpc.streaming(Duplex { peers, serve: append_stream }, request).await,
+                forward::METHOD => grpc.streaming(Duplex { peers, serve: forward::serve }, request).await,
                 _ => grpc.unary(Call { peers, method }, request).await,
             })
         })
@@ -86,21 +88,27 @@ impl UnaryService<Bytes> for Call {
     }
 }
 
-struct AppendStream(Arc<Peers>);
+/// A call that is a stream both ways.
+struct Duplex {
+    peers: Arc<Peers>,
+    serve: fn(Arc<Peers>, Streaming<Bytes>) -> Answers,
+}
 
-impl StreamingService<Bytes> for AppendStream {
+type Answers = BoxStream<'static, Result<Bytes, Status>>;
+
+impl StreamingService<Bytes> for Duplex {
     type Response = Bytes;
-    type ResponseStream = BoxStream<'static, Result<Bytes, Status>>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
+    type ResponseStream = Answers;
+    type Future = BoxFuture<Response<Answers>, Status>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let peers = Arc::clone(&self.0);
-        Box::pin(async move { Ok(Response::new(append_stream(peers, request.into_inner()))) })
+        let answers = (self.serve)(Arc::clone(&self.peers), request.into_inner());
+        Box::pin(std::future::ready(Ok(Response::new(answers))))
     }
 }
 
 /// Appends what a leader streams, for one group; ends at the first request that is no success.
-fn append_stream(peers: Arc<Peers>, requests: Streaming<Bytes>) -> BoxStream<'static, Result<Bytes, Status>> {
+fn append_stream(peers: Arc<Peers>, requests: Streaming<Bytes>) -> Answers {
     let answers = async move {
         let mut requests = Box::pin(requests.map(|bytes| {
             let request: peer::AppendRequest = decode(bytes?)?;
@@ -270,11 +278,11 @@ fn recovery_report(report: &Report) -> peer::RecoveryReport {
     }
 }
 
-fn decode<M: Message + Default>(body: Bytes) -> Result<M, Status> {
+pub(crate) fn decode<M: Message + Default>(body: Bytes) -> Result<M, Status> {
     M::decode(body).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-fn encode(message: &impl Message) -> Bytes {
+pub(crate) fn encode(message: &impl Message) -> Bytes {
     message.encode_to_vec().into()
 }
 
@@ -291,7 +299,8 @@ fn identity(peers: &Peers) -> peer::IdentityResponse {
     peer::IdentityResponse { node, disk_id, voters: peers.voters(), willing: peers.is_willing() }
 }
 
-fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer::ProposeResponse {
+/// What a leader says about a forwarded command.
+pub(crate) fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer::ProposeResponse {
     let mut response = peer::ProposeResponse::default();
     let outcome = match written {
         Ok(applied) => {
@@ -333,7 +342,7 @@ fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer:
     response
 }
 
-/// What a leader said about a forwarded command.
+/// The same, read again.
 pub(crate) fn proposed(group: u32, response: &peer::ProposeResponse) -> Result<crate::types::Applied, WriteError> {
     let (bytes, limit) = (response.bytes as usize, response.limit as usize);
     Err(WriteError::Rejected(match response.outcome() {

@@ -11,6 +11,7 @@ use crate::state::Digest;
 use crate::state_store::MemoryStateStore;
 use crate::types::{Entry, LogId};
 
+mod forwarding;
 mod golden;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,19 +58,7 @@ impl Machine {
 
     async fn try_start(&self) -> Result<(Groups, Arc<Recorder>), OpenError> {
         let sink = Arc::new(Recorder::default());
-        let config = GroupsConfig {
-            address: "127.0.0.1:1".into(),
-            wal_dir: "/wal".into(),
-            boot_id: "boot".into(),
-            wal: WalConfig { segment_bytes_max: 4096, ..WalConfig::default() },
-            data_groups: 2,
-            heartbeat_interval: Duration::from_millis(500),
-            election_timeout: (Duration::from_secs(1), Duration::from_millis(1500)),
-            purge_lag: self.purge_lag,
-            purge_lag_bytes_max: 1 << 30,
-            trim_interval: Duration::from_millis(20),
-            fsync: false,
-        };
+        let config = GroupsConfig { purge_lag: self.purge_lag, ..config("127.0.0.1:1") };
         let peers =
             PeersConfig { cluster: "test".into(), secret: String::new(), node: NodeId(1), addresses: BTreeMap::new() };
         let store: Arc<dyn StateStore> = Arc::<MemoryStateStore>::clone(&self.store);
@@ -77,6 +66,22 @@ impl Machine {
         let listener: Arc<dyn ApplySink> = Arc::<Recorder>::clone(&sink);
         let log = OpenLog::open(&config, peers, Arc::new(self.io.clone()), store).await?;
         Ok((Groups::open(log, config, clock, listener).await?, sink))
+    }
+}
+
+fn config(address: &str) -> GroupsConfig {
+    GroupsConfig {
+        address: address.into(),
+        wal_dir: "/wal".into(),
+        boot_id: "boot".into(),
+        wal: WalConfig { segment_bytes_max: 4096, ..WalConfig::default() },
+        data_groups: 2,
+        heartbeat_interval: Duration::from_millis(500),
+        election_timeout: (Duration::from_secs(1), Duration::from_millis(1500)),
+        purge_lag: Duration::ZERO,
+        purge_lag_bytes_max: 1 << 30,
+        trim_interval: Duration::from_millis(20),
+        fsync: false,
     }
 }
 
