@@ -14,6 +14,7 @@ mod disk;
 pub mod error;
 pub mod group;
 pub mod inspect;
+mod known;
 mod log_store;
 pub mod metrics;
 mod network;
