@@ -207,7 +207,8 @@ mod tests {
         assert_eq!(KnownStarts::load(&store).expect("loads").all(), Starts::new());
         let starts = Starts::from([(3, known("a", 2, Some(1)))]);
         KnownStarts::store(&store, starts.clone()).expect("stores");
-        let golden = r#"{"format":1,"nodes":{"3":{"disk_id":"a","epoch":{"number":2,"token":2},"poisoned":{"number":1,"token":1}}}}"#;
+        let node = r#"{"disk_id":"a","epoch":{"number":2,"token":2},"poisoned":{"number":1,"token":1}}"#;
+        let golden = format!(r#"{{"format":1,"nodes":{{"3":{node}}}}}"#);
         assert_eq!(store.get(KEY).expect("reads").as_deref(), Some(golden.as_bytes()), "format 1 is frozen");
         assert_eq!(KnownStarts::load(&store).expect("loads").all(), starts);
         store.put(&[(KEY, br#"{"format":9,"nodes":{}}"#)]).expect("puts");

@@ -12,6 +12,7 @@ use crate::state_store::MemoryStateStore;
 use crate::types::{Entry, LogId};
 
 mod golden;
+mod old_copy;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -57,19 +58,7 @@ impl Machine {
 
     async fn try_start(&self) -> Result<(Groups, Arc<Recorder>), OpenError> {
         let sink = Arc::new(Recorder::default());
-        let config = GroupsConfig {
-            address: "127.0.0.1:1".into(),
-            wal_dir: "/wal".into(),
-            boot_id: "boot".into(),
-            wal: WalConfig { segment_bytes_max: 4096, ..WalConfig::default() },
-            data_groups: 2,
-            heartbeat_interval: Duration::from_millis(500),
-            election_timeout: (Duration::from_secs(1), Duration::from_millis(1500)),
-            purge_lag: self.purge_lag,
-            purge_lag_bytes_max: 1 << 30,
-            trim_interval: Duration::from_millis(20),
-            fsync: false,
-        };
+        let config = GroupsConfig { purge_lag: self.purge_lag, ..config() };
         let peers =
             PeersConfig { cluster: "test".into(), secret: String::new(), node: NodeId(1), addresses: BTreeMap::new() };
         let store: Arc<dyn StateStore> = Arc::<MemoryStateStore>::clone(&self.store);
@@ -77,6 +66,22 @@ impl Machine {
         let listener: Arc<dyn ApplySink> = Arc::<Recorder>::clone(&sink);
         let log = OpenLog::open(&config, peers, Arc::new(self.io.clone()), store).await?;
         Ok((Groups::open(log, config, clock, listener).await?, sink))
+    }
+}
+
+fn config() -> GroupsConfig {
+    GroupsConfig {
+        address: "127.0.0.1:1".into(),
+        wal_dir: "/wal".into(),
+        boot_id: "boot".into(),
+        wal: WalConfig { segment_bytes_max: 4096, ..WalConfig::default() },
+        data_groups: 2,
+        heartbeat_interval: Duration::from_millis(500),
+        election_timeout: (Duration::from_secs(1), Duration::from_millis(1500)),
+        purge_lag: Duration::ZERO,
+        purge_lag_bytes_max: 1 << 30,
+        trim_interval: Duration::from_millis(20),
+        fsync: false,
     }
 }
 
@@ -249,4 +254,20 @@ async fn a_purged_log_without_its_snapshot_is_refused() {
     groups.close().await;
     let wiped = Machine { store: Arc::default(), ..machine };
     assert!(wiped.try_start().await.expect_err("refuses").to_string().contains("state store"));
+}
+
+#[test]
+fn meta_commands_are_written_as_they_were() {
+    let epoch = StartEpoch { number: 2, token: 7 };
+    let place = MetaCommand::Place { tenant: tenant(), groups: vec![1], epoch: 1 };
+    let started = MetaCommand::Started { node: 3, disk_id: "d".into(), epoch };
+    let poisoned = MetaCommand::Poisoned { node: 3, disk_id: "d".into(), epoch };
+    for (command, json) in [
+        (place, r#"{"place":{"tenant":"acme","groups":[1],"epoch":1}}"#),
+        (started, r#"{"started":{"node":3,"disk_id":"d","epoch":{"number":2,"token":7}}}"#),
+        (poisoned, r#"{"poisoned":{"node":3,"disk_id":"d","epoch":{"number":2,"token":7}}}"#),
+    ] {
+        assert_eq!(meta_command(&command), Command::Meta(json.to_owned()));
+        assert_eq!(serde_json::from_str::<MetaCommand>(json).expect("decodes"), command);
+    }
 }

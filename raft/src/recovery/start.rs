@@ -61,7 +61,7 @@ impl fmt::Display for Refusal {
             Self::OldCopy { epoch, highest } => {
                 write!(
                     f,
-                    "this disk is at start epoch {epoch} and does not remember the start epoch {highest} that the cluster \
+                    "this disk is at start epoch {epoch} and does not remember start epoch {highest}, which the cluster \
                      has seen of this node: it is a restored old copy; {join}"
                 )
             }
