@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn a_history_survives_as_text_and_other_texts_are_named() {
         for history in [started(&[]), started(&[7]), started(&[0x1234_5678, 0xc0_ffee, 0x9f3a_6c1e])] {
-            assert_eq!(history.to_string().parse(), Ok(history));
+            assert_eq!(history.to_string().parse::<StartHistory>(), Ok(history));
         }
         assert_eq!(started(&[0xc0_ffee, 0x9f3a_6c1e]).to_string(), "2:9f3a6c1e,00c0ffee", "format 1 is frozen");
         for bad in ["", "2", "2:", "0:7", "1:7,8", "x:7", "2:xyz"] {
