@@ -131,8 +131,9 @@ impl Start {
 
     /// Number of the last poisoned start whose consequences are on disk once this start has decided.
     pub(super) fn settled(&self) -> u64 {
-        let marked = if self.poisoned { self.starts.number() } else { 0 };
-        self.settled.max(marked).max(self.told.unwrap_or(0))
+        // A start that takes the page cache for lost anyway has nothing to learn about those before it.
+        let drawn = if self.poisoned || !self.same_boot { self.starts.number() } else { 0 };
+        self.settled.max(drawn).max(self.told.unwrap_or(0))
     }
 
     /// Decides for each group; nothing was changed on disk yet.
@@ -350,5 +351,6 @@ mod tests {
         marked.note_boot(&io).expect("writes");
         let after = read(&io, "boot");
         assert_eq!((after.settled(), after.poisoned), (3, false), "what peers say of start 3 is no news");
+        assert_eq!(read(&io, "another").settled(), 4, "after a reboot nothing they say is");
     }
 }
