@@ -185,7 +185,7 @@ fn forwarder(addresses: &[String]) -> Forwarder {
     let addresses: BTreeMap<NodeId, String> = (1..).map(NodeId).zip(addresses.iter().cloned()).collect();
     let node = NodeId(addresses.len() as u64 + 1);
     let config = PeersConfig { cluster: CLUSTER.into(), secret: String::new(), node, addresses };
-    Forwarder::new(Arc::new(Peers::new(config, "bench".into())))
+    Forwarder::new(Arc::new(Peers::of_tool(config)))
 }
 
 async fn find_leader(forwarder: &Forwarder) -> anyhow::Result<NodeId> {

@@ -363,7 +363,7 @@ async fn bind_one(name: &str, address: &str) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Stops the node when its log failed.
+/// Stops the node when its log failed, or its peers refuse it.
 async fn watch(app: App, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
     loop {
@@ -373,7 +373,7 @@ async fn watch(app: App, metrics: PrometheusHandle, stop: CancellationToken) -> 
         }
         metrics.run_upkeep();
         if let Some(failure) = app.groups.failure() {
-            return Err(anyhow!("the log failed and the node must stop: {failure}"));
+            return Err(anyhow!("the node must stop: {failure}"));
         }
         if let Some(failure) = app.lake.failure() {
             return Err(anyhow!("the node must stop; nothing is lost, the log has it all: {failure}"));

@@ -25,6 +25,11 @@ pub const FROM_NODE_KEY: &str = "x-signaldb-from-node";
 pub const FROM_DISK_KEY: &str = "x-signaldb-from-disk";
 /// Metadata of each call: the disk that the caller believes the node to have; absent while it does not know.
 pub const TO_DISK_KEY: &str = "x-signaldb-to-disk";
+/// Metadata of each call, and of each answer with [`FROM_DISK_KEY`]: the last starts of the speaker's disk, as
+/// `number:token,token`, newest first, tokens in hex. Absent in builds of before there were start epochs.
+pub const FROM_STARTS_KEY: &str = "x-signaldb-from-starts";
+/// Metadata of a refusal that is final: the caller's disk must not go on under its node id.
+pub const REFUSED_KEY: &str = "x-signaldb-refused";
 
 /// Position and term of a log entry.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -46,7 +51,7 @@ pub struct Vote {
     pub committed: bool,
 }
 
-/// Answered with [`IdentityResponse`]; the only call that needs no known disk.
+/// Answered with [`IdentityResponse`]; with [`KnownRequest`] the only call that needs no known disk.
 #[derive(Clone, PartialEq, Message)]
 pub struct IdentityRequest {}
 
@@ -74,6 +79,46 @@ pub struct Voter {
     pub address: String,
     #[prost(string, tag = "3")]
     pub disk_id: String,
+}
+
+/// One start of a node's disk.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct StartEpoch {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(fixed32, tag = "2")]
+    pub token: u32,
+}
+
+/// Asks what a peer knows of the starts of a node, which is usually the caller, before it takes part in anything.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct KnownRequest {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+}
+
+/// What it knows.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct KnownResponse {
+    /// Of the node; absent when its id is not known.
+    #[prost(string, optional, tag = "1")]
+    pub disk_id: Option<String>,
+    /// Its last start that anybody saw.
+    #[prost(message, optional, tag = "2")]
+    pub epoch: Option<StartEpoch>,
+    /// Its last start that ended with a failed write or fsync.
+    #[prost(message, optional, tag = "3")]
+    pub poisoned: Option<StartEpoch>,
+}
+
+/// The caller's log is poisoned: a write or an fsync failed. Answered with [`Done`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct PoisonedRequest {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// The start that ends with it.
+    #[prost(message, optional, tag = "2")]
+    pub epoch: Option<StartEpoch>,
 }
 
 /// A vote or pre-vote request.
@@ -502,5 +547,10 @@ mod tests {
         assert_eq!(hex(batch.encode_to_vec()), "0a0f08ac02120a0803120163 18e8072001".replace(' ', ""));
         let answers = ProposeAnswers { answers: vec![NumberedResponse { number: 300, response: propose }] };
         assert_eq!(hex(answers.encode_to_vec()), "0a0b08ac021206080110051804");
+        let epoch = Some(StartEpoch { number: 3, token: 0x9f3a_6c1e });
+        let known = KnownResponse { disk_id: Some("d".to_owned()), epoch, poisoned: None };
+        assert_eq!(hex(known.encode_to_vec()), "0a0164 1207 0803 151e6c3a9f".replace(' ', ""));
+        let poisoned = PoisonedRequest { node: 2, epoch };
+        assert_eq!(hex(poisoned.encode_to_vec()), "0802 1207 0803 151e6c3a9f".replace(' ', ""));
     }
 }

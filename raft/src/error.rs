@@ -77,4 +77,7 @@ pub enum OpenError {
     State(#[from] crate::state_store::StateStoreError),
     #[error("group {group}: {reason}")]
     Group { group: u32, reason: String },
+    /// What a peer knows of this node's id does not fit its disk.
+    #[error("node {peer} refuses this node")]
+    Refused { peer: u64, source: crate::recovery::Refusal },
 }

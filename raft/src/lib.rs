@@ -15,6 +15,7 @@ pub mod error;
 mod forward;
 pub mod group;
 pub mod inspect;
+mod known;
 mod log_store;
 pub mod metrics;
 mod network;

@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::error::{RejectReason, WriteError};
 use crate::forward;
 use crate::group::{Group, Recovered};
+use crate::known::{epoch_in, known_out};
 use crate::peers::{MESSAGE_BYTES_MAX, Peers};
 use crate::recovery::{Act, LeaderVote, Report};
 use crate::state_machine::SnapshotBytes;
@@ -51,24 +52,28 @@ impl Service<http::Request<Body>> for PeerService {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        // A node that lost its disk must learn why it is refused.
-        let admitted = match method.as_str() {
-            "Identity" => self.0.check_cluster(request.headers()),
-            _ => self.0.check(request.headers()),
+        let admitted = match (self.0.refused(), method.as_str()) {
+            // A vote of this disk could be the second in its term.
+            (Some(reason), _) => Err(Status::unavailable(format!("the node must stop: {reason}"))),
+            // A node that lost its disk must learn why it is refused.
+            (None, "Identity" | "Known") => self.0.check_cluster(request.headers()),
+            (None, _) => self.0.check(request.headers()),
         };
         if let Err(status) = admitted {
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
-        let peers = Arc::clone(&self.0);
+        let (peers, signer) = (Arc::clone(&self.0), Arc::clone(&self.0));
         Box::pin(async move {
             let mut grpc = Grpc::new(RawCodec)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
-            Ok(match method.as_str() {
+            let mut response = match method.as_str() {
                 "AppendStream" => grpc.streaming(Duplex { peers, serve: append_stream }, request).await,
                 forward::METHOD => grpc.streaming(Duplex { peers, serve: forward::serve }, request).await,
                 _ => grpc.unary(Call { peers, method }, request).await,
-            })
+            };
+            signer.sign(response.headers_mut());
+            Ok(response)
         })
     }
 }
@@ -161,6 +166,16 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
     Ok(match method {
         "Identity" if !peers.knows_itself() => return Err(Status::unavailable("the node is starting")),
         "Identity" => encode(&identity(peers)),
+        "Known" => {
+            let request: peer::KnownRequest = decode(body)?;
+            encode(&known_out(peers.known_of(request.node)))
+        }
+        "Poisoned" => {
+            let request: peer::PoisonedRequest = decode(body)?;
+            let epoch = request.epoch.ok_or_else(|| Status::invalid_argument("poisoned without an epoch"))?;
+            peers.note_poisoned(request.node, epoch_in(epoch));
+            encode(&peer::Done {})
+        }
         "Append" => {
             let request: peer::AppendRequest = decode(body)?;
             let decoded =

@@ -18,6 +18,7 @@ mod intake;
 mod lifecycle;
 mod node;
 mod object_store;
+mod old_copy;
 mod otlp;
 mod peer_port;
 mod power_loss;

@@ -9,6 +9,7 @@ use signaldb_proto::peer::{IdentityRequest, IdentityResponse, Voter};
 
 use crate::error::OpenError;
 use crate::peers::{Lane, Peers};
+use crate::recovery::Refusal;
 use crate::types::Peer;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,14 +27,21 @@ pub(super) async fn form(peers: &Peers) -> Result<BTreeMap<u64, Peer>, OpenError
         if let Some((from, voters)) =
             answers.iter().find_map(|(node, answer)| Some((node, formed(answer.as_ref().ok()?)?)))
         {
-            let here = voters.get(&peers.node().0).is_some_and(|voter| voter.disk_id == peers.disk_id());
-            let reason = format!(
-                "node {from} is in a cluster that knows no node {} with this disk ({}): the data directory is new or was \
-                 wiped; a further node joins with `signaldb cluster add-node` under an id that was never used",
-                peers.node(),
-                peers.disk_id()
-            );
-            return if here { Ok(voters) } else { Err(OpenError::Group { group: 0, reason }) };
+            return match voters.get(&peers.node().0) {
+                Some(known) if known.disk_id == peers.disk_id() => Ok(voters),
+                Some(known) => {
+                    let source = Refusal::Wiped { known: known.disk_id.clone() };
+                    Err(OpenError::Refused { peer: from.0, source })
+                }
+                None => {
+                    let reason = format!(
+                        "node {from} is in a cluster that knows no node {}: a further node joins with `signaldb cluster \
+                         add-node` under an id that was never used",
+                        peers.node()
+                    );
+                    Err(OpenError::Group { group: 0, reason })
+                }
+            };
         }
         let silent: Vec<String> =
             answers.iter().filter_map(|(node, answer)| Some(format!("{node} ({})", answer.as_ref().err()?))).collect();

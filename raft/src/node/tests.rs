@@ -13,6 +13,7 @@ use crate::types::{Entry, LogId};
 
 mod forwarding;
 mod golden;
+mod old_copy;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -254,4 +255,20 @@ async fn a_purged_log_without_its_snapshot_is_refused() {
     groups.close().await;
     let wiped = Machine { store: Arc::default(), ..machine };
     assert!(wiped.try_start().await.expect_err("refuses").to_string().contains("state store"));
+}
+
+#[test]
+fn meta_commands_are_written_as_they_were() {
+    let epoch = StartEpoch { number: 2, token: 7 };
+    let place = MetaCommand::Place { tenant: tenant(), groups: vec![1], epoch: 1 };
+    let started = MetaCommand::Started { node: 3, disk_id: "d".into(), epoch };
+    let poisoned = MetaCommand::Poisoned { node: 3, disk_id: "d".into(), epoch };
+    for (command, json) in [
+        (place, r#"{"place":{"tenant":"acme","groups":[1],"epoch":1}}"#),
+        (started, r#"{"started":{"node":3,"disk_id":"d","epoch":{"number":2,"token":7}}}"#),
+        (poisoned, r#"{"poisoned":{"node":3,"disk_id":"d","epoch":{"number":2,"token":7}}}"#),
+    ] {
+        assert_eq!(meta_command(&command), Command::Meta(json.to_owned()));
+        assert_eq!(serde_json::from_str::<MetaCommand>(json).expect("decodes"), command);
+    }
 }
