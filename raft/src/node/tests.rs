@@ -9,7 +9,10 @@ use crate::command::{Compression, TableStats};
 use crate::state::Digest;
 use crate::state_store::MemoryStateStore;
 
+mod cluster;
+mod faults;
 mod golden;
+mod wires;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -37,6 +40,8 @@ impl ApplySink for Recorder {
 }
 
 struct Machine {
+    /// Of the operating system; another one after a reboot.
+    boot_id: &'static str,
     io: SimIo,
     store: Arc<MemoryStateStore>,
     clock: Arc<ManualClock>,
@@ -45,7 +50,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let clock = Arc::new(ManualClock::new(UnixNanos(1_000_000_000_000)));
-        Self { io: SimIo::new(), store: Arc::default(), clock }
+        Self { boot_id: "boot", io: SimIo::new(), store: Arc::default(), clock }
     }
 
     async fn start(&self) -> (Groups, Arc<Recorder>) {
@@ -57,7 +62,7 @@ impl Machine {
         let config = GroupsConfig {
             address: "127.0.0.1:1".into(),
             wal_dir: "/wal".into(),
-            boot_id: "boot".into(),
+            boot_id: self.boot_id.into(),
             wal: WalConfig { segment_bytes_max: 4096, ..WalConfig::default() },
             data_groups: 2,
             heartbeat_interval: Duration::from_millis(500),
@@ -124,6 +129,29 @@ async fn acknowledged_writes_survive_power_loss_and_their_retries_are_found() {
     assert_eq!(write(&groups, "one").await, crate::Written { deduplicated: true, ..first });
     assert_eq!(groups.not_ready(), Vec::<String>::new());
     groups.close().await;
+}
+
+/// Scenario: the machine of a single node crashes, twice, with the end of its log lost, torn or zeroed.
+/// Guarantees: it starts by itself with everything that was acknowledged, and goes on.
+#[tokio::test]
+async fn a_reboot_does_not_stop_a_lone_voter() {
+    for loss in [Loss::All, Loss::KeepPrefix(30), Loss::KeepPrefix(90), Loss::ZerosAfter(20)] {
+        let mut machine = Machine::new();
+        let mut expected = Vec::new();
+        for (boot_id, text) in [("first boot", "one"), ("second boot", "two"), ("third boot", "three")] {
+            machine.boot_id = boot_id;
+            let (groups, sink) = machine.start().await;
+            assert_eq!(texts(&sink), expected, "{boot_id} after {loss:?}");
+            assert_eq!(groups.not_ready(), Vec::<String>::new(), "{boot_id} after {loss:?}");
+            write(&groups, text).await;
+            expected.push(text);
+            // The process goes on with the old disk; nothing of that is on the one that is started from.
+            let crashed = machine.io.fork();
+            crashed.lose_power(loss);
+            groups.close().await;
+            machine.io = crashed;
+        }
+    }
 }
 
 #[tokio::test]
