@@ -298,6 +298,12 @@ impl Cluster {
         self.group(n).recovery_report().await.expect("the group runs").last.unwrap_or_default()
     }
 
+    /// The last entry that node `n` has acknowledged, or could: it was written since the start.
+    pub(super) fn flushed(&self, n: u64) -> u64 {
+        let progress = self.group(n).raft().watch_log_progress().get();
+        progress.and_then(|point| point.last_log_id).map_or(0, |id| id.index)
+    }
+
     /// The term that node `n` has on disk, as of its start or later.
     pub(super) async fn term(&self, n: u64) -> u64 {
         self.group(n).recovery_report().await.expect("the group runs").term

@@ -290,10 +290,11 @@ async fn a_catch_up_that_ends_midway_makes_no_leader() {
         // Each time one message of about 4 MiB passes; it may be lost with the connection.
         cluster.wire(leader, behind).ration(6 << 20);
         until("the wire breaks", || cluster.wire(leader, behind).flow() == Flow::Cut).await;
-        if cluster.end(behind).await.index > begun {
+        if cluster.flushed(behind) > begun {
             break;
         }
     }
+    until("a part arrives", || cluster.flushed(behind) > begun).await;
     cluster.isolate(behind);
     cluster.kill(behind);
     cluster.start(&[behind]).await;
