@@ -12,6 +12,7 @@ mod crash;
 mod crate_graph;
 mod deploy_files;
 mod freshness;
+mod large_requests;
 mod lifecycle;
 mod node;
 mod object_store;
