@@ -14,6 +14,7 @@ mod deploy_files;
 mod freshness;
 mod large_requests;
 mod lifecycle;
+mod named_tests;
 mod node;
 mod object_store;
 mod otlp;
