@@ -2,7 +2,8 @@
 //! not synced, behind wires that can be cut.
 //!
 //! All of it runs on the test's thread, beside those of the logs: between two awaits of a test nothing is sent. A node
-//! that dies goes on with a copy of its disk, unheard, until the next start; what it had said is all that counts.
+//! that dies leaves a copy of its disk to the next start. The old process goes on with the original until then, but
+//! nobody hears of it: what it had written and said at that moment is all that counts.
 //!
 //! Nothing syncs the data group by itself: what is on disk is what had to be.
 
