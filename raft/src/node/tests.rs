@@ -11,9 +11,12 @@ use crate::state::Digest;
 use crate::state_store::MemoryStateStore;
 use crate::types::{Entry, LogId};
 
+mod cluster;
+mod faults;
 mod forwarding;
 mod golden;
 mod old_copy;
+mod wires;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -41,6 +44,8 @@ impl ApplySink for Recorder {
 }
 
 struct Machine {
+    /// Of the operating system; another one after a reboot.
+    boot_id: &'static str,
     io: SimIo,
     store: Arc<MemoryStateStore>,
     clock: Arc<ManualClock>,
@@ -50,7 +55,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let clock = Arc::new(ManualClock::new(UnixNanos(1_000_000_000_000)));
-        Self { io: SimIo::new(), store: Arc::default(), clock, purge_lag: Duration::ZERO }
+        Self { boot_id: "boot", io: SimIo::new(), store: Arc::default(), clock, purge_lag: Duration::ZERO }
     }
 
     async fn start(&self) -> (Groups, Arc<Recorder>) {
@@ -59,7 +64,11 @@ impl Machine {
 
     async fn try_start(&self) -> Result<(Groups, Arc<Recorder>), OpenError> {
         let sink = Arc::new(Recorder::default());
-        let config = GroupsConfig { purge_lag: self.purge_lag, ..config("127.0.0.1:1") };
+        let config = GroupsConfig {
+            boot_id: self.boot_id.into(),
+            purge_lag: self.purge_lag,
+            ..config("127.0.0.1:1")
+        };
         let peers =
             PeersConfig { cluster: "test".into(), secret: String::new(), node: NodeId(1), addresses: BTreeMap::new() };
         let store: Arc<dyn StateStore> = Arc::<MemoryStateStore>::clone(&self.store);
@@ -133,6 +142,29 @@ async fn acknowledged_writes_survive_power_loss_and_their_retries_are_found() {
     assert_eq!(write(&groups, "one").await, crate::Written { deduplicated: true, ..first });
     assert_eq!(groups.not_ready(), Vec::<String>::new());
     groups.close().await;
+}
+
+/// Scenario: the machine of a single node crashes, twice, with the end of its log lost, torn or zeroed.
+/// Guarantees: it starts by itself with everything that was acknowledged, and goes on.
+#[tokio::test]
+async fn a_reboot_does_not_stop_a_lone_voter() {
+    for loss in [Loss::All, Loss::KeepPrefix(30), Loss::KeepPrefix(90), Loss::ZerosAfter(20)] {
+        let mut machine = Machine::new();
+        let mut expected = Vec::new();
+        for (boot_id, text) in [("first boot", "one"), ("second boot", "two"), ("third boot", "three")] {
+            machine.boot_id = boot_id;
+            let (groups, sink) = machine.start().await;
+            assert_eq!(texts(&sink), expected, "{boot_id} after {loss:?}");
+            assert_eq!(groups.not_ready(), Vec::<String>::new(), "{boot_id} after {loss:?}");
+            write(&groups, text).await;
+            expected.push(text);
+            // The process goes on with the old disk; nothing of that is on the one that is started from.
+            let crashed = machine.io.fork();
+            crashed.lose_power(loss);
+            groups.close().await;
+            machine.io = crashed;
+        }
+    }
 }
 
 #[tokio::test]
