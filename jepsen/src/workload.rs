@@ -79,7 +79,6 @@ impl Test {
 }
 
 /// One attempt to add.
-#[derive(Clone)]
 struct Add {
     tenant: &'static str,
     asked: Level,
