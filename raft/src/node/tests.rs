@@ -64,11 +64,7 @@ impl Machine {
 
     async fn try_start(&self) -> Result<(Groups, Arc<Recorder>), OpenError> {
         let sink = Arc::new(Recorder::default());
-        let config = GroupsConfig {
-            boot_id: self.boot_id.into(),
-            purge_lag: self.purge_lag,
-            ..config("127.0.0.1:1")
-        };
+        let config = GroupsConfig { boot_id: self.boot_id.into(), purge_lag: self.purge_lag, ..config("127.0.0.1:1") };
         let peers =
             PeersConfig { cluster: "test".into(), secret: String::new(), node: NodeId(1), addresses: BTreeMap::new() };
         let store: Arc<dyn StateStore> = Arc::<MemoryStateStore>::clone(&self.store);
