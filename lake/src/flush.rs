@@ -8,10 +8,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iceberg::spec::{DataFile, Manifest, ManifestFile, TableMetadata};
+use iceberg::spec::{DataFile, Manifest, ManifestFile, Snapshot, TableMetadata};
 use serde::{Deserialize, Serialize};
 use signaldb_catalog::{Swap, SwapOutcome};
-use signaldb_model::{TableId, UnixNanos};
+use signaldb_model::{GroupId, TableId, UnixNanos};
 use signaldb_raft::{Command, Group};
 use signaldb_signals::{Rows, SignalTable};
 use tokio::sync::{mpsc, oneshot};
@@ -55,8 +55,11 @@ struct FlushMark {
     commit: uuid::Uuid,
 }
 
+/// What the keys of marks begin with.
+const MARK_PREFIX: &str = "signaldb.flush.";
+
 fn mark_key(group: u32) -> String {
-    format!("signaldb.flush.{group}")
+    format!("{MARK_PREFIX}{group}")
 }
 
 /// Flushes one group.
@@ -399,6 +402,14 @@ pub(crate) fn flushed_index(
         }
         _ => Err(LakeError::ForeignMark { table: table.to_string(), found: text.clone() }),
     }
+}
+
+/// Whose rows a snapshot brought into Iceberg: the group, and the last log index of it; `None` when it was no flush.
+pub fn flush_of(snapshot: &Snapshot) -> Option<(GroupId, u64)> {
+    let summary = &snapshot.summary().additional_properties;
+    let (_, text) = summary.iter().find(|(key, _)| key.starts_with(MARK_PREFIX))?;
+    let mark: FlushMark = serde_json::from_str(text).ok()?;
+    Some((GroupId(mark.group), mark.index))
 }
 
 /// An error and everything behind it, in one line.
