@@ -18,12 +18,8 @@ use crate::functions::{Attributes, HexId};
 pub(crate) static HEX_ID: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(HexId::new())));
 pub(crate) static ATTRIBUTES: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(Attributes::new())));
 
-/// Columns that only serve the way back to OTLP.
-const HIDDEN: &[&str] =
-    &["attribute_types", "resource_attribute_types", "scope_attribute_types", "metadata_types", "body_type"];
-
 pub(crate) fn over(table: SignalTable, stored: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
-    let columns = schema::of(table).columns.iter().filter(|column| !HIDDEN.contains(&column.name.as_str()));
+    let columns = schema::of(table).columns.iter().filter(|column| !column.is_helper());
     let expressions: Vec<Expr> = columns.map(|column| expression(table, &column.name, &column.kind)).collect();
     let name = format!("stored_{}", table.name());
     let plan = LogicalPlanBuilder::scan(name, provider_as_source(stored), None)?.project(expressions)?.build()?;
