@@ -12,6 +12,7 @@ pub mod error;
 mod flight_sql;
 mod format;
 mod health;
+mod iceberg_rest;
 mod identity;
 mod ingest;
 pub mod metrics;
@@ -20,6 +21,7 @@ mod otlp_http;
 mod serve;
 mod sql_http;
 mod starting;
+mod view_http;
 
 pub use app::{App, AppDeps};
 pub use serve::{Listeners, ServeError, serve};
