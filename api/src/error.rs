@@ -31,6 +31,12 @@ pub enum Kind {
     Unauthenticated,
     Forbidden,
     NotFound,
+    /// Of the Iceberg catalog; it may be there for somebody else.
+    NoSuchNamespace,
+    /// Of the Iceberg catalog.
+    NoSuchTable,
+    /// The Iceberg catalog was asked to change something.
+    ReadOnly,
     MethodNotAllowed,
     TooLarge,
     UnsupportedMediaType,
@@ -61,6 +67,9 @@ impl Kind {
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, Code::Unauthenticated, "unauthenticated"),
             Self::Forbidden => (StatusCode::FORBIDDEN, Code::PermissionDenied, "permission_denied"),
             Self::NotFound => (StatusCode::NOT_FOUND, Code::NotFound, "not_found"),
+            Self::NoSuchNamespace => (StatusCode::NOT_FOUND, Code::NotFound, "no_such_namespace"),
+            Self::NoSuchTable => (StatusCode::NOT_FOUND, Code::NotFound, "no_such_table"),
+            Self::ReadOnly => (StatusCode::FORBIDDEN, Code::PermissionDenied, "read_only"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, Code::Unimplemented, "method_not_allowed"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, Code::ResourceExhausted, "too_large"),
             Self::UnsupportedMediaType => {
@@ -73,6 +82,22 @@ impl Kind {
             Self::Resources => (StatusCode::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "resources_exhausted"),
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, Code::Unimplemented, "not_implemented"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "internal"),
+        }
+    }
+
+    /// The exception that Iceberg's clients raise; Java's look at the name as well as at the status.
+    fn iceberg_type(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "NotAuthorizedException",
+            Self::Forbidden | Self::ReadOnly => "ForbiddenException",
+            Self::NotFound => "NotFoundException",
+            Self::NoSuchNamespace => "NoSuchNamespaceException",
+            Self::NoSuchTable => "NoSuchTableException",
+            Self::MethodNotAllowed | Self::NotImplemented => "UnsupportedOperationException",
+            Self::Throttled => "TooManyRequestsException",
+            Self::Unavailable | Self::UnknownOutcome | Self::Deadline => "ServiceUnavailableException",
+            Self::Internal | Self::Resources => "InternalServerError",
+            Self::Invalid | Self::TooLarge | Self::UnsupportedMediaType => "BadRequestException",
         }
     }
 }
@@ -110,6 +135,19 @@ impl ApiError {
         let mut metadata = tonic::metadata::MetadataMap::new();
         metadata.insert("x-signaldb-error", tonic::metadata::MetadataValue::from_static(name));
         tonic::Status::with_details_and_metadata(code, &self.message, details, metadata)
+    }
+
+    /// The same for a client of the Iceberg REST catalog.
+    pub(crate) fn into_iceberg(self) -> Response {
+        let status = self.http_status();
+        let message = match &self.hint {
+            Some(hint) => format!("{}; {hint}", self.message),
+            None => self.message.clone(),
+        };
+        let body = json!({"error": {"message": message, "type": self.kind.iceberg_type(), "code": status.as_u16()}});
+        let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
+        self.add_headers(&mut response);
+        response
     }
 
     /// Headers that go with the error whatever the body is.

@@ -12,6 +12,7 @@ pub mod error;
 mod flight_sql;
 mod format;
 mod health;
+mod iceberg_rest;
 mod identity;
 mod ingest;
 mod intake;
@@ -22,6 +23,7 @@ mod recover;
 mod serve;
 mod sql_http;
 mod starting;
+mod view_http;
 
 pub use app::{App, AppDeps};
 pub use serve::{Listeners, ServeError, serve};

@@ -20,7 +20,7 @@ use tonic::transport::server::TcpIncoming;
 use crate::app::App;
 use crate::error::{ApiError, Kind};
 use crate::otlp_grpc::{Logs, Metrics, OtlpGrpc, SERVICES, Traces};
-use crate::{flight_sql, health, otlp_http, recover, sql_http};
+use crate::{flight_sql, health, iceberg_rest, otlp_http, recover, sql_http, view_http};
 
 /// Requests of one connection that run at once; the rest waits in its window.
 const STREAMS_MAX: u32 = 256;
@@ -164,6 +164,8 @@ fn api_router(app: App) -> Router {
         .route("/api/v1/cluster", get(health::cluster))
         .route("/api/v1/admin/flush", post(health::flush))
         .route("/api/v1/admin/recover", post(recover::recover))
+        .route("/api/v1/tables/{table}/view", get(view_http::view))
+        .merge(iceberg_rest::routes())
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::new(Kind::MethodNotAllowed, format!("{} does not answer {method}", uri.path())).into_response()
         })
@@ -186,7 +188,6 @@ async fn not_built(method: Method, uri: Uri) -> axum::response::Response {
         ("/api/v1/query", "the Prometheus API"),
         ("/api/v1/labels", "the Prometheus API"),
         ("/api/v1/series", "the Prometheus API"),
-        ("/iceberg/", "the Iceberg REST catalog"),
         ("/console", "the console"),
     ];
     let feature = later.iter().find(|(prefix, _)| path.starts_with(prefix)).map(|(_, feature)| *feature);

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iceberg::spec::{DataFile, Manifest, ManifestFile, TableMetadata};
+use iceberg::spec::{DataFile, Manifest, ManifestFile, Snapshot, TableMetadata};
 use signaldb_catalog::{Swap, SwapOutcome};
 use signaldb_model::{GroupId, TableId, UnixNanos};
 use signaldb_raft::{Command, Group, GroupState};
@@ -26,7 +26,7 @@ use crate::table;
 mod mark;
 mod settle;
 
-use mark::{FlushMark, lineage, mark_key};
+use mark::{FlushMark, MARK_PREFIX, lineage, mark_key};
 pub(crate) use settle::{Known, look_ahead};
 
 /// A table smaller than this waits for `max_interval`: small commits cost as much as large ones.
@@ -452,6 +452,14 @@ pub(crate) fn flushed_index(
     table: &TableId,
 ) -> Result<u64, LakeError> {
     Ok(FlushMark::of(metadata, cluster_id, group, table)?.map_or(0, |mark| mark.index))
+}
+
+/// Whose rows a snapshot brought into Iceberg: the group, and the last log index of it; `None` when it was no flush.
+pub fn flush_of(snapshot: &Snapshot) -> Option<(GroupId, u64)> {
+    let summary = &snapshot.summary().additional_properties;
+    let (_, text) = summary.iter().find(|(key, _)| key.starts_with(MARK_PREFIX))?;
+    let mark: FlushMark = serde_json::from_str(text).ok()?;
+    Some((GroupId(mark.group), mark.index))
 }
 
 /// An error and everything behind it, in one line.

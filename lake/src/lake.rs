@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use iceberg::spec::{
-    DataFile, FormatVersion, Manifest, ManifestContentType, ManifestFile, ManifestList, TableMetadata,
+    DataFile, FormatVersion, Manifest, ManifestContentType, ManifestFile, ManifestList, Snapshot, TableMetadata,
 };
 use signaldb_catalog::{CatalogError, IcebergCatalog};
 use signaldb_model::{Clock, DatasetId, GroupId, TableId, TenantId};
@@ -245,8 +245,28 @@ impl Lake {
         Ok(metadata)
     }
 
+    /// Where a table's metadata is now and what it says, by one read of the catalog; `None` when there is no such table.
+    ///
+    /// # Errors
+    /// When catalog or store do not answer.
+    pub async fn current_table(
+        &self,
+        namespace: &str,
+        table: &str,
+    ) -> Result<Option<(String, Arc<TableMetadata>)>, LakeError> {
+        let Some(location) = self.0.catalog.load(namespace, table).await? else { return Ok(None) };
+        let metadata = self.metadata_at(&location).await?;
+        Ok(Some((location, metadata)))
+    }
+
     pub(crate) async fn manifests(&self, metadata: &TableMetadata) -> Result<Vec<ManifestFile>, LakeError> {
-        let Some(snapshot) = metadata.current_snapshot() else { return Ok(Vec::new()) };
+        match metadata.current_snapshot() {
+            Some(snapshot) => self.manifests_of(snapshot).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn manifests_of(&self, snapshot: &Snapshot) -> Result<Vec<ManifestFile>, LakeError> {
         let list = self.0.store.read(snapshot.manifest_list()).await?;
         Ok(ManifestList::parse_with_version(&list, FormatVersion::V2)?.entries().to_vec())
     }
@@ -256,8 +276,23 @@ impl Lake {
     /// # Errors
     /// [`LakeError::ForeignDeletes`] when somebody else deleted rows: counting them would be a lie.
     pub async fn data_files(&self, metadata: &TableMetadata) -> Result<Vec<Arc<Vec<DataFile>>>, LakeError> {
+        match metadata.current_snapshot() {
+            Some(snapshot) => self.snapshot_files(metadata, snapshot).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The same of one snapshot of the table.
+    ///
+    /// # Errors
+    /// As for [`Self::data_files`].
+    pub async fn snapshot_files(
+        &self,
+        metadata: &TableMetadata,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<Arc<Vec<DataFile>>>, LakeError> {
         let mut out = Vec::new();
-        for manifest in self.manifests(metadata).await? {
+        for manifest in self.manifests_of(snapshot).await? {
             if manifest.content == ManifestContentType::Deletes {
                 return Err(LakeError::ForeignDeletes(metadata.location().to_owned()));
             }

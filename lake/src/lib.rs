@@ -19,6 +19,7 @@ mod table;
 
 pub use config::LakeConfig;
 pub use error::LakeError;
+pub use flush::flush_of;
 pub use lake::Lake;
 pub use memtable::{MemBatch, TableView};
 pub use storage::{ObjectFailure, S3Credentials, S3Options, Store, StoreError};

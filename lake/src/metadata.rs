@@ -15,6 +15,10 @@ use iceberg::spec::{
 };
 use iceberg::{Error, ErrorKind, Result};
 
+mod history;
+
+pub use history::{AsOf, AsOfError, Moment, Neighbours, snapshot_as_of};
+
 /// Manifests smaller than this are merged once there are [`SMALL_MANIFESTS_MAX`] of them.
 const SMALL_MANIFEST_BYTES: i64 = 1 << 20;
 const SMALL_MANIFESTS_MAX: usize = 50;

@@ -7,6 +7,7 @@ mod filesystem;
 mod object;
 mod s3;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -95,6 +96,7 @@ struct Inner {
     backend: Box<dyn Backend>,
     /// The bucket's URL and the bucket, for scans; `None` for local files.
     objects: Option<(String, Arc<dyn ObjectStore>)>,
+    client_properties: BTreeMap<&'static str, String>,
     /// The cluster store that writes are for, once somebody claimed this one.
     owner: OnceLock<String>,
     /// The store was found to belong to `owner`.
@@ -123,7 +125,9 @@ impl Store {
     /// For `s3://` outside a Tokio runtime: the one that opens the store drives its connections.
     pub fn open(url: &str, prefix: &str, options: &S3Options) -> Result<Self, StoreError> {
         match url.split_once("://") {
-            Some(("file", path)) => Ok(Self::new(Filesystem::make_root(path, prefix)?, Box::new(Filesystem), None)),
+            Some(("file", path)) => {
+                Ok(Self::new(Filesystem::make_root(path, prefix)?, Box::new(Filesystem), None, BTreeMap::new()))
+            }
             Some(("s3", rest)) => {
                 let (bucket, path) = rest.split_once('/').unwrap_or((rest, ""));
                 if bucket.is_empty() {
@@ -133,23 +137,34 @@ impl Store {
                 let root = below(&bucket_url, [path, prefix])?;
                 let objects = s3::connect(bucket, options, tokio::runtime::Handle::current());
                 let objects = objects.map_err(failed("open", &bucket_url))?;
-                Ok(Self::over(Arc::new(objects), bucket_url, root))
+                Ok(Self::over(Arc::new(objects), bucket_url, root, s3::client_properties(options)))
             }
             Some(("memory", _)) => {
                 let root = below(MEMORY_URL, [prefix])?;
-                Ok(Self::over(Arc::new(InMemory::new()), MEMORY_URL.to_owned(), root))
+                Ok(Self::over(Arc::new(InMemory::new()), MEMORY_URL.to_owned(), root, BTreeMap::new()))
             }
             _ => Err(StoreError::Url(url.to_owned())),
         }
     }
 
-    fn over(objects: Arc<dyn ObjectStore>, url: String, root: String) -> Self {
+    fn over(
+        objects: Arc<dyn ObjectStore>,
+        url: String,
+        root: String,
+        client_properties: BTreeMap<&'static str, String>,
+    ) -> Self {
         let backend = Objects::new(Arc::clone(&objects), url.clone());
-        Self::new(root, Box::new(backend), Some((url, objects)))
+        Self::new(root, Box::new(backend), Some((url, objects)), client_properties)
     }
 
-    fn new(root: String, backend: Box<dyn Backend>, objects: Option<(String, Arc<dyn ObjectStore>)>) -> Self {
-        Self(Arc::new(Inner { root, backend, objects, owner: OnceLock::new(), claimed: OnceCell::new() }))
+    fn new(
+        root: String,
+        backend: Box<dyn Backend>,
+        objects: Option<(String, Arc<dyn ObjectStore>)>,
+        client_properties: BTreeMap<&'static str, String>,
+    ) -> Self {
+        let (owner, claimed) = (OnceLock::new(), OnceCell::new());
+        Self(Arc::new(Inner { root, backend, objects, client_properties, owner, claimed }))
     }
 
     /// `file:///...` or `s3://bucket/...`, without a trailing slash.
@@ -160,6 +175,11 @@ impl Store {
     /// The URL under which scans find the objects, and the objects; `None` for local files, which every reader knows.
     pub fn objects(&self) -> Option<(&str, Arc<dyn ObjectStore>)> {
         self.0.objects.as_ref().map(|(url, objects)| (url.as_str(), Arc::clone(objects)))
+    }
+
+    /// How an Iceberg client reaches the same store, in the property names that they share; never a secret.
+    pub fn client_properties(&self) -> &BTreeMap<&'static str, String> {
+        &self.0.client_properties
     }
 
     /// Writes a file that is durable when this returns.

@@ -17,7 +17,7 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::optimizer::Optimizer;
 use datafusion::physical_plan::SendableRecordBatchStream;
-use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::StreamExt;
 use signaldb_catalog::{Access, Identity};
 use signaldb_lake::{Lake, LakeError, MemBatch};
@@ -28,6 +28,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::as_of;
 use crate::error::{QueryError, QueryErrorKind};
 use crate::logical_view::{ATTRIBUTES, HEX_ID};
 use crate::names::{CATALOG, OneCatalog, TenantCatalog};
@@ -277,18 +278,29 @@ impl Inner {
         });
         let missing = Arc::clone(&snapshotter);
         let catalog = Arc::new(TenantCatalog { snapshotter, datasets, open: !self.access.enabled() });
-        let mut state = SessionStateBuilder::new_from_existing(self.template.clone())
+        let mut builder = SessionStateBuilder::new_from_existing(self.template.clone())
             .with_runtime_env(Arc::clone(&self.runtime))
-            .with_catalog_list(Arc::new(OneCatalog(catalog)))
-            .build();
+            .with_catalog_list(Arc::new(OneCatalog(Arc::clone(&catalog))));
+        builder.table_functions().get_or_insert_default().extend(as_of::functions(&catalog, &query.identity.dataset));
+        let mut state = builder.build();
         state.config_mut().options_mut().catalog.default_schema = query.identity.dataset.to_string();
         let context = SessionContext::new_with_state(state);
-        let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let frame = context.sql_with_options(&query.sql, options).await?;
+        let frame = Box::pin(plan(&context, &query.sql)).await?;
         let stream = frame.execute_stream().await?;
         let missing = missing.missing.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
         Ok((stream, missing))
     }
+}
+
+/// Only queries: nothing that changes data, tables or settings.
+async fn plan(context: &SessionContext, sql: &str) -> Result<DataFrame, QueryError> {
+    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    let Some(tokens) = as_of::rewrite_clauses(sql)? else { return Ok(context.sql_with_options(sql, options).await?) };
+    let state = context.state();
+    let statement = as_of::parse(tokens, state.config_options().sql_parser.recursion_limit)?;
+    let plan = state.statement_to_plan(statement).await?;
+    options.verify_plan(&plan)?;
+    Ok(context.execute_logical_plan(plan).await?)
 }
 
 fn late() -> QueryError {
@@ -544,7 +556,7 @@ fn read_error(error: ReadError) -> QueryError {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
-fn lake_error(error: LakeError) -> QueryError {
+pub(crate) fn lake_error(error: LakeError) -> QueryError {
     let mut message = error.to_string();
     let mut source = std::error::Error::source(&error);
     while let Some(error) = source {

@@ -6,6 +6,7 @@
 //!
 //! Start with [`QueryEngine`].
 
+mod as_of;
 mod engine;
 mod error;
 mod functions;

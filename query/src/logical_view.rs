@@ -9,34 +9,26 @@ use datafusion::catalog::TableProvider;
 use datafusion::common::Result;
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, ScalarUDF, ident};
-use signaldb_signals::SignalTable;
-use signaldb_signals::promoted::{self, Promoted};
-use signaldb_signals::schema::{self, ColumnKind};
+use signaldb_signals::promoted::Promoted;
+use signaldb_signals::schema::{self, Column, ColumnKind};
+use signaldb_signals::{SignalTable, promoted_into};
 
 use crate::functions::{Attributes, HexId};
 
 pub(crate) static HEX_ID: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(HexId::new())));
 pub(crate) static ATTRIBUTES: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(Attributes::new())));
 
-/// Columns that only serve the way back to OTLP.
-const HIDDEN: &[&str] =
-    &["attribute_types", "resource_attribute_types", "scope_attribute_types", "metadata_types", "body_type"];
-
 pub(crate) fn over(table: SignalTable, stored: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
-    let columns = schema::of(table).columns.iter().filter(|column| !HIDDEN.contains(&column.name.as_str()));
-    let expressions: Vec<Expr> = columns.map(|column| expression(table, &column.name, &column.kind)).collect();
+    let columns = schema::of(table).columns.iter().filter(|column| !column.is_helper());
+    let expressions: Vec<Expr> = columns.map(|column| expression(table, column)).collect();
     let name = format!("stored_{}", table.name());
     let plan = LogicalPlanBuilder::scan(name, provider_as_source(stored), None)?.project(expressions)?.build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
 }
 
-fn expression(table: SignalTable, name: &str, kind: &ColumnKind) -> Expr {
-    let promoted = match name {
-        "attributes" => schema::record_promoted(table),
-        "resource_attributes" => promoted::RESOURCE,
-        _ => promoted::NONE,
-    };
-    match kind {
+fn expression(table: SignalTable, column: &Column) -> Expr {
+    let (name, promoted) = (column.name.as_str(), promoted_into(table, column));
+    match &column.kind {
         ColumnKind::Fixed(_) => HEX_ID.call(vec![ident(name)]).alias(name),
         ColumnKind::Map { .. } if !promoted.is_empty() => {
             let column = |promoted: &Promoted| ident(promoted.column);

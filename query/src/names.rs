@@ -62,9 +62,16 @@ impl CatalogProvider for TenantCatalog {
         if name == SYSTEM {
             return Some(Arc::new(SystemTables { snapshotter }));
         }
+        let dataset = self.dataset(name)?;
+        Some(Arc::new(DatasetTables { snapshotter, dataset }))
+    }
+}
+
+impl TenantCatalog {
+    /// The dataset of that name, if there is one for the caller.
+    pub(crate) fn dataset(&self, name: &str) -> Option<DatasetId> {
         let dataset = DatasetId::new(name).ok()?;
-        let known = self.open || self.datasets.contains(&dataset);
-        known.then(|| Arc::new(DatasetTables { snapshotter, dataset }) as Arc<dyn SchemaProvider>)
+        (self.open || self.datasets.contains(&dataset)).then_some(dataset)
     }
 }
 

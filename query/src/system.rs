@@ -1,8 +1,11 @@
 //! `system.*`: what the node knows of itself, as far as the caller may see it.
 
+mod metadata;
+
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMillisecondArray, UInt64Array};
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, UInt64Array};
+use arrow::error::ArrowError;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
@@ -12,23 +15,31 @@ use signaldb_lake::version_of;
 use crate::engine::Snapshotter;
 use crate::error::{QueryError, QueryErrorKind};
 
-pub(crate) const NAMES: &[&str] = &["nodes", "groups", "tables", "flushes"];
+use self::metadata::{LazyTable, MetadataTable};
+
+pub(crate) const NAMES: &[&str] = &["nodes", "groups", "tables", "flushes", "snapshots", "files"];
 
 type Columns = Vec<(&'static str, ArrayRef)>;
 
 pub(crate) async fn table(
     name: &str,
-    snapshotter: &Snapshotter,
+    snapshotter: &Arc<Snapshotter>,
 ) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
     let columns = match name {
         "nodes" => nodes(snapshotter).await,
         "groups" => groups(snapshotter),
         "tables" => tables(&pointers(snapshotter).await?),
-        "flushes" => flushes(snapshotter, &pointers(snapshotter).await?).await?,
-        _ => return Ok(None),
+        _ => {
+            let Some(table) = MetadataTable::from_name(name) else { return Ok(None) };
+            return Ok(Some(Arc::new(LazyTable::new(table, Arc::clone(snapshotter))?)));
+        }
     };
-    let batch = RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| (name, array, true)))?;
+    let batch = batch(columns)?;
     Ok(Some(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?)))
+}
+
+fn batch(columns: Columns) -> Result<RecordBatch, ArrowError> {
+    RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(name, array)| (name, array, true)))
 }
 
 async fn nodes(snapshotter: &Snapshotter) -> Columns {
@@ -79,37 +90,4 @@ fn tables(pointers: &[TablePointer]) -> Columns {
         ("version", Arc::new(Int64Array::from_iter_values(versions))),
         ("metadata_location", text(|pointer| &pointer.location)),
     ]
-}
-
-/// One row a snapshot that is still kept, newest last.
-async fn flushes(snapshotter: &Snapshotter, pointers: &[TablePointer]) -> Result<Columns, QueryError> {
-    let mut rows: Vec<(String, String, i64, i64, i64, i64)> = Vec::new();
-    for pointer in pointers {
-        let metadata = snapshotter.lake.metadata_at(&pointer.location).await;
-        let metadata = metadata.map_err(|error| QueryError::new(QueryErrorKind::Unavailable, error.to_string()))?;
-        for snapshot in metadata.snapshots() {
-            let number = |key: &str| -> i64 {
-                let value = snapshot.summary().additional_properties.get(key);
-                value.and_then(|value| value.parse().ok()).unwrap_or(0)
-            };
-            rows.push((
-                dataset(pointer).to_owned(),
-                pointer.table.clone(),
-                snapshot.snapshot_id(),
-                snapshot.timestamp_ms(),
-                number("added-records"),
-                number("added-files-size"),
-            ));
-        }
-    }
-    rows.sort_by_key(|row| row.3);
-    let times = TimestampMillisecondArray::from_iter_values(rows.iter().map(|row| row.3)).with_timezone("+00:00");
-    Ok(vec![
-        ("dataset", Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.0.as_str())))),
-        ("table", Arc::new(StringArray::from_iter_values(rows.iter().map(|row| row.1.as_str())))),
-        ("snapshot_id", Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.2)))),
-        ("committed_at", Arc::new(times)),
-        ("added_records", Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.4)))),
-        ("added_bytes", Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| row.5)))),
-    ])
 }

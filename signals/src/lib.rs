@@ -19,10 +19,12 @@ pub mod rows;
 pub mod schema;
 pub mod table;
 mod traces;
+mod view_ddl;
 mod wire;
 
 pub use attributes::merge_attributes;
 pub use request::{Checked, RequestError, SignalKind};
 pub use rows::Rows;
 pub use table::SignalTable;
+pub use view_ddl::{ViewDialect, promoted_into, view_ddl};
 pub use wire::WireError;

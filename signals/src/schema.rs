@@ -23,6 +23,15 @@ pub struct Column {
     pub kind: ColumnKind,
 }
 
+impl Column {
+    /// Whether the column only serves the way back to OTLP; the logical view leaves it out.
+    pub fn is_helper(&self) -> bool {
+        const HELPERS: &[&str] =
+            &["attribute_types", "resource_attribute_types", "scope_attribute_types", "metadata_types", "body_type"];
+        HELPERS.contains(&self.name.as_str())
+    }
+}
+
 /// Type of a column, in Iceberg's terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ColumnKind {

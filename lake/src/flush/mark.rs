@@ -28,8 +28,11 @@ pub(super) struct Begun {
     pub(super) from: u64,
 }
 
+/// What the keys of marks begin with.
+pub(super) const MARK_PREFIX: &str = "signaldb.flush.";
+
 pub(super) fn mark_key(group: GroupId) -> String {
-    format!("signaldb.flush.{group}")
+    format!("{MARK_PREFIX}{group}")
 }
 
 /// The incarnations of a group.

@@ -130,3 +130,50 @@ fn old_snapshots_go_but_the_current_one_and_the_files_stay() {
     assert_eq!(table.metadata.snapshots().count(), 2, "the one it was built on goes with the next commit");
     assert_eq!(table.data_files().len(), 31);
 }
+
+#[test]
+fn the_past_is_shown_exactly_or_not_at_all() {
+    let mut table = Table::new();
+    let minute = HOUR / 60;
+    for n in 0..30 {
+        table.append(file(&format!("f{n:02}"), 1), (1 + n) * 6 * minute);
+    }
+    // Kept: the last of the first hour (id 9, minute 54), the last of the second (19, minute 114), all of the last hour
+    // before minute 180 (20 to 30).
+    let at = |minutes: i64| match snapshot_as_of(&table.metadata, AsOf::Time(Moment(minutes * minute))) {
+        Ok(snapshot) => Ok(snapshot.snapshot_id()),
+        Err(AsOfError::Expired { kept, .. }) => Err((kept.before.map(|(id, _)| id), kept.after.map(|(id, _)| id))),
+        Err(other) => panic!("{other}"),
+    };
+    assert_eq!(at(10_000), Ok(30), "the newest");
+    assert_eq!(at(179), Ok(29));
+    assert_eq!(at(120), Ok(20), "a snapshot is current from its own time on");
+    assert_eq!(at(119), Ok(19));
+    assert_eq!(at(59), Ok(9), "nothing was committed in the rest of that hour");
+    assert_eq!(at(60), Err((Some(9), Some(19))), "the one of minute 60 has expired");
+    assert_eq!(at(90), Err((Some(9), Some(19))));
+    assert_eq!(at(53), Err((None, Some(9))));
+}
+
+#[test]
+fn before_the_first_commit_there_is_no_snapshot() {
+    let asked = Moment(5);
+    let as_of = |table: &Table, as_of: AsOf| snapshot_as_of(&table.metadata, as_of).map(|found| found.snapshot_id());
+    let mut table = Table::new();
+    assert_eq!(as_of(&table, AsOf::Time(asked)), Err(AsOfError::NoSnapshotYet(asked)), "an empty table");
+    table.append(file("a", 1), 10);
+    table.append(file("b", 1), 20);
+    assert_eq!(as_of(&table, AsOf::Time(asked)), Err(AsOfError::NoSnapshotYet(asked)));
+    assert_eq!(as_of(&table, AsOf::Time(Moment(19))), Ok(1));
+    assert_eq!(as_of(&table, AsOf::Snapshot(1)), Ok(1));
+    assert_eq!(as_of(&table, AsOf::Snapshot(7)), Err(AsOfError::UnknownSnapshot(7)));
+}
+
+#[test]
+fn an_expired_past_names_its_neighbours() {
+    let kept = Neighbours { before: Some((1, Moment(0))), after: Some((2, Moment(1500))) };
+    let error = AsOfError::Expired { asked: Moment(1000), kept };
+    let text = "the snapshot that was current at 1970-01-01T00:00:01.000Z has expired; \
+        kept are 1 of 1970-01-01T00:00:00.000Z and 2 of 1970-01-01T00:00:01.500Z";
+    assert_eq!(error.to_string(), text);
+}

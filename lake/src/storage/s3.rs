@@ -1,5 +1,6 @@
 //! The client of a bucket: what the configuration says, and beyond that the `AWS_*` environment.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +74,27 @@ pub(super) fn connect(bucket: &str, options: &S3Options, io: Handle) -> object_s
     builder.build()
 }
 
+/// What a client of the tables may be told of the options: all but the key. What is not configured, each client finds out
+/// by itself, as this node does.
+pub(super) fn client_properties(options: &S3Options) -> BTreeMap<&'static str, String> {
+    let mut properties = BTreeMap::new();
+    if let Some(endpoint) = &options.endpoint {
+        properties.insert("s3.endpoint", endpoint.clone());
+    }
+    if let Some(region) = &options.region {
+        // Java's clients have a name of their own for it.
+        properties.insert("s3.region", region.clone());
+        properties.insert("client.region", region.clone());
+    }
+    // Amazon's own endpoints take both; a server of one's own is asked as this node asks it.
+    if options.endpoint.is_some() || options.path_style.is_some() {
+        let path_style = options.path_style.unwrap_or(true);
+        properties.insert("s3.path-style-access", path_style.to_string());
+        properties.insert("s3.force-virtual-addressing", (!path_style).to_string());
+    }
+    properties
+}
+
 /// The endpoint as the builder wants it: with the bucket in the host unless the path names it.
 fn endpoint(bucket: &str, options: &S3Options) -> Option<String> {
     let endpoint = options.endpoint.as_deref()?.trim_end_matches('/');
@@ -109,5 +131,28 @@ mod tests {
             S3Credentials { access_key_id: "the-key".to_owned(), secret_access_key: "the-secret".to_owned() };
         let shown = format!("{:?}", S3Options { credentials: Some(credentials), ..S3Options::default() });
         assert!(!shown.contains("the-key") && !shown.contains("the-secret"), "{shown}");
+    }
+
+    #[test]
+    fn clients_are_told_where_but_not_with_which_key() {
+        let credentials =
+            S3Credentials { access_key_id: "the-key".to_owned(), secret_access_key: "the-secret".to_owned() };
+        let options = S3Options {
+            endpoint: Some("http://127.0.0.1:9000".to_owned()),
+            region: Some("eu-central-1".to_owned()),
+            credentials: Some(credentials),
+            ..S3Options::default()
+        };
+        let told: Vec<(&str, String)> = client_properties(&options).into_iter().collect();
+        let told: Vec<(&str, &str)> = told.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let expected = [
+            ("client.region", "eu-central-1"),
+            ("s3.endpoint", "http://127.0.0.1:9000"),
+            ("s3.force-virtual-addressing", "false"),
+            ("s3.path-style-access", "true"),
+            ("s3.region", "eu-central-1"),
+        ];
+        assert_eq!(told, expected);
+        assert!(client_properties(&S3Options::default()).is_empty());
     }
 }

@@ -14,7 +14,7 @@ fn memory(prefix: &str) -> Store {
 /// The same tree, opened by somebody else.
 fn again(store: &Store) -> Store {
     match store.objects() {
-        Some((url, objects)) => Store::over(objects, url.to_owned(), store.root().to_owned()),
+        Some((url, objects)) => Store::over(objects, url.to_owned(), store.root().to_owned(), BTreeMap::new()),
         None => Store::open(store.root(), "", &S3Options::default()).expect("opens"),
     }
 }
