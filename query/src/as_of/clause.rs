@@ -111,7 +111,7 @@ fn take_name(out: &mut Vec<TokenWithSpan>) -> Option<Vec<String>> {
         let Token::Word(word) = &out.last()?.token else { return None };
         parts.push(normalized(word));
         out.pop();
-        if !out.last().is_some_and(|token| token.token == Token::Period) {
+        if out.last().is_none_or(|token| token.token != Token::Period) {
             break;
         }
         out.pop();
