@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iceberg::spec::{DataFile, Manifest, ManifestFile, TableMetadata};
+use iceberg::spec::{DataFile, TableMetadata};
 use serde::{Deserialize, Serialize};
 use signaldb_catalog::{Swap, SwapOutcome};
 use signaldb_model::{TableId, UnixNanos};
@@ -21,7 +21,7 @@ use crate::datafile::{self, EncodedFile};
 use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::memtable::{GroupMemtable, MemBatch};
-use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metadata};
+use crate::metadata::{Change, Staged};
 use crate::table;
 
 /// A table smaller than this waits for `max_interval`: small commits cost as much as large ones.
@@ -340,34 +340,17 @@ impl Flusher {
         files: Vec<DataFile>,
         mark: &FlushMark,
     ) -> Result<Staged, LakeError> {
-        let (manifests, loaded) = self.load_manifests(metadata).await?;
         let mark = serde_json::to_string(mark).map_err(iceberg::Error::from)?;
         let key = mark_key(self.group.id().0);
         let change = Change {
             add: files,
             set_properties: HashMap::from([(key.clone(), mark.clone())]),
             summary: HashMap::from([(key, mark)]),
+            expire: true,
+            merge_manifests: true,
+            ..Change::default()
         };
-        let seeds = Seeds {
-            snapshot_id: (uuid::Uuid::new_v4().as_u128() as i64) & i64::MAX,
-            commit: uuid::Uuid::new_v4(),
-            metadata: uuid::Uuid::new_v4(),
-            now_ms: self.lake.clock().now().millis(),
-        };
-        Ok(next_metadata(Base { metadata, location, manifests, loaded }, change, seeds)?)
-    }
-
-    async fn load_manifests(
-        &self,
-        metadata: &TableMetadata,
-    ) -> Result<(Vec<ManifestFile>, HashMap<String, Manifest>), LakeError> {
-        let manifests = self.lake.manifests(metadata).await?;
-        let mut loaded = HashMap::new();
-        for manifest in manifests_to_load(&manifests) {
-            let content = self.lake.store().read(&manifest.manifest_path).await?;
-            loaded.insert(manifest.manifest_path.clone(), Manifest::parse_avro(&content)?);
-        }
-        Ok((manifests, loaded))
+        self.lake.stage(metadata, location, change).await
     }
 
     /// Tells every replica that the rows are in Iceberg.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::spec::{
     DataFile, FormatVersion, Manifest, ManifestContentType, ManifestFile, ManifestList, TableMetadata,
 };
@@ -20,6 +21,7 @@ use crate::config::LakeConfig;
 use crate::error::LakeError;
 use crate::flush::{FlushRequest, Flusher};
 use crate::memtable::{GroupMemtable, LogReader, TableView};
+use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metadata};
 use crate::storage::Store;
 use crate::table;
 
@@ -27,6 +29,8 @@ use crate::table;
 const METADATA_CACHE_MAX: usize = 256;
 /// Manifests whose data files are kept in memory.
 const MANIFEST_CACHE_MAX: usize = 4096;
+/// Manifests that are read at the same time.
+const READS_AT_ONCE: usize = 8;
 /// Flush requests that may wait; more are refused, for they would only wait for the same cut.
 const FLUSH_QUEUE: usize = 64;
 
@@ -232,6 +236,33 @@ impl Lake {
         let Some(snapshot) = metadata.current_snapshot() else { return Ok(Vec::new()) };
         let list = self.0.store.read(snapshot.manifest_list()).await?;
         Ok(ManifestList::parse_with_version(&list, FormatVersion::V2)?.entries().to_vec())
+    }
+
+    /// The version of the table after the one at `location`: every file that must be written before the swap.
+    ///
+    /// # Errors
+    /// As [`next_metadata`], or when the store cannot be read.
+    pub(crate) async fn stage(
+        &self,
+        metadata: &TableMetadata,
+        location: &str,
+        change: Change,
+    ) -> Result<Staged, LakeError> {
+        let manifests = self.manifests(metadata).await?;
+        let wanted: Vec<String> =
+            manifests_to_load(&manifests, &change).iter().map(|manifest| manifest.manifest_path.clone()).collect();
+        let loaded = stream::iter(wanted).map(|path| async move {
+            let content = self.0.store.read(&path).await?;
+            Ok::<_, LakeError>((path, Manifest::parse_avro(&content)?))
+        });
+        let loaded: HashMap<String, Manifest> = loaded.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        let seeds = Seeds {
+            snapshot_id: (uuid::Uuid::new_v4().as_u128() as i64) & i64::MAX,
+            commit: uuid::Uuid::new_v4(),
+            metadata: uuid::Uuid::new_v4(),
+            now_ms: self.0.clock.now().millis(),
+        };
+        Ok(next_metadata(Base { metadata, location, manifests, loaded }, change, seeds)?)
     }
 
     /// The live data files of a table version. Manifests never change: each is read once.
