@@ -308,7 +308,7 @@ fn five_hundred_snapshots_are_less_than_a_megabyte_of_metadata() {
     table.commit(append(0), 1000).expect("stages");
     let mut json = serde_json::to_value(&table.metadata).expect("is JSON");
     let (snapshot, log) = (json["snapshots"][0].clone(), json["snapshot-log"][0].clone());
-    for n in 2..=1000 {
+    for n in 2..=1000_i64 {
         let (mut snapshot, mut log) = (snapshot.clone(), log.clone());
         (snapshot["snapshot-id"], snapshot["sequence-number"]) = ((n << 52).into(), n.into());
         (snapshot["timestamp-ms"], log["timestamp-ms"]) = ((1000 + n).into(), (1000 + n).into());
