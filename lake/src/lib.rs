@@ -21,5 +21,5 @@ pub use config::LakeConfig;
 pub use error::LakeError;
 pub use lake::Lake;
 pub use memtable::{MemBatch, TableView};
-pub use storage::{ObjectFailure, S3Credentials, S3Options, Store, StoreError};
+pub use storage::{Listed, ObjectFailure, S3Credentials, S3Options, Store, StoreError};
 pub use table::version_of;
