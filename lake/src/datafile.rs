@@ -138,9 +138,14 @@ impl DataFileWriter {
         Ok(self.writer.write(batch)?)
     }
 
-    /// About the size of the file if it ended here.
-    pub(crate) fn bytes(&self) -> usize {
-        self.writer.bytes_written() + self.writer.in_progress_size()
+    /// Whether the file has about `bytes`, and certainly seven eighths of that. What is in progress seems larger than it
+    /// is until it is compressed; to find out, a row group may end here.
+    pub(crate) fn is_full(&mut self, bytes: usize) -> Result<bool, LakeError> {
+        if self.writer.bytes_written() + self.writer.in_progress_size() < bytes {
+            return Ok(false);
+        }
+        self.writer.flush()?;
+        Ok(self.writer.bytes_written() >= bytes - bytes / 8)
     }
 
     pub(crate) fn finish(mut self) -> Result<EncodedFile, LakeError> {

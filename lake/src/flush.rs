@@ -22,6 +22,7 @@ use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::memtable::{GroupMemtable, MemBatch};
 use crate::metadata::{Change, Staged};
+use crate::names;
 use crate::table;
 
 /// A table smaller than this waits for `max_interval`: small commits cost as much as large ones.
@@ -240,6 +241,11 @@ impl Flusher {
         if swaps.is_empty() {
             return Ok(Some(planned));
         }
+        // Whoever collects orphans may take files that waited this long for such: write them anew.
+        if encoded.values().any(|(commit, _)| !self.lake.may_commit(*commit)) {
+            encoded.clear();
+            return Ok(None);
+        }
         match self.lake.catalog().swap(&swaps).await {
             Ok(SwapOutcome::Moved) => Ok(Some(planned)),
             Ok(SwapOutcome::Conflict) => Ok(None),
@@ -306,16 +312,13 @@ impl Flusher {
         if let Some(found) = encoded.get(&key) {
             return Ok(found.clone());
         }
-        let commit = uuid::Uuid::now_v7();
-        let (root, group) = (metadata.location().to_owned(), self.group.id().0);
+        let commit = self.lake.new_commit();
+        let (root, group) = (metadata.location().to_owned(), self.group.id().0.to_string());
         // One file waits while the next is encoded: rows of very many days must not pile up in memory as files.
         let (sender, mut files) = mpsc::channel(1);
         let encode = move || -> Result<(), LakeError> {
             let rows: Vec<Rows> = rows.into_iter().map(|batch| batch.rows).collect();
-            let name = |n: usize, day: i32| {
-                let date = chrono::DateTime::from_timestamp(i64::from(day) * 86_400, 0).unwrap_or_default();
-                format!("{root}/data/timestamp_day={}/{group}-{commit}-{n}.parquet", date.format("%Y-%m-%d"))
-            };
+            let name = |n: usize, day: i32| names::data_file(&root, &group, commit, n, day);
             let mut done = |file: EncodedFile| {
                 sender.blocking_send(file).map_err(|_| LakeError::Stopped("the data file's write failed"))
             };

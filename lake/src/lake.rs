@@ -1,6 +1,6 @@
 //! The lake of one process: memtables of all groups, the tasks that build and flush them, and the tables.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use iceberg::spec::{
 use signaldb_catalog::{CatalogError, IcebergCatalog};
 use signaldb_model::{Clock, DatasetId, GroupId, TableId, TenantId};
 use signaldb_raft::state::GroupState;
-use signaldb_raft::{Append, ApplySink, Group};
+use signaldb_raft::{Append, ApplySink, Group, Groups};
 use signaldb_signals::SignalTable;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -20,8 +20,11 @@ use tokio_util::task::TaskTracker;
 use crate::config::LakeConfig;
 use crate::error::LakeError;
 use crate::flush::{FlushRequest, Flusher};
+use crate::maintain::Maintainer;
 use crate::memtable::{GroupMemtable, LogReader, TableView};
 use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metadata};
+use crate::names;
+use crate::orphans::COMMIT_WITHIN;
 use crate::storage::Store;
 use crate::table;
 
@@ -188,6 +191,12 @@ impl Lake {
         });
     }
 
+    /// Starts to look after the tables of the groups that this node leads.
+    pub fn start_maintenance(&self, groups: Arc<Groups>) {
+        let maintainer = Maintainer::new(self.clone(), groups);
+        self.0.tasks.spawn(maintainer.run(self.0.stop.clone()));
+    }
+
     /// Flushes everything that `groups` applied before the call.
     ///
     /// # Errors
@@ -263,6 +272,52 @@ impl Lake {
             now_ms: self.0.clock.now().millis(),
         };
         Ok(next_metadata(Base { metadata, location, manifests, loaded }, change, seeds)?)
+    }
+
+    /// Every file that this version of a table needs: its own, those of its log, and all that its snapshots reach.
+    ///
+    /// # Errors
+    /// When one of them cannot be read: nobody can say then what is needed.
+    pub(crate) async fn reachable(
+        &self,
+        metadata: &TableMetadata,
+        location: &str,
+    ) -> Result<HashSet<String>, LakeError> {
+        let lists: Vec<String> = metadata.snapshots().map(|snapshot| snapshot.manifest_list().to_owned()).collect();
+        let mut files: HashSet<String> = lists.iter().cloned().collect();
+        files.insert(location.to_owned());
+        files.extend(metadata.metadata_log().iter().map(|version| version.metadata_file.clone()));
+        let manifests = stream::iter(lists).map(|path| async move {
+            let content = self.0.store.read(&path).await?;
+            let list = ManifestList::parse_with_version(&content, FormatVersion::V2)?;
+            Ok::<_, LakeError>(list.entries().iter().map(|entry| entry.manifest_path.clone()).collect::<Vec<_>>())
+        });
+        let manifests: Vec<Vec<String>> = manifests.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        let manifests: HashSet<String> = manifests.into_iter().flatten().collect();
+        let data = stream::iter(manifests.iter().cloned().collect::<Vec<_>>()).map(|path| async move {
+            // Not by way of the cache: most of these are old.
+            let manifest = Manifest::parse_avro(&self.0.store.read(&path).await?)?;
+            let alive = manifest.entries().iter().filter(|entry| entry.is_alive());
+            Ok::<_, LakeError>(alive.map(|entry| entry.file_path().to_owned()).collect::<Vec<_>>())
+        });
+        let data: Vec<Vec<String>> = data.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        files.extend(manifests);
+        files.extend(data.into_iter().flatten());
+        Ok(files)
+    }
+
+    /// Names the data files of a commit that begins now.
+    pub(crate) fn new_commit(&self) -> uuid::Uuid {
+        let now = self.0.clock.now().0;
+        let (seconds, nanos) = (now / 1_000_000_000, (now % 1_000_000_000) as u32);
+        uuid::Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos))
+    }
+
+    /// Whether data files of this commit may still be committed: later somebody may take them for orphans.
+    pub(crate) fn may_commit(&self, commit: uuid::Uuid) -> bool {
+        let within = i64::try_from(COMMIT_WITHIN.as_millis()).unwrap_or(i64::MAX);
+        let age = names::commit_ms(commit).map(|begun| self.0.clock.now().millis().saturating_sub(begun));
+        age.is_some_and(|age| age <= within)
     }
 
     /// The live data files of a table version. Manifests never change: each is read once.

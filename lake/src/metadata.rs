@@ -33,7 +33,7 @@ pub struct Base<'a> {
 }
 
 /// What the commit changes.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Change {
     pub add: Vec<DataFile>,
     /// Data files that the table no longer has; each must be live in the base. With `add` the rows are the same in
