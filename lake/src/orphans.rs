@@ -40,8 +40,10 @@ pub(crate) struct Moment<'a> {
     /// The table's, which `reachable` is of.
     pub(crate) version: i64,
     pub(crate) now_ms: i64,
-    /// By the process's clock.
-    pub(crate) elapsed: Duration,
+    /// Before the table was looked at, by the process's clock.
+    pub(crate) begun: Duration,
+    /// After its files were listed.
+    pub(crate) listed: Duration,
     pub(crate) grace: Duration,
 }
 
@@ -65,16 +67,16 @@ pub(crate) fn plan(listed: Vec<Listed>, seen: &mut Seen, moment: &Moment<'_>) ->
             continue;
         }
         let written_ms = names::data_file_ms(&file.location).unwrap_or(i64::MIN).max(file.modified_ms);
-        let new = Sighting { since: moment.elapsed, version: None };
+        let new = Sighting { since: moment.listed, version: None };
         let mut sighting = before.remove(&file.location).unwrap_or(new);
         let old = moment.now_ms.saturating_sub(written_ms) >= grace_ms
-            && moment.elapsed.saturating_sub(sighting.since) >= moment.grace;
+            && moment.begun.saturating_sub(sighting.since) >= moment.grace;
         if old && (was_passed(&file.location, moment) || sighting.version.is_some_and(|then| moment.version > then)) {
             plan.delete.push(file.location);
             continue;
         }
         if old {
-            sighting.version.get_or_insert(moment.version);
+            sighting.version = sighting.version.or(Some(moment.version));
             plan.needs_commit |= !was_passed(&file.location, moment);
         }
         plan.waiting += 1;
@@ -114,7 +116,8 @@ mod tests {
                 reachable: &reachable,
                 version: versions[hour as usize - 10],
                 now_ms: hour * HOUR_MS,
-                elapsed: HOUR * hour as u32,
+                begun: HOUR * hour as u32,
+                listed: HOUR * hour as u32,
                 grace: HOUR,
             };
             (hour, plan(listed.to_vec(), &mut seen, &moment))

@@ -49,12 +49,12 @@ async fn collect(lake: &TestLake, seen: &mut Seen) -> usize {
 async fn a_flush_between_rewriting_and_committing_is_kept() {
     let (lake, mut expected) = table(5).await;
     let rewrite = lake.upkeep().rewrites().await.expect("plans").remove(0);
-    let rewritten =
-        execute(&lake.lake, TABLE, lake.metadata().await.location(), &rewrite, 128 << 20, &CancellationToken::new());
-    let rewritten = rewritten.await.expect("rewrites");
+    let (root, stop) = (lake.metadata().await.location().to_owned(), CancellationToken::new());
+    let rewritten = execute(&lake.lake, TABLE, &root, &rewrite, 128 << 20, &stop).await.expect("rewrites");
     let late = Draw(9).rows(99, 7, lake.day_start(1));
     lake.flush(&late, 6).await;
-    let change = Change { add: rewritten.files, remove: rewrite.files, ..Change::default() };
+    let (add, remove) = (rewritten.files.clone(), rewrite.files.clone());
+    let change = Change { add, remove, ..Change::default() };
     let done = commit(&lake.lake, &lake.id, TABLE, &change, Some(rewritten.commit)).await.expect("commits");
     assert!(matches!(done, Committed::Done { .. }));
     expected.extend(late);

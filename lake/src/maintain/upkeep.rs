@@ -129,6 +129,7 @@ impl Upkeep<'_> {
 
     /// Deletes files that nobody needs any more. The readers must have been told where the table is now.
     pub(crate) async fn collect(&self, seen: &mut Seen) -> Result<Option<String>, LakeError> {
+        let begun = self.lake.clock().elapsed();
         let Some((location, metadata)) = self.current().await? else { return Ok(None) };
         let reachable = self.lake.reachable(&metadata, &location).await?;
         let listed = self.lake.store().list(metadata.location()).await?;
@@ -136,7 +137,8 @@ impl Upkeep<'_> {
             reachable: &reachable,
             version: version_of(&location),
             now_ms: self.lake.clock().now().millis(),
-            elapsed: self.lake.clock().elapsed(),
+            begun,
+            listed: self.lake.clock().elapsed(),
             grace: self.lake.config().retention.grace,
         };
         let plan = orphans::plan(listed, seen, &moment);
