@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ENV := . scripts/env.sh;
 
-.PHONY: help deps test-deps jepsen-deps run cluster test jepsen lint bench install clean
+.PHONY: help deps test-deps jepsen-deps run cluster test jepsen jepsen-full lint bench install clean
 
 help:
 	@echo "make run      build the release binary and run one node on loopback (data in .data/)"
@@ -12,6 +12,8 @@ help:
 	@echo "make test     run every test that CI runs"
 	@echo "make jepsen   break three release nodes for two minutes and judge what they did (exit 0 valid, 1 invalid, 2 unknown)"
 	@echo "              CATALOG=postgres: with their catalog in a private PostgreSQL"
+	@echo "make jepsen-full  for an hour, as root: power losses, full, slow and damaged disks too"
+	@echo "              SECONDS=600, SCENARIO=full|overlap|power-loss-all|damage|default or a file (jepsen/scenarios)"
 	@echo "make lint     format check and clippy"
 	@echo "make bench    measure a release node; appends to bench/RESULTS.md"
 	@echo "make install  install the binary and the names of its roles into PREFIX (default /usr/local)"
@@ -48,6 +50,15 @@ jepsen: jepsen-deps
 	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench -p signaldb-jepsen; \
 	target=$${CARGO_TARGET_DIR:-target}; export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
 	"$$target/release/signaldb-jepsen" --node "$$target/release/signaldb" --catalog "$(CATALOG)"
+
+# Mounts are made in a namespace of their own: they end with the run, however it ends, and no other process keeps them.
+SCENARIO ?= full
+jepsen-full: jepsen-deps
+	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench -p signaldb-jepsen; \
+	target=$${CARGO_TARGET_DIR:-target}; export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
+	alone=(); if unshare --mount true 2>/dev/null; then alone=(unshare --mount); fi; \
+	"$${alone[@]}" "$$target/release/signaldb-jepsen" --node "$$target/release/signaldb" --catalog "$(CATALOG)" \
+	  --scenario "$(SCENARIO)" $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out "$(OUT)")
 
 lint: deps
 	@$(ENV) cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings

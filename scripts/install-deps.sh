@@ -35,6 +35,8 @@ fi
 if wants tests && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then packages+=(postgresql); fi
 # Moves the wall clocks of nodes.
 if wants jepsen && ! ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1; then packages+=(libfaketime); fi
+# Disks that lose their power: not in every container.
+if wants jepsen && [ ! -e /usr/sbin/mkfs.ext4 ] && [ ! -e /sbin/mkfs.ext4 ]; then packages+=(e2fsprogs); fi
 if [ ${#packages[@]} -gt 0 ]; then
   echo "installing: ${packages[*]}"
   sudo=$([ "$(id -u)" = 0 ] || echo sudo)

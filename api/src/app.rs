@@ -10,9 +10,11 @@ use signaldb_catalog::{Access, Identity};
 use signaldb_lake::Lake;
 use signaldb_model::{AckLevel, NodeId, TenantId};
 use signaldb_query::QueryEngine;
-use signaldb_raft::Groups;
+use signaldb_raft::{DiskLevel, Groups};
 use signaldb_signals::{SignalKind, SignalTable};
 use tokio_util::task::TaskTracker;
+
+use crate::intake::Intake;
 
 /// Services behind the API.
 pub struct AppDeps {
@@ -31,6 +33,8 @@ pub struct AppDeps {
     pub dedup_window: Duration,
     /// Tenants whose writes are acknowledged at a stronger level than the groups' (`[[auth.tenants]] ack`).
     pub tenant_acks: BTreeMap<TenantId, AckLevel>,
+    /// What requests that are read, or are on their way into the log, may hold together; beyond it they are throttled.
+    pub intake_bytes_max: usize,
     /// Signals that are stored (`schema.default_schemas`).
     pub signals: Vec<SignalKind>,
     /// Renders the node's metrics as Prometheus text.
@@ -44,7 +48,7 @@ pub struct App(Arc<Inner>);
 struct Inner {
     deps: AppDeps,
     draining: AtomicBool,
-    disk_full: AtomicBool,
+    intake: Intake,
     /// Datasets whose tables are known to exist, or are being made.
     prepared: Mutex<HashSet<(String, String)>>,
     tasks: TaskTracker,
@@ -73,9 +77,9 @@ impl std::ops::Deref for App {
 impl App {
     pub fn new(deps: AppDeps) -> Self {
         Self(Arc::new(Inner {
+            intake: Intake::new(deps.intake_bytes_max),
             deps,
             draining: AtomicBool::new(false),
-            disk_full: AtomicBool::new(false),
             prepared: Mutex::default(),
             tasks: TaskTracker::new(),
         }))
@@ -86,13 +90,13 @@ impl App {
         self.0.draining.store(true, Ordering::Release);
     }
 
-    /// While set, writes are refused with a retry hint; queries go on.
-    pub fn set_disk_full(&self, full: bool) {
-        self.0.disk_full.store(full, Ordering::Release);
+    /// Below the disk reserve: writes are refused with a retry hint; queries go on.
+    pub(crate) fn disk_full(&self) -> bool {
+        self.groups.disk_level() != DiskLevel::Normal
     }
 
-    pub fn disk_full(&self) -> bool {
-        self.0.disk_full.load(Ordering::Acquire)
+    pub(crate) fn intake(&self) -> &Intake {
+        &self.0.intake
     }
 
     pub(crate) fn draining(&self) -> bool {

@@ -150,9 +150,12 @@ impl From<WriteError> for ApiError {
             WriteError::Rejected(RejectReason::Undecodable(_)) => {
                 Self::new(Kind::Unavailable, message).with_hint("nodes of different versions: finish the upgrade")
             }
-            WriteError::Rejected(RejectReason::NoLeader { .. } | RejectReason::Stopping) => {
-                Self::new(Kind::Unavailable, message)
-            }
+            WriteError::Rejected(
+                RejectReason::NoLeader { .. }
+                | RejectReason::Stopping
+                | RejectReason::DiskReserve
+                | RejectReason::Halted(_),
+            ) => Self::new(Kind::Unavailable, message),
         }
     }
 }

@@ -86,10 +86,6 @@ async fn store(
     body: &Bytes,
     protobuf: Bytes,
 ) -> Result<Accepted, ApiError> {
-    if !app.signals.contains(&kind) {
-        let message = format!("{} are not stored here: schema.default_schemas disables them", kind.records());
-        return Err(ApiError::new(Kind::Forbidden, message));
-    }
     let checked = request::check(kind, &protobuf).map_err(|error| ApiError::invalid(error.to_string()))?;
     metrics::counter!("signaldb_ingest_requests_total").increment(1);
     metrics::counter!("signaldb_ingest_records_total").increment(checked.rows());
@@ -100,13 +96,9 @@ async fn store(
     if checked.rows() == 0 {
         return Ok(accepted);
     }
-    if app.disk_full() {
-        return Err(ApiError::new(Kind::Unavailable, "the disk reserve is reached: free space on the log's disk"));
-    }
-    if app.lake.full() {
-        let message =
-            "unflushed rows use up their memory budget: flushing does not keep up, or catalog or store are down";
-        return Err(ApiError::new(Kind::Throttled, message));
+    // While the request was read others were applied.
+    if let Some(error) = refusal(app, kind, 0) {
+        return Err(error);
     }
     let group = app.groups.home(&identity.tenant, app.write_timeout).await?;
     let asked = strongest(options.ack, app.tenant_acks.get(&identity.tenant).copied());
@@ -119,6 +111,22 @@ async fn store(
     });
     accepted.written = whole(join_all(appends).await)?;
     Ok(accepted)
+}
+
+/// Why this node takes no records of the kind now, if it does not; `arriving` bytes of requests will become rows.
+pub(crate) fn refusal(app: &App, kind: SignalKind, arriving: usize) -> Option<ApiError> {
+    if !app.signals.contains(&kind) {
+        let message = format!("{} are not stored here: schema.default_schemas disables them", kind.records());
+        return Some(ApiError::new(Kind::Forbidden, message));
+    }
+    if app.disk_full() {
+        return Some(ApiError::new(Kind::Unavailable, "the disk reserve is reached: free space on the log's disk"));
+    }
+    app.lake.full(arriving).then(|| {
+        let message = "unflushed rows, and those that arrive, use up their memory budget: flushing does not keep up, \
+                       or catalog or store are down";
+        ApiError::new(Kind::Throttled, message)
+    })
 }
 
 /// The level that satisfies both the request and its tenant.
@@ -256,7 +264,54 @@ pub(crate) fn ack_headers(accepted: &Accepted) -> Vec<(&'static str, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use prost::Message;
+    use signaldb_model::GroupId;
+    use signaldb_model::limits::REQUEST_BYTES_MAX;
+    use signaldb_proto::otlp::collector::trace::v1::ExportTraceServiceRequest;
+    use signaldb_proto::otlp::trace::v1::{ResourceSpans, ScopeSpans, Span};
+
     use super::*;
+
+    #[test]
+    fn a_60_mib_request_becomes_parts_that_fit_an_entry_and_have_keys_of_their_own() {
+        let span = Span { trace_id: vec![1; 16], span_id: vec![2; 8], name: "x".repeat(256 << 10), ..Span::default() };
+        let scope = ScopeSpans { spans: vec![span; 240], ..ScopeSpans::default() };
+        let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
+        let body = Bytes::from(ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec());
+        assert!(body.len() > 60 << 20 && body.len() <= REQUEST_BYTES_MAX);
+        let checked = request::check(SignalKind::Traces, &body).expect("valid");
+        let split = parts(SignalKind::Traces, &checked, body.clone()).expect("splits");
+        assert!(split.iter().all(|(payload, _)| payload.len() <= ENTRY_BYTES_TARGET + 64));
+        assert!((15..=17).contains(&split.len()), "{} parts", split.len());
+        let rows = |(_, tables): &Part| tables.iter().map(|table| table.rows).sum::<u32>();
+        assert_eq!(split.iter().map(rows).sum::<u32>(), 240);
+        let again = parts(SignalKind::Traces, &checked, body).expect("splits");
+        assert!(again == split, "a retry falls into other parts");
+        let whole = Digest([7; 16]);
+        let keys: BTreeSet<Digest> = (0..split.len()).map(|part| part_digest(whole, part)).chain([whole]).collect();
+        assert_eq!(keys.len(), split.len() + 1);
+        assert_eq!(part_digest(whole, 3), part_digest(whole, 3));
+    }
+
+    #[test]
+    fn a_request_is_acknowledged_when_every_part_is_and_unknown_when_some_are() {
+        let position = |index| Position { group: GroupId(1), index };
+        let ok = |index, deduplicated| Ok(Written { position: position(index), level: AckLevel::Quorum, deduplicated });
+        let refused = || Err(ApiError::new(Kind::Throttled, "full"));
+        let outcome = |outcomes: Vec<Result<Written, ApiError>>| {
+            let written = whole(outcomes).map_err(|error| error.kind);
+            written.map(|written| written.map(|written| (written.position.index, written.deduplicated)))
+        };
+        assert_eq!(outcome(vec![]), Ok(None));
+        assert_eq!(outcome(vec![ok(3, false), ok(5, false), ok(4, false)]), Ok(Some((5, false))));
+        assert_eq!(outcome(vec![ok(3, true), ok(4, true)]), Ok(Some((4, true))), "a repeat of all parts");
+        assert_eq!(outcome(vec![ok(9, false), ok(4, true)]), Ok(Some((9, false))), "a retry that completed it");
+        assert_eq!(outcome(vec![ok(3, false), refused()]), Err(Kind::UnknownOutcome));
+        assert_eq!(outcome(vec![refused(), ok(3, true)]), Err(Kind::UnknownOutcome));
+        assert_eq!(outcome(vec![refused(), refused()]), Err(Kind::Throttled));
+    }
 
     #[test]
     fn a_request_may_ask_for_more_than_its_tenant_and_never_gets_less() {

@@ -1,8 +1,8 @@
 //! Everything that a client talks to: OTLP over gRPC and HTTP, SQL over HTTP and Flight SQL, health and operations.
 //!
 //! Only this crate knows headers and status codes. Each protocol is a thin translation to the same few calls:
-//! [`identity`] says whose request it is, [`ingest`] appends, the query engine answers, [`error`] maps every failure to
-//! every protocol's status.
+//! [`identity`] says whose request it is, [`intake`] bounds what is read, [`ingest`] appends, the query engine answers,
+//! [`error`] maps every failure to every protocol's status.
 //!
 //! Start with [`App`] and [`serve`].
 
@@ -14,9 +14,11 @@ mod format;
 mod health;
 mod identity;
 mod ingest;
+mod intake;
 pub mod metrics;
 mod otlp_grpc;
 mod otlp_http;
+mod recover;
 mod serve;
 mod sql_http;
 mod starting;

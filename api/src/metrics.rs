@@ -22,6 +22,11 @@ pub fn describe() {
         "signaldb_ingest_failed_requests_total",
         "Requests that were not acknowledged, by the code of the error; those without a valid identity not included."
     );
+    describe_gauge!(
+        "signaldb_ingest_held_bytes",
+        Unit::Bytes,
+        "Bytes of requests that are being read or are on their way into the log."
+    );
     counter!("signaldb_ingest_requests_total").increment(0);
     counter!("signaldb_ingest_records_total").increment(0);
     counter!("signaldb_ingest_rejected_records_total").increment(0);
@@ -40,4 +45,5 @@ pub(crate) fn record(app: &App, ready: bool) {
     app.groups.record_metrics();
     app.lake.record_metrics();
     gauge!("signaldb_ready").set(f64::from(ready));
+    gauge!("signaldb_ingest_held_bytes").set(app.intake().bytes() as f64);
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::http;
@@ -27,6 +28,11 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::identity::identify;
 use crate::ingest::{Accepted, Options, ack_headers, ingest};
+use crate::intake::{self, Held, paced};
+use crate::metrics::note_failed_ingest;
+
+/// Before each message: whether it is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
 
 /// Names of OTLP's services, as reflection lists them.
 pub(crate) const SERVICES: [&str; 3] = [Traces::SERVICE, Logs::SERVICE, Metrics::SERVICE];
@@ -100,15 +106,22 @@ impl<S: Signal> tower::Service<http::Request<Body>> for OtlpGrpc<S> {
         if request.uri().path().rsplit('/').next() != Some("Export") {
             return refuse(Status::unimplemented("OTLP services have the one method Export"));
         }
-        // Before the body is read: tonic buffers it whole before it calls the service.
+        // Before the body is read: tonic would buffer it whole before it calls the service.
         let admitted =
             identify(&self.0, request.headers()).and_then(|identity| Ok((identity, Options::read(request.headers())?)));
         let (identity, options) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return refuse(error.grpc_status()),
         };
-        let export = Export { app: self.0.clone(), kind: S::KIND, identity, options };
+        let (app, held) = (self.0.clone(), self.0.intake().hold());
+        let export = Export { app: app.clone(), kind: S::KIND, identity, options, held: Arc::clone(&held) };
         Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let body = match intake::read(app, S::KIND, held, body, REQUEST_BYTES_MAX + PREFIX_BYTES).await {
+                Ok(body) => body,
+                Err(error) => return Ok(error.grpc_status().into_http()),
+            };
+            let request = http::Request::from_parts(parts, body);
             let response = Grpc::new(RawCodec)
                 .accept_compressed(CompressionEncoding::Gzip)
                 .accept_compressed(CompressionEncoding::Zstd)
@@ -133,6 +146,7 @@ struct Export {
     kind: SignalKind,
     identity: Identity,
     options: Options,
+    held: Arc<Held>,
 }
 
 impl UnaryService<Bytes> for Export {
@@ -142,10 +156,15 @@ impl UnaryService<Bytes> for Export {
     fn call(&mut self, request: Request<Bytes>) -> Self::Future {
         let (app, kind) = (self.app.clone(), self.kind);
         let (identity, options) = (self.identity.clone(), self.options.clone());
-        let body = request.into_inner();
+        let (held, body) = (Arc::clone(&self.held), request.into_inner());
+        let counted = Arc::clone(&held);
+        let rest = async move {
+            // Decompressed it may be larger than what was read.
+            counted.at_least(body.len()).inspect_err(|error| note_failed_ingest(error.kind))?;
+            ingest(&app, kind, &identity, &options, &body, body.clone()).await
+        };
         Box::pin(async move {
-            let accepted = ingest(&app, kind, &identity, &options, &body, body.clone()).await;
-            let accepted = accepted.map_err(|error: ApiError| error.grpc_status())?;
+            let accepted = paced(&held, rest).await.map_err(|error: ApiError| error.grpc_status())?;
             let mut response = Response::new(Bytes::from(response_message(kind, &accepted)));
             for (name, value) in ack_headers(&accepted) {
                 if let Ok(value) = MetadataValue::try_from(value) {

@@ -1,5 +1,7 @@
 //! OTLP over HTTP: `/v1/traces`, `/v1/logs`, `/v1/metrics`, protobuf and JSON.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::State;
@@ -18,6 +20,8 @@ use crate::decompress::{decompress, too_large};
 use crate::error::{ApiError, Kind};
 use crate::identity::identify;
 use crate::ingest::{Accepted, Options, ack_headers, ingest};
+use crate::intake;
+use crate::metrics::note_failed_ingest;
 use crate::otlp_grpc::response_message;
 
 /// Encoding of request and response.
@@ -81,15 +85,25 @@ async fn accept(
 ) -> Result<Accepted, ApiError> {
     let identity = identify(app, headers)?;
     let options = Options::read(headers)?;
-    let body = decompress(headers, read_body(body).await?, REQUEST_BYTES_MAX)?;
-    let protobuf = match encoding {
-        Encoding::Protobuf => body.clone(),
-        Encoding::Json => {
-            let translated = otlp_json::to_protobuf(kind, &body);
-            Bytes::from(translated.map_err(|error| ApiError::invalid(error.to_string()))?)
-        }
+    let held = app.intake().hold();
+    let body = intake::read(app.clone(), kind, Arc::clone(&held), body, REQUEST_BYTES_MAX).await?;
+    let rest = async {
+        let Ok(body) = body.collect().await;
+        let body = decompress(headers, body.to_bytes(), REQUEST_BYTES_MAX)?;
+        held.at_least(body.len()).inspect_err(|error| note_failed_ingest(error.kind))?;
+        let protobuf = match encoding {
+            Encoding::Protobuf => body.clone(),
+            Encoding::Json => {
+                let translated = otlp_json::to_protobuf(kind, &body);
+                let translated = translated.map_err(|error| ApiError::invalid(error.to_string()))?;
+                let both = body.len() + translated.len();
+                held.at_least(both).inspect_err(|error| note_failed_ingest(error.kind))?;
+                Bytes::from(translated)
+            }
+        };
+        ingest(app, kind, &identity, &options, &body, protobuf).await
     };
-    ingest(app, kind, &identity, &options, &body, protobuf).await
+    intake::paced(&held, rest).await
 }
 
 /// The body as sent; a compressed one is never larger than what it becomes may be.

@@ -1,5 +1,5 @@
 //! The replicated log alone: three processes with nothing but the log and its Raft groups, written to over the peer port
-//! by a fourth, as a node does for its clients. What OTLP, tables and flushing cost is not in it.
+//! by a fourth over a stream of commands, as a node does for its clients. What OTLP, tables and flushing cost is not in it.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -10,24 +10,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use prost::Message;
 use signaldb_model::{Clock, DatasetId, GroupId, NodeId, SystemClock, TableCode, TableId, TenantId};
-use signaldb_proto::RawCodec;
-use signaldb_proto::peer::{CLUSTER_KEY, FORMAT, FORMAT_KEY, ProposeOutcome, ProposeRequest, ProposeResponse, SERVICE};
 use signaldb_raft::state::{Digest, GroupState};
 use signaldb_raft::state_store::MemoryStateStore;
 use signaldb_raft::{
-    Append, ApplySink, Command, Compression, Groups, GroupsConfig, OpenLog, PeerService, PeersConfig, TableStats,
+    Append, ApplySink, Command, Compression, Forwarder, Groups, GroupsConfig, OpenLog, PeerService, Peers, PeersConfig,
+    TableStats,
 };
 use signaldb_wal::{RealIo, WalConfig};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-use tonic::Request;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::service::Routes;
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::load::Latency;
 
@@ -36,6 +31,8 @@ const WINDOW_BYTES: u32 = 16 << 20;
 /// A point ends after so long, or so many bytes: the log is never purged here.
 const LASTS: Duration = Duration::from_secs(3);
 const BYTES_MAX: usize = 512 << 20;
+const GROUP: GroupId = GroupId(1);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One voter of the log, until its standard input ends.
 #[derive(Debug, clap::Args)]
@@ -168,36 +165,36 @@ pub(crate) async fn measure() -> anyhow::Result<Vec<Point>> {
     for (level, fsync) in [("quorum", false), ("quorum-fsync", true)] {
         for bytes in [1 << 10, 64 << 10] {
             let voters = Voters::start(fsync)?;
-            let channels = connect(&voters.addresses)?;
-            let leader = find_leader(&channels).await?;
+            let forwarder = Arc::new(forwarder(&voters.addresses));
+            let leader = find_leader(&forwarder).await?;
             for proposers in [1, 16, 64] {
                 let before = voters.cpu_seconds()?;
-                let (rate, latency) = propose(&channels[leader], bytes, proposers).await?;
+                let (rate, latency) = propose(&forwarder, leader, bytes, proposers).await?;
                 let cpu = voters.cpu_seconds()? - before;
                 eprintln!("{level} {bytes} x {proposers}: {rate:.1} MB/s, p99 {:.2} ms, {cpu:.2} CPU s", latency.p99);
                 points.push(Point { level, bytes, proposers, rate, latency });
             }
+            forwarder.close().await;
         }
     }
     Ok(points)
 }
 
-fn connect(addresses: &[String]) -> anyhow::Result<Vec<Channel>> {
-    let channel = |address: &String| {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
-        let endpoint = endpoint.initial_stream_window_size(WINDOW_BYTES).initial_connection_window_size(WINDOW_BYTES);
-        Ok(endpoint.connect_lazy())
-    };
-    addresses.iter().map(channel).collect()
+/// Writes as a node that is no voter.
+fn forwarder(addresses: &[String]) -> Forwarder {
+    let addresses: BTreeMap<NodeId, String> = (1..).map(NodeId).zip(addresses.iter().cloned()).collect();
+    let node = NodeId(addresses.len() as u64 + 1);
+    let config = PeersConfig { cluster: CLUSTER.into(), secret: String::new(), node, addresses };
+    Forwarder::new(Arc::new(Peers::of_tool(config)))
 }
 
-async fn find_leader(channels: &[Channel]) -> anyhow::Result<usize> {
+async fn find_leader(forwarder: &Forwarder) -> anyhow::Result<NodeId> {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(30) {
-        for (at, channel) in channels.iter().enumerate() {
-            let outcome = call(channel, command(Bytes::from_static(b"first"), 0)).await?;
-            if outcome == ProposeOutcome::Committed {
-                return Ok(at);
+        for node in (1..=3).map(NodeId) {
+            let first = command(Bytes::from_static(b"first"), 0);
+            if forwarder.propose(node, GROUP, first, TIMEOUT).await.is_ok() {
+                return Ok(node);
             }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -205,22 +202,26 @@ async fn find_leader(channels: &[Channel]) -> anyhow::Result<usize> {
     bail!("nobody leads")
 }
 
-async fn propose(leader: &Channel, bytes: usize, proposers: usize) -> anyhow::Result<(f64, Latency)> {
+async fn propose(
+    forwarder: &Arc<Forwarder>,
+    leader: NodeId,
+    bytes: usize,
+    proposers: usize,
+) -> anyhow::Result<(f64, Latency)> {
     // Bytes that do not compress, and a few MiB of them, so that making them is not measured.
     let random: Bytes = crate::load::random_bytes(bytes + (1 << 20)).into();
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
     for proposer in 0..proposers {
-        let (channel, random) = (leader.clone(), random.clone());
+        let (forwarder, random) = (Arc::clone(forwarder), random.clone());
         tasks.spawn(async move {
             let mut times = Vec::new();
             while begun.elapsed() < LASTS && times.len() * bytes * proposers < BYTES_MAX {
                 let number = (times.len() * proposers + proposer) as u64;
                 let at = (number as usize * 64) % (1 << 20);
                 let sent = Instant::now();
-                let outcome =
-                    call(&channel, command(random.slice(at..at + bytes), number ^ (bytes as u64) << 40)).await?;
-                anyhow::ensure!(outcome == ProposeOutcome::Committed, "{outcome:?}");
+                let command = command(random.slice(at..at + bytes), number ^ (bytes as u64) << 40);
+                forwarder.propose(leader, GROUP, command, TIMEOUT).await?;
                 times.push(sent.elapsed());
             }
             anyhow::Ok(times)
@@ -252,16 +253,4 @@ fn command(payload: Bytes, number: u64) -> Bytes {
         payload,
     };
     Command::Append(append).encode()
-}
-
-async fn call(channel: &Channel, command: Bytes) -> anyhow::Result<ProposeOutcome> {
-    let mut client = Grpc::new(channel.clone());
-    client.ready().await?;
-    let message = ProposeRequest { group: 1, command, timeout_ms: 10_000, synced: false };
-    let mut request = Request::new(Bytes::from(message.encode_to_vec()));
-    request.metadata_mut().insert(CLUSTER_KEY, CLUSTER.parse()?);
-    request.metadata_mut().insert(FORMAT_KEY, FORMAT.to_string().parse()?);
-    let path = PathAndQuery::try_from(format!("/{SERVICE}/Propose"))?;
-    let response = client.unary(request, path, RawCodec).await?;
-    Ok(ProposeResponse::decode(response.into_inner())?.outcome())
 }

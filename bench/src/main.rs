@@ -6,7 +6,9 @@
 mod load;
 mod log;
 mod node;
+mod overload;
 mod report;
+mod wal;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,15 +42,22 @@ struct Args {
     /// Kills of the leader, to measure how long acknowledgments pause; only in a cluster.
     #[arg(long, default_value_t = 20)]
     kills: u32,
-    /// Pairs of runs with every node and with one follower stopped; only in a cluster.
+    /// Pairs of runs with every node and with one follower stopped, in a cluster; on one node, rounds of the log and of
+    /// plain writes.
     #[arg(long, default_value_t = 4)]
     pairs: usize,
     /// Connections.
     #[arg(long, default_value_t = 4)]
     connections: usize,
-    /// Sections to measure; of the cluster's, those after ingest.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Section::ALL)]
+    /// Sections to measure; of the cluster's, those after ingest. Without it all, of overload half a minute.
+    #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Section>,
+    /// Length of the overload: 600 when it is asked for with --only, else 30.
+    #[arg(long)]
+    overload_seconds: Option<u64>,
+    /// `memory.limit` of each node in the overload.
+    #[arg(long, default_value_t = 1024)]
+    memory_limit_mib: u64,
     #[command(subcommand)]
     command: Option<Part>,
 }
@@ -61,11 +70,25 @@ enum Section {
     Appends,
     Stopped,
     Failover,
+    /// The log apart from what is built on it: on one node its engine, in a cluster with replication.
     Log,
+    Overload,
 }
 
 impl Section {
-    const ALL: [Self; 6] = [Self::Ingest, Self::Idle, Self::Appends, Self::Stopped, Self::Failover, Self::Log];
+    /// What one cluster is started for.
+    const OF_CLUSTER: [Self; 4] = [Self::Idle, Self::Appends, Self::Stopped, Self::Failover];
+}
+
+impl Args {
+    fn wants(&self, section: Section) -> bool {
+        self.only.is_empty() || self.only.contains(&section)
+    }
+
+    fn overload_lasts(&self) -> Duration {
+        let by_default = if self.only.is_empty() { 30 } else { 600 };
+        Duration::from_secs(self.overload_seconds.unwrap_or(by_default))
+    }
 }
 
 /// Processes that a measurement starts.
@@ -85,20 +108,27 @@ async fn main() -> anyhow::Result<()> {
         return log::run_node(node).await;
     }
     let binary = args.node.clone().context("--node")?;
-    let wanted = |section| args.only.contains(&section);
     let mut text = report::head(&std::env::args().collect::<Vec<_>>().join(" "));
-    if wanted(Section::Ingest) {
+    if args.wants(Section::Ingest) {
         let mut measured = Vec::new();
         for (signal, records) in [(Signal::Spans, args.spans), (Signal::Logs, args.logs)] {
             measured.push(measure(&args, &binary, signal, records).await?);
         }
         text.push_str(&report::render(&measured));
     }
-    if args.nodes > 1 {
+    let cluster = args.nodes > 1;
+    if cluster && Section::OF_CLUSTER.into_iter().any(|section| args.wants(section)) {
         text.push_str(&report::render_cluster(&measure_cluster(&args, &binary).await?));
-        if wanted(Section::Log) {
-            text.push_str(&report::render_log(&log::measure().await?));
-        }
+    }
+    if cluster && args.wants(Section::Log) {
+        text.push_str(&report::render_log(&log::measure().await?));
+    } else if args.wants(Section::Log) {
+        let rounds = args.pairs;
+        text.push_str(&report::render_wal(&tokio::task::spawn_blocking(move || wal::measure(rounds)).await??));
+    }
+    if args.wants(Section::Overload) {
+        let (limit, lasts) = (args.memory_limit_mib, args.overload_lasts());
+        text.push_str(&report::render_overload(&overload::measure(&binary, args.nodes, limit, lasts).await?));
     }
     print!("{text}");
     if let Some(path) = &args.results {
@@ -110,7 +140,7 @@ async fn main() -> anyhow::Result<()> {
 /// What only a cluster has: idle cost, appends of single records, what a stopped node costs the others, and the pause
 /// when a leader dies.
 async fn measure_cluster(args: &Args, binary: &Path) -> anyhow::Result<MeasuredCluster> {
-    let wanted = |section| args.only.contains(&section);
+    let wanted = |section| args.wants(section);
     let mut measured = MeasuredCluster { nodes: args.nodes, ..MeasuredCluster::default() };
     let mut node = Node::start(binary, args.nodes).await?;
     let template = Arc::new(Template::new(Signal::Spans));

@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 pub(crate) struct Node {
     processes: Vec<Process>,
     dir: tempfile::TempDir,
+    /// Beside what every node of a measurement gets; as for `--set`.
+    settings: Vec<String>,
     http: reqwest::Client,
 }
 
@@ -38,10 +40,15 @@ impl Written {
 
 impl Node {
     pub(crate) async fn start(binary: &Path, nodes: usize) -> anyhow::Result<Self> {
+        Self::start_with(binary, nodes, Vec::new()).await
+    }
+
+    pub(crate) async fn start_with(binary: &Path, nodes: usize, settings: Vec<String>) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let ports = (0..nodes).map(|_| free_ports()).collect::<anyhow::Result<Vec<_>>>()?;
-        let processes = (0..nodes).map(|at| launch(binary, dir.path(), &ports, at)).collect::<anyhow::Result<_>>()?;
-        let mut node = Self { processes, dir, http: reqwest::Client::new() };
+        let launched = (0..nodes).map(|at| launch(binary, dir.path(), &ports, at, &settings));
+        let processes = launched.collect::<anyhow::Result<_>>()?;
+        let mut node = Self { processes, dir, settings, http: reqwest::Client::new() };
         node.wait_ready().await?;
         Ok(node)
     }
@@ -101,6 +108,11 @@ impl Node {
         self.processes.iter().map(|process| format!("http://127.0.0.1:{}{path}", process.ports[1])).collect()
     }
 
+    /// Where to send any signal over gRPC, one address a node.
+    pub(crate) fn otlp_grpc(&self) -> Vec<String> {
+        self.processes.iter().map(|process| format!("http://127.0.0.1:{}", process.ports[0])).collect()
+    }
+
     fn url(&self, at: usize, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.processes[at].ports[2])
     }
@@ -136,11 +148,18 @@ impl Node {
     pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
         let mut total = 0;
         for process in &self.processes {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id()))?;
-            let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
-            total += line.split_whitespace().nth(1).context("a number")?.parse::<u64>()? * 1024;
+            total += status_bytes(process.child.id(), "VmHWM:")?;
         }
         Ok(total)
+    }
+
+    /// Resident set of the largest node that runs, bytes: now, and the largest that it ever was.
+    pub(crate) fn largest_resident(&self) -> (u64, u64) {
+        let largest = |name: &str| {
+            let running = self.processes.iter().filter_map(|process| status_bytes(process.child.id(), name).ok());
+            running.max().unwrap_or(0)
+        };
+        (largest("VmRSS:"), largest("VmHWM:"))
     }
 
     /// Of one log, and of all flushes.
@@ -193,8 +212,15 @@ impl Node {
 
     /// Starts a node again and waits until all are ready.
     pub(crate) async fn restart(&mut self, binary: &Path, at: usize) -> anyhow::Result<()> {
+        self.restart_all(binary, &[at]).await
+    }
+
+    /// Starts nodes again and waits until all are ready.
+    pub(crate) async fn restart_all(&mut self, binary: &Path, nodes: &[usize]) -> anyhow::Result<()> {
         let ports: Vec<Ports> = self.processes.iter().map(|process| process.ports).collect();
-        self.processes[at] = launch(binary, self.dir.path(), &ports, at)?;
+        for at in nodes {
+            self.processes[*at] = launch(binary, self.dir.path(), &ports, *at, &self.settings)?;
+        }
         self.wait_ready().await
     }
 
@@ -222,6 +248,13 @@ pub(crate) fn cpu_seconds_of(pid: u32) -> anyhow::Result<f64> {
     Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
 }
 
+/// A line of `/proc/<pid>/status` that counts in kB.
+fn status_bytes(pid: u32, name: &str) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with(name)).with_context(|| name.to_owned())?;
+    Ok(line.split_whitespace().nth(1).context("a number")?.parse::<u64>()? * 1024)
+}
+
 /// The node that leads a group, counted from 0.
 fn leader(group: &Value) -> Option<usize> {
     usize::try_from(group["leader"].as_u64()?).ok()?.checked_sub(1)
@@ -236,7 +269,7 @@ fn free_ports() -> anyhow::Result<Ports> {
     Ok(ports)
 }
 
-fn launch(binary: &Path, root: &Path, ports: &[Ports], at: usize) -> anyhow::Result<Process> {
+fn launch(binary: &Path, root: &Path, ports: &[Ports], at: usize, more: &[String]) -> anyhow::Result<Process> {
     let dir = root.join(format!("node-{}", at + 1));
     let shared = root.join("shared");
     std::fs::create_dir_all(&dir)?;
@@ -256,7 +289,7 @@ fn launch(binary: &Path, root: &Path, ports: &[Ports], at: usize) -> anyhow::Res
         settings.push("storage.adapters.local.type=filesystem".to_owned());
         settings.push(format!("storage.adapters.local.url=file://{}/storage", shared.display()));
     }
-    for setting in settings {
+    for setting in settings.iter().chain(more) {
         command.arg("--set").arg(setting);
     }
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

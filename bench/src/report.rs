@@ -7,6 +7,8 @@ use std::process::Command;
 
 use crate::load::{Latency, Pair, Run, Signal};
 use crate::log::Point;
+use crate::overload::{Overload, Phase};
+use crate::wal::{Appends, MeasuredWal, Round};
 
 /// Figures of one signal.
 #[derive(Debug)]
@@ -73,20 +75,19 @@ pub(crate) fn render_cluster(cluster: &MeasuredCluster) -> String {
     );
     let (every, stopped) = medians(|run| run.latency.p99);
     row("ack p99 with every node / with one follower stopped, ms", &format!("{every:.1} / {stopped:.1}"));
-    let ratios: Vec<f64> = cluster.pairs.iter().map(|pair| pair.stopped.rate() / pair.every.rate()).collect();
-    let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = ratios.iter().copied().fold(0.0, f64::max);
+    let ratios = cluster.pairs.iter().map(|pair| pair.stopped.rate() / pair.every.rate()).collect();
     row(
         "a stopped follower slows nobody: ratio of the rates, median (least to most), expected 0.95 or more",
-        &format!("{:.2} ({least:.2} to {most:.2})", median(ratios)),
+        &spread(ratios),
     );
     out
 }
 
 pub(crate) fn render_log(points: &[Point]) -> String {
-    let mut out = "\nThe replicated log alone, three voters, commands of a fourth process over the peer port:\n\n\
+    let mut out =
+        "\nThe replicated log alone, three voters, commands of a fourth process in one stream over the peer port:\n\n\
         | level | entry | proposers | MB/s | entries/s | p50 / p99, ms |\n|---|---|---|---|---|---|\n"
-        .to_owned();
+            .to_owned();
     for point in points {
         let Point { level, bytes, proposers, rate, latency } = point;
         let (kib, entries) = (bytes >> 10, rate * 1e6 / *bytes as f64);
@@ -94,6 +95,104 @@ pub(crate) fn render_log(points: &[Point]) -> String {
         let _ = writeln!(out, "| {level} | {kib} KiB | {proposers} | {rate:.1} | {entries:.0} | {p50:.2} / {p99:.2} |");
     }
     out
+}
+
+pub(crate) fn render_wal(wal: &MeasuredWal) -> String {
+    let rounds = wal.appends.first().map_or(0, |one| one.rounds.len());
+    let mut out = format!(
+        "\nThe log engine alone, one group, acknowledged when written; plain writes of the same bytes in turn with it, \
+         {rounds} rounds, medians. Segmented: files of 64 MiB, each on disk before the next begins, as the log's are. \
+         Latency: one append every 5 ms.\n\n"
+    );
+    let heads: Vec<String> = wal.appends.iter().map(|one| format!("{} KiB", one.bytes >> 10)).collect();
+    let _ = writeln!(out, "| entry | {} |\n|---|{}", heads.join(" | "), "---|".repeat(heads.len()));
+    let mut row = |name: &str, value: &dyn Fn(&Appends) -> String| {
+        let values: Vec<String> = wal.appends.iter().map(value).collect();
+        let _ = writeln!(out, "| {name} | {} |", values.join(" | "));
+    };
+    let rate = |one: &Appends, of: fn(&Round) -> f64| format!("{:.0}", median(one.rounds.iter().map(of).collect()));
+    let ratio = |one: &Appends, of: fn(&Round) -> f64| spread(one.rounds.iter().map(of).collect());
+    let micros = |latency: &Latency| format!("{:.0} / {:.0}", latency.p50 * 1e3, latency.p99 * 1e3);
+    row("log, MB/s, expected 500 or more at 64 KiB", &|one| rate(one, |round| round.log));
+    row("plain file, MB/s", &|one| rate(one, |round| round.plain));
+    row("segmented plain files, MB/s", &|one| rate(one, |round| round.segmented));
+    row("log / plain file, median (least to most), expected 0.9 or more at 64 KiB", &|one| {
+        ratio(one, |round| round.log / round.plain)
+    });
+    row("log / segmented plain files, median (least to most)", &|one| ratio(one, |round| round.log / round.segmented));
+    row("append p50 / p99, us, expected p99 200 or less", &|one| micros(&one.latency));
+    row("plain write p50 / p99, us", &|one| micros(&one.plain_latency));
+    row("bytes of files a byte of payload, expected 1.02 or less at 64 KiB", &|one| {
+        format!("{:.4}", one.file_amplification)
+    });
+    row("bytes of dirtied pages (write_bytes of /proc/self/io) a byte of payload", &|one| {
+        format!("{:.4}", one.page_amplification)
+    });
+    out.push_str("\n| recovery of 2 GiB in entries of 64 KiB, expected 1 GB/s or more | GB/s |\n|---|---|\n");
+    for recovery in &wal.recoveries {
+        let cache = if recovery.cold { "page cache dropped" } else { "from the page cache" };
+        for (what, rate) in [
+            ("open (of sealed segments the index alone)", recovery.open),
+            ("open and read every entry", recovery.replay),
+            ("verify every byte", recovery.verify),
+        ] {
+            let _ = writeln!(out, "| {what}, {cache} | {rate:.2} |");
+        }
+    }
+    let syncs = wal.syncs_a_second;
+    let _ = writeln!(out, "\nfdatasyncs a second with 64 groups at memory level, expected 20 or fewer: {syncs:.1}");
+    out
+}
+
+pub(crate) fn render_overload(overload: &Overload) -> String {
+    let (nodes, limit) = (overload.nodes, overload.limit >> 20);
+    let mut out = format!(
+        "\nOverload, {nodes} node(s) with memory.limit {limit} MiB, requests of 1000 spans over gRPC and HTTP in turn. \
+         Moderate clients pause 100 ms when refused, the others never.\n\n"
+    );
+    let heads: Vec<&str> = overload.phases.iter().map(|phase| phase.name.as_str()).collect();
+    let _ = writeln!(out, "| | {} |\n|---|{}", heads.join(" | "), "---|".repeat(heads.len()));
+    let mut row = |name: &str, value: &dyn Fn(&Phase) -> String| {
+        let values: Vec<String> = overload.phases.iter().map(value).collect();
+        let _ = writeln!(out, "| {name} | {} |", values.join(" | "));
+    };
+    let mib = |bytes: u64| (bytes >> 20).to_string();
+    row("seconds", &|phase| format!("{:.0}", phase.seconds));
+    row("records/s acknowledged", &|phase| format!("{:.0}", phase.rate()));
+    row("requests acknowledged", &|phase| phase.answers.acknowledged.to_string());
+    row("429 / RESOURCE_EXHAUSTED with RetryInfo", &|phase| phase.answers.throttled.to_string());
+    row("503 / UNAVAILABLE with RetryInfo", &|phase| phase.answers.unavailable.to_string());
+    row("connections lost or silent, expected 0", &|phase| phase.answers.lost.to_string());
+    row("any other answer, expected 0", &|phase| phase.answers.failed.to_string());
+    row("ack p50 / p99, ms", &|phase| format!("{:.1} / {:.1}", phase.latency.p50, phase.latency.p99));
+    row("resident memory of the largest node, median, MiB", &|phase| {
+        mib(median(phase.resident.iter().map(|bytes| *bytes as f64).collect()) as u64)
+    });
+    row("the same, most of a sample a second, MiB", &|phase| mib(phase.resident.iter().copied().max().unwrap_or(0)));
+    let (best, goodput) = overload.goodput();
+    let peak = overload.peak as f64 / overload.limit as f64;
+    let _ = writeln!(
+        out,
+        "\nGoodput in overload / best moderate: {:.2}, expected 0.9 or more. Largest resident set at any moment (VmHWM) / \
+         limit: {peak:.2}, expected 1.1 or less.",
+        goodput / best
+    );
+    if let Some(seconds) = overload.recovered {
+        let _ = writeln!(out, "Acknowledged again {seconds:.1} s after the killed nodes were started.");
+    }
+    for phase in &overload.phases {
+        for (text, count) in &phase.answers.texts {
+            let _ = writeln!(out, "* {}: {count} x {text}", phase.name);
+        }
+    }
+    out
+}
+
+/// Median (least to most).
+fn spread(values: Vec<f64>) -> String {
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(0.0, f64::max);
+    format!("{:.2} ({least:.2} to {most:.2})", median(values))
 }
 
 /// The middle value, or the mean of the two in the middle; 0 of none.
@@ -174,6 +273,27 @@ mod tests {
         assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
         assert!(median(Vec::new()).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_log_is_compared_with_plain_writes_round_by_round() {
+        let round = |log, plain| Round { log, plain, segmented: log };
+        let rounds = vec![round(450.0, 500.0), round(950.0, 1000.0), round(990.0, 1100.0)];
+        let latency = Latency { p50: 0.05, p99: 0.1501 };
+        let (file_amplification, page_amplification) = (1.0012, 1.01);
+        let one = Appends {
+            bytes: 64 << 10,
+            rounds,
+            latency,
+            plain_latency: latency,
+            file_amplification,
+            page_amplification,
+        };
+        let text = render_wal(&MeasuredWal { appends: vec![one], recoveries: Vec::new(), syncs_a_second: 19.8 });
+        for line in ["| entry | 64 KiB |", "| 950 |", "| 0.90 (0.90 to 0.95) |", "| 50 / 150 |", "| 1.0012 |", ": 19.8"]
+        {
+            assert!(text.contains(line), "{line}: {text}");
+        }
     }
 
     #[test]

@@ -94,11 +94,19 @@ impl IcebergCatalog {
 
     /// All tables whose namespace is `tenant.*`.
     pub async fn tables_of(&self, tenant: &str) -> Result<Vec<TablePointer>, CatalogError> {
+        self.tables_below(&format!("{tenant}.")).await
+    }
+
+    /// All tables.
+    pub async fn tables(&self) -> Result<Vec<TablePointer>, CatalogError> {
+        self.tables_below("").await
+    }
+
+    async fn tables_below(&self, prefix: &str) -> Result<Vec<TablePointer>, CatalogError> {
         let action = "list tables";
         let select = "SELECT table_namespace, table_name, metadata_location FROM iceberg_tables
             WHERE catalog_name = ? AND substr(table_namespace, 1, length(?)) = ? ORDER BY 1, 2";
-        let prefix = format!("{tenant}.");
-        let arguments = [CATALOG.into(), prefix.as_str().into(), prefix.as_str().into()];
+        let arguments = [CATALOG.into(), prefix.into(), prefix.into()];
         let rows = self.0.fetch(action, &statement(select, arguments)).await?;
         let pointer = |row: &crate::database::Row| {
             Ok(TablePointer { namespace: row.text(0)?, table: row.text(1)?, location: row.text(2)? })
@@ -179,6 +187,7 @@ mod tests {
         assert_eq!(catalog.load("t.d", "c").await.expect("loads"), None);
         assert_eq!(catalog.tables_of("t").await.expect("lists").len(), 2);
         assert_eq!(catalog.tables_of("t_").await.expect("lists").len(), 0);
+        assert_eq!(catalog.tables().await.expect("lists").len(), 2);
     }
 
     async fn concurrent_swaps_of_one_base_have_one_winner(catalog: IcebergCatalog) {

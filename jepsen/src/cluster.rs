@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,14 +12,22 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use crate::clock::{self, Clocks};
+use crate::disk::{self, Disk, Disks};
 use crate::link::{Links, Relay};
 use crate::postgres::Server;
-use crate::workload::TENANTS;
+use crate::random::Random;
+use crate::workload;
 
 pub(crate) const NODES: usize = 3;
 
 /// How long a clock that was moved may take to show it.
 const CLOCK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a node may take until it is ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a node may take until what it lost is refilled.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(240);
+/// How long a node may take to end after SIGTERM: thrice what it promises, as tests share two cores.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What holds the Iceberg catalog and the nodes' database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -37,6 +46,26 @@ pub(crate) enum Consistency {
     Eventual,
 }
 
+/// How the power goes. Either way bytes that were not synced are gone afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The process is killed, and then its disk is shut down.
+    ProcessFirst,
+    /// The disk is shut down, and the process meets errors for a moment.
+    DiskFirst(Duration),
+}
+
+/// Where nodes keep what they write.
+pub(crate) struct Place<'a> {
+    /// What they write, and what they say, is below it.
+    pub(crate) dir: &'a Path,
+    pub(crate) catalog: Catalog,
+    /// Each node has a disk of its own, if that can be.
+    pub(crate) disks: bool,
+    /// Several segments, and none for long: damage is noticed, or goes with its segment.
+    pub(crate) small_log: bool,
+}
+
 /// Three nodes. Dropping it ends them.
 pub(crate) struct Cluster {
     /// Absolute: nodes run in directories of their own.
@@ -51,6 +80,15 @@ pub(crate) struct Cluster {
     children: Mutex<[Option<Child>; NODES]>,
     /// Processes that ended by themselves: no fault asks for that.
     deaths: Mutex<Vec<String>>,
+    /// Those that had a reason to.
+    excused_deaths: AtomicU64,
+    /// Nodes that have a reason: damaged bytes or a full disk.
+    excused: Mutex<[bool; NODES]>,
+    /// The group of the last acknowledgment; 0 before there is one.
+    busy_group: AtomicU64,
+    /// `None` when nodes have no disks of their own.
+    disks: Option<Disks>,
+    small_log: bool,
     /// `None` when clocks cannot be moved here.
     clocks: Option<Clocks>,
     /// `None` when the catalog is in SQLite.
@@ -59,8 +97,9 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts nodes that keep what they write, and what they say, below `dir`.
-    pub(crate) async fn start(binary: &Path, dir: &Path, catalog: Catalog) -> anyhow::Result<Self> {
+    /// Starts nodes.
+    pub(crate) async fn start(binary: &Path, place: Place<'_>, random: &Random) -> anyhow::Result<Self> {
+        let Place { dir, catalog, disks, small_log } = place;
         let free = free_ports(5 * NODES + 1)?;
         let ports: [[u16; 5]; NODES] = std::array::from_fn(|node| std::array::from_fn(|at| free[5 * node + at]));
         let postgres = match catalog {
@@ -77,6 +116,10 @@ impl Cluster {
                 None
             }
         };
+        let disks = match disks {
+            true => make_disks(dir).await?,
+            false => None,
+        };
         let (links, mut relays) = (Links::default(), BTreeMap::new());
         for (from, to) in pairs() {
             let target = SocketAddr::from(([127, 0, 0, 1], ports[to][4]));
@@ -91,12 +134,18 @@ impl Cluster {
             links,
             children: Mutex::default(),
             deaths: Mutex::default(),
+            excused_deaths: AtomicU64::new(0),
+            excused: Mutex::default(),
+            busy_group: AtomicU64::new(0),
+            disks,
+            small_log,
             clocks,
             postgres,
             http,
         };
         cluster.reset_clocks()?;
         for node in 0..NODES {
+            cluster.reboot(node, random)?;
             cluster.launch(node)?;
         }
         for node in 0..NODES {
@@ -131,6 +180,9 @@ impl Cluster {
             "flush.max_interval=500ms".to_owned(),
             "wal.disk_reserve=64MiB".to_owned(),
         ];
+        if self.small_log {
+            settings.extend(["wal.max_segment_size=256KiB".to_owned(), "wal.keep_flushed=20s".to_owned()]);
+        }
         for (name, port) in ["otlp_grpc", "otlp_http", "http", "flight", "peer"].iter().zip(self.ports[node]) {
             settings.push(format!("listen.{name}=127.0.0.1:{port}"));
         }
@@ -140,6 +192,7 @@ impl Cluster {
         for setting in settings {
             command.arg("--set").arg(setting);
         }
+        command.env("SIGNALDB_BOOT_ID_PATH", self.boot_id(node));
         if let Some(clocks) = &self.clocks {
             clocks.load_into(&mut command, &name(node));
         }
@@ -172,19 +225,50 @@ table = StaticTable.from_metadata('{}')",
         })
     }
 
-    async fn wait_ready(&self, node: usize) -> anyhow::Result<()> {
-        let until = Instant::now() + Duration::from_secs(60);
-        let url = self.url(node, "/ready");
+    /// Waits until a node says that it can acknowledge writes.
+    pub(crate) async fn wait_ready(&self, node: usize) -> anyhow::Result<()> {
+        let until = Instant::now() + READY_TIMEOUT;
         loop {
-            let sent = self.http.get(&url).timeout(Duration::from_secs(2)).send().await;
-            if sent.is_ok_and(|response| response.status().is_success()) {
+            let reasons = self.reasons(node).await;
+            if reasons.as_ref().is_some_and(Vec::is_empty) {
                 return Ok(());
             }
             if Instant::now() > until {
-                bail!("node {} is not ready; its log is below {}", node + 1, self.dir.display());
+                let reasons = reasons.unwrap_or_default();
+                bail!("node {} is not ready {reasons:?}; its log is below {}", node + 1, self.dir.display());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Waits until a node that lost something is ready and nothing of it recovers. It is started again when it ends by
+    /// itself meanwhile.
+    pub(crate) async fn wait_whole(&self, node: usize) -> anyhow::Result<()> {
+        let until = Instant::now() + WHOLE_TIMEOUT;
+        loop {
+            self.revive(node)?;
+            let reasons = self.reasons(node).await;
+            if reasons.as_ref().is_some_and(Vec::is_empty) {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                let reasons = reasons.unwrap_or_default();
+                bail!("node {} did not recover {reasons:?}; its log is below {}", node + 1, self.dir.display());
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Why a node cannot acknowledge writes, as `/ready` says: that it recovers is among them. `None` without an answer.
+    pub(crate) async fn reasons(&self, node: usize) -> Option<Vec<String>> {
+        let sent = self.http.get(self.url(node, "/ready")).timeout(Duration::from_secs(2)).send().await;
+        let response = sent.ok()?;
+        if response.status().is_success() {
+            return Some(Vec::new());
+        }
+        let body: Value = response.json().await.ok()?;
+        let reasons = body["reasons"].as_array()?.iter();
+        Some(reasons.map(|reason| reason.as_str().unwrap_or_default().to_owned()).collect())
     }
 
     pub(crate) fn url(&self, node: usize, path: &str) -> String {
@@ -203,10 +287,30 @@ table = StaticTable.from_metadata('{}')",
         {
             clock::forget(child.id());
             let log = self.dir.join(name(node)).join("node.log");
-            let death = format!("node {} ended by itself with {status}; its log is {}", node + 1, log.display());
-            self.deaths.lock().unwrap_or_else(PoisonError::into_inner).push(death);
             children[node] = None;
+            if self.excused.lock().unwrap_or_else(PoisonError::into_inner)[node] {
+                self.excused_deaths.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.accuse(format!("node {} ended by itself with {status}; its log is {}", node + 1, log.display()));
+            }
         }
+    }
+
+    fn accuse(&self, what: String) {
+        self.deaths.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+    }
+
+    /// From now on a node has a reason to end by itself, or none any more.
+    pub(crate) fn excuse(&self, node: usize, has_reason: bool) {
+        // What happened before counts as it was then.
+        self.look(node);
+        self.excused.lock().unwrap_or_else(PoisonError::into_inner)[node] = has_reason;
+    }
+
+    /// How often a node ended that had a reason to.
+    pub(crate) fn excused_deaths(&self) -> u64 {
+        (0..NODES).for_each(|node| self.look(node));
+        self.excused_deaths.load(Ordering::Relaxed)
     }
 
     /// What ended by itself so far.
@@ -224,16 +328,114 @@ table = StaticTable.from_metadata('{}')",
         sent.is_ok_and(|status| status.success())
     }
 
+    /// The process of a node, which from now on may end as it likes.
+    fn take(&self, node: usize) -> Option<Child> {
+        self.look(node);
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)[node].take()
+    }
+
     /// `kill -9`; whether there was a process.
     pub(crate) fn kill(&self, node: usize) -> bool {
-        self.look(node);
-        let child = self.children.lock().unwrap_or_else(PoisonError::into_inner)[node].take();
-        let Some(mut child) = child else { return false };
-        let killed = child.kill().is_ok();
-        // Reaped, so that its ports are free.
-        let _ = child.wait();
-        clock::forget(child.id());
-        killed
+        kill_all(self.take(node).into_iter().collect()) > 0
+    }
+
+    /// SIGTERM, and waits for the end; how long that took. Anything but a good end is held against the node.
+    pub(crate) async fn terminate(&self, node: usize) -> anyhow::Result<Option<Duration>> {
+        let Some(mut child) = self.take(node) else { return Ok(None) };
+        let begun = Instant::now();
+        Command::new("kill").args(["-TERM", &child.id().to_string()]).status().context("send SIGTERM")?;
+        while begun.elapsed() < STOP_TIMEOUT {
+            if let Some(status) = child.try_wait()? {
+                clock::forget(child.id());
+                if !status.success() {
+                    self.accuse(format!("node {} answered SIGTERM with {status}", node + 1));
+                }
+                return Ok(Some(begun.elapsed()));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        kill_all(vec![child]);
+        self.accuse(format!("node {} did not end within {STOP_TIMEOUT:?} of SIGTERM", node + 1));
+        Ok(Some(begun.elapsed()))
+    }
+
+    /// Takes the power from nodes, which stay down; whether all of them ran.
+    pub(crate) async fn cut_power(&self, nodes: &[usize], cut: Cut) -> anyhow::Result<bool> {
+        let disks = nodes.iter().map(|node| self.disk(*node)).collect::<anyhow::Result<Vec<Disk>>>()?;
+        let children: Vec<Child> = nodes.iter().filter_map(|node| self.take(*node)).collect();
+        let ran = children.len() == nodes.len();
+        let work = move || match cut {
+            Cut::ProcessFirst => {
+                kill_all(children);
+                disk::cut_power(&disks)
+            }
+            Cut::DiskFirst(moment) => {
+                let outcome = disk::cut_power(&disks);
+                std::thread::sleep(moment);
+                kill_all(children);
+                outcome
+            }
+        };
+        tokio::task::spawn_blocking(work).await??;
+        Ok(ran)
+    }
+
+    /// The machines of nodes have power again, and boot; how many bytes of their logs are gone.
+    pub(crate) async fn restore_power(&self, nodes: &[usize], random: &Random) -> anyhow::Result<u64> {
+        let disks = nodes.iter().map(|node| self.disk(*node)).collect::<anyhow::Result<Vec<Disk>>>()?;
+        let work = move || disks.iter().map(Disk::restart).sum::<anyhow::Result<u64>>();
+        let gone = tokio::task::spawn_blocking(work).await??;
+        nodes.iter().try_for_each(|node| self.reboot(*node, random))?;
+        Ok(gone)
+    }
+
+    /// The machine of a node gets another boot id.
+    fn reboot(&self, node: usize, random: &Random) -> anyhow::Result<()> {
+        let path = self.boot_id(node);
+        std::fs::create_dir_all(self.dir.join(name(node)))?;
+        let id = format!("{:016x}{:016x}\n", random.next(), random.next());
+        std::fs::write(&path, id).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Not on the node's disk: it is the machine's.
+    fn boot_id(&self, node: usize) -> PathBuf {
+        self.dir.join(name(node)).join("boot_id")
+    }
+
+    /// Whether nodes have disks of their own.
+    pub(crate) fn has_disks(&self) -> bool {
+        self.disks.is_some()
+    }
+
+    /// A node's own disk.
+    pub(crate) fn disk(&self, node: usize) -> anyhow::Result<Disk> {
+        let disks = self.disks.as_ref().context("the nodes have no disks of their own")?;
+        Ok(disks.of(node).clone())
+    }
+
+    /// Where a node keeps its log.
+    pub(crate) fn wal(&self, node: usize) -> PathBuf {
+        data(&self.dir, node).join("wal")
+    }
+
+    /// What a node said so far, bytes: where [`Cluster::said`] begins.
+    pub(crate) fn said_bytes(&self, node: usize) -> u64 {
+        std::fs::metadata(self.dir.join(name(node)).join("node.log")).map_or(0, |log| log.len())
+    }
+
+    /// What a node said since.
+    pub(crate) fn said(&self, node: usize, from: u64) -> String {
+        let said = std::fs::read(self.dir.join(name(node)).join("node.log")).unwrap_or_default();
+        let from = usize::try_from(from).unwrap_or(usize::MAX).min(said.len());
+        String::from_utf8_lossy(&said[from..]).into_owned()
+    }
+
+    /// An acknowledgment named this position.
+    pub(crate) fn note_position(&self, position: Option<&str>) {
+        let group = position.and_then(|position| position.split_once(':')?.0.parse().ok());
+        if let Some(group) = group {
+            self.busy_group.store(group, Ordering::Relaxed);
+        }
     }
 
     /// Starts a node that is not running.
@@ -254,7 +456,7 @@ table = StaticTable.from_metadata('{}')",
         clocks.set(&name(node), offset).with_context(|| format!("move the clock of node {}", node + 1))
     }
 
-    fn reset_clocks(&self) -> anyhow::Result<()> {
+    pub(crate) fn reset_clocks(&self) -> anyhow::Result<()> {
         (0..NODES).try_for_each(|node| self.set_clock(node, 0))
     }
 
@@ -264,7 +466,7 @@ table = StaticTable.from_metadata('{}')",
         loop {
             // The header `date` would not do: servers keep it while their clock is behind it.
             let query = "SELECT to_unixtime(now())";
-            let rows = self.sql(node, TENANTS[0], query, Consistency::Eventual, CLOCK_TIMEOUT).await;
+            let rows = self.sql(node, workload::tenants(0)[0], query, Consistency::Eventual, CLOCK_TIMEOUT).await;
             let shown = rows.ok().and_then(|rows| rows.first()?[0].as_i64());
             if shown.is_some_and(|shown| clock::is_at(shown, clock::now(), offset)) {
                 return true;
@@ -276,31 +478,31 @@ table = StaticTable.from_metadata('{}')",
         }
     }
 
-    /// Links pass again and clocks are right: what needs no process to be started.
-    pub(crate) fn calm(&self) -> anyhow::Result<()> {
-        self.links.heal();
-        self.reset_clocks()
-    }
-
     /// Ends every fault and waits until all nodes are ready.
     pub(crate) async fn heal(&self) -> anyhow::Result<()> {
-        self.calm()?;
+        if let Some(disks) = &self.disks {
+            disks.mend();
+        }
+        self.links.heal();
+        self.reset_clocks()?;
         for node in 0..NODES {
             self.signal(node, "-CONT");
             self.revive(node)?;
         }
         for node in 0..NODES {
-            self.wait_ready(node).await?;
+            self.wait_whole(node).await?;
         }
         Ok(())
     }
 
-    /// The node that leads most groups, as the first node that answers sees it.
+    /// The node that leads the group which acknowledged last, as the first node that answers sees it.
     pub(crate) async fn leader(&self) -> Option<usize> {
         for node in 0..NODES {
             let Some(state) = self.state(node).await else { continue };
             let groups = state["groups"].as_array()?;
-            let busy = groups.iter().max_by_key(|group| group["last_log_index"].as_u64())?;
+            let last = self.busy_group.load(Ordering::Relaxed);
+            let busy = groups.iter().find(|group| last > 0 && group["group"] == last);
+            let busy = busy.or_else(|| groups.iter().max_by_key(|group| group["last_log_index"].as_u64()))?;
             if let Some(leader) = busy["leader"].as_u64() {
                 return usize::try_from(leader).ok()?.checked_sub(1);
             }
@@ -336,6 +538,10 @@ table = StaticTable.from_metadata('{}')",
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if let Some(disks) = &self.disks {
+            // A process that waits for a frozen disk does not end.
+            disks.mend();
+        }
         for node in 0..NODES {
             self.kill(node);
         }
@@ -348,6 +554,33 @@ pub(crate) fn pairs() -> impl Iterator<Item = (usize, usize)> {
 
 fn name(node: usize) -> String {
     format!("node-{}", node + 1)
+}
+
+fn data(dir: &Path, node: usize) -> PathBuf {
+    dir.join(name(node)).join("data")
+}
+
+/// A disk for each node, where its data will be; `None`, and why, where that cannot be.
+async fn make_disks(dir: &Path) -> anyhow::Result<Option<Disks>> {
+    let mounts: Vec<PathBuf> = (0..NODES).map(|node| data(dir, node)).collect();
+    Ok(match tokio::task::spawn_blocking(move || Disks::make(&mounts)).await? {
+        Ok(disks) => Some(disks),
+        Err(error) => {
+            println!("nodes have no disks of their own in this run: {error:#}");
+            None
+        }
+    })
+}
+
+/// Kills processes, all before waiting for any; how many there were.
+fn kill_all(mut children: Vec<Child>) -> usize {
+    let killed = children.iter_mut().filter_map(|child| child.kill().ok()).count();
+    for mut child in children {
+        // Reaped, so that its ports are free.
+        let _ = child.wait();
+        clock::forget(child.id());
+    }
+    killed
 }
 
 /// Ports below those that the system gives to outgoing connections.

@@ -8,6 +8,26 @@ use std::time::Instant;
 use anyhow::Context;
 use serde::Serialize;
 
+/// What an acknowledgment promises beyond `kill -9`, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Level {
+    /// It survives the power loss of a minority; that of all nodes may cost what was acknowledged last.
+    Quorum,
+    /// It survives the power loss of all.
+    Fsync,
+}
+
+impl Level {
+    /// As the header `X-SignalDB-Ack` says; what it does not say is not promised.
+    pub(crate) fn of(header: Option<&str>) -> Self {
+        match header {
+            Some("quorum-fsync" | "local-fsync") => Self::Fsync,
+            _ => Self::Quorum,
+        }
+    }
+}
+
 /// How an operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -28,6 +48,12 @@ pub(crate) struct Operation {
     pub(crate) invoked: u64,
     pub(crate) ended: u64,
     pub(crate) outcome: Outcome,
+    /// What an add asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) asked: Option<Level>,
+    /// What its acknowledgment said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) given: Option<Level>,
     #[serde(flatten)]
     pub(crate) kind: Kind,
 }
@@ -51,8 +77,9 @@ pub(crate) struct History {
 }
 
 impl History {
-    pub(crate) fn new() -> Self {
-        Self { begun: Instant::now(), operations: Mutex::default() }
+    /// One whose times count from `begun`.
+    pub(crate) fn since(begun: Instant) -> Self {
+        Self { begun, operations: Mutex::default() }
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -70,12 +97,12 @@ impl History {
     }
 }
 
-/// Writes operations as JSON lines.
-pub(crate) fn write(path: &Path, operations: &[Operation]) -> anyhow::Result<()> {
+/// Writes operations, or whatever else happened, as JSON lines.
+pub(crate) fn write<T: Serialize>(path: &Path, happened: &[T]) -> anyhow::Result<()> {
     let file = std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?;
     let mut out = std::io::BufWriter::new(file);
-    for operation in operations {
-        serde_json::to_writer(&mut out, operation)?;
+    for one in happened {
+        serde_json::to_writer(&mut out, one)?;
         out.write_all(b"\n")?;
     }
     out.flush()?;

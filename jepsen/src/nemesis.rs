@@ -1,94 +1,87 @@
-//! Faults, one after the other, each with a calm moment behind it.
+//! Makes faults. Which and when is decided in [`crate::schedule`].
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::clock;
-use crate::cluster::{Cluster, NODES, pairs};
+use crate::cluster::{Cluster, Cut, NODES, pairs};
+use crate::damage::{self, Damage};
+use crate::fault::Fault;
 use crate::link::Mode;
-use crate::random::Random;
+use crate::schedule::Plan;
+use crate::workload::Test;
 
-/// What can go wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// SIGKILL, and a start a little later.
-    Kill,
-    KillLeader,
-    KillAll,
-    /// SIGSTOP and SIGCONT.
-    Pause,
-    PauseLeader,
-    /// One node against the two others.
-    IsolateLeader,
-    IsolateOne,
-    /// The leader hears nobody, or nobody hears it.
-    OneWay,
-    /// Two nodes do not reach each other, the third reaches both: majorities that overlap in it.
-    Ring,
-    Slow,
-    /// Connections are cut again and again.
-    Reset,
-    /// Wall clocks of one or more nodes jump, each by itself, forwards or back, jump again and return.
-    ClockJump,
-    /// What clients send through one node commits but is not confirmed. Before they try again elsewhere, the clocks of
-    /// the other nodes jump ahead together, beyond any dedup window that was counted in wall time.
-    ClockJumpBeforeRetry,
-}
-
-pub(crate) const ALL: [Fault; 13] = [
-    Fault::KillLeader,
-    Fault::IsolateLeader,
-    Fault::PauseLeader,
-    Fault::ClockJumpBeforeRetry,
-    Fault::OneWay,
-    Fault::Kill,
-    Fault::Reset,
-    Fault::ClockJump,
-    Fault::Ring,
-    Fault::IsolateOne,
-    Fault::KillAll,
-    Fault::Pause,
-    Fault::Slow,
-];
-
-impl Fault {
-    /// Whether it can be made where clocks cannot be moved.
-    fn leaves_clocks(self) -> bool {
-        !matches!(self, Self::ClockJump | Self::ClockJumpBeforeRetry)
-    }
-
-    /// Whether most nodes run and reach each other, at least through one of them, all the time.
-    pub(crate) fn leaves_majority(self) -> bool {
-        !matches!(self, Self::KillAll | Self::Reset)
-    }
-}
+/// What is left free of a disk that is nearly full: less than the reserve of [`crate::cluster`], 64 MiB.
+const NEARLY_FULL_BYTES: u64 = 32 << 20;
+/// What nodes say, by their documentation, when they notice damage.
+const NOTICED: [&str; 2] = ["WAL corruption", "WAL tail was torn"];
 
 /// A fault as it was made; times are those of the history, nanoseconds since the run began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Strike {
     pub(crate) fault: Fault,
     pub(crate) begun: u64,
     pub(crate) ended: u64,
     pub(crate) effective: bool,
+    /// What exactly was done, and what came of it; empty when there is no more to say.
+    pub(crate) detail: String,
+    /// Damage that nobody noticed yet, and whose.
+    #[serde(skip)]
+    pub(crate) left: Option<(usize, Damage)>,
 }
 
-/// The faults that can be made.
-pub(crate) fn possible(clocks: bool) -> Vec<Fault> {
-    ALL.into_iter().filter(|fault| clocks || fault.leaves_clocks()).collect()
+/// What came of a fault.
+#[derive(Debug, Default)]
+struct Outcome {
+    effective: bool,
+    detail: String,
+    left: Option<(usize, Damage)>,
 }
 
-/// Makes a fault, waits, and ends it. Returns whether it had an effect.
-pub(crate) async fn strike(cluster: &Cluster, random: &Random, fault: Fault) -> anyhow::Result<bool> {
-    let leader = cluster.leader().await.unwrap_or_else(|| random.below(NODES));
-    let some = random.below(NODES);
-    let hold = Duration::from_millis(2000 + random.next() % 3000);
-    let effective = match fault {
-        Fault::Kill | Fault::KillLeader => {
-            let node = if fault == Fault::Kill { some } else { leader };
-            let killed = cluster.kill(node);
-            tokio::time::sleep(hold).await;
-            cluster.revive(node)?;
-            killed
+impl From<bool> for Outcome {
+    fn from(effective: bool) -> Self {
+        Self { effective, ..Self::default() }
+    }
+}
+
+/// Makes a fault, holds it, and ends it. One that damaged a disk ends when its node is whole again. A node that has got a
+/// reason to end by itself keeps it: whoever knows that nothing is left takes it away.
+pub(crate) async fn strike(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<Strike> {
+    let Plan { fault, node } = plan;
+    let begun = test.history.now();
+    let outcome = match fault {
+        Fault::PowerLoss | Fault::PowerLossLeader => lose_power(test, &[node], hold).await?,
+        Fault::PowerLossAll => lose_power(test, &(0..NODES).collect::<Vec<_>>(), hold).await?,
+        Fault::DiskNearlyFull => nearly_fill(&test.cluster, node, hold).await?,
+        Fault::DiskFull => fill(&test.cluster, node, hold).await?,
+        Fault::SlowDisk => stutter(test, node, hold).await?,
+        Fault::BitFlip | Fault::TruncateSegment => damage_log(test, plan, hold).await?,
+        Fault::RollingRestart => restart_all(&test.cluster).await?,
+        Fault::ClockJump | Fault::ClockJumpBeforeRetry => {
+            let moved = move_clocks(test, plan, hold).await;
+            if fault.takes_links() {
+                test.cluster.links.heal();
+            }
+            test.cluster.reset_clocks()?;
+            moved?.into()
         }
+        Fault::Kill | Fault::KillLeader | Fault::KillAll | Fault::Pause | Fault::PauseLeader => {
+            stop(&test.cluster, plan, hold).await?.into()
+        }
+        Fault::IsolateLeader | Fault::IsolateOne | Fault::OneWay | Fault::Ring | Fault::Slow | Fault::Reset => {
+            let disturbed = cut_links(test, plan, hold).await;
+            test.cluster.links.heal();
+            disturbed.into()
+        }
+    };
+    let Outcome { effective, detail, left } = outcome;
+    Ok(Strike { fault, begun, ended: test.history.now(), effective, detail, left })
+}
+
+/// Kills or pauses.
+async fn stop(cluster: &Cluster, plan: Plan, hold: Duration) -> anyhow::Result<bool> {
+    Ok(match plan.fault {
         Fault::KillAll => {
             let killed = (0..NODES).filter(|node| cluster.kill(*node)).count();
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -97,26 +90,33 @@ pub(crate) async fn strike(cluster: &Cluster, random: &Random, fault: Fault) -> 
             killed > 0
         }
         Fault::Pause | Fault::PauseLeader => {
-            let node = if fault == Fault::Pause { some } else { leader };
-            let paused = cluster.signal(node, "-STOP");
+            let paused = cluster.signal(plan.node, "-STOP");
             tokio::time::sleep(hold).await;
-            cluster.signal(node, "-CONT");
+            cluster.signal(plan.node, "-CONT");
             paused
         }
-        Fault::IsolateLeader | Fault::IsolateOne => {
-            let node = if fault == Fault::IsolateOne { some } else { leader };
-            let cut = |from: usize, to: usize| (from == node || to == node).then_some(Mode::Hold);
-            disturb(cluster, hold + Duration::from_secs(2), cut).await
+        _ => {
+            let killed = cluster.kill(plan.node);
+            tokio::time::sleep(hold).await;
+            cluster.revive(plan.node)?;
+            killed
         }
+    })
+}
+
+/// Holds, delays or cuts what nodes say to each other.
+async fn cut_links(test: &Test, plan: Plan, hold: Duration) -> bool {
+    let (cluster, random, node) = (&test.cluster, &test.random, plan.node);
+    match plan.fault {
         Fault::OneWay => {
             let deaf = random.below(2) == 0;
-            let cut = |from: usize, to: usize| if deaf { to == leader } else { from == leader };
+            let cut = |from: usize, to: usize| if deaf { to == node } else { from == node };
             disturb(cluster, hold + Duration::from_secs(2), |from, to| cut(from, to).then_some(Mode::Hold)).await
         }
-        Fault::Ring => disturb(cluster, hold, |from, to| (from != some && to != some).then_some(Mode::Hold)).await,
+        Fault::Ring => disturb(cluster, hold, |from, to| (from != node && to != node).then_some(Mode::Hold)).await,
         Fault::Slow => {
             let delay = Duration::from_millis(20 + random.next() % 150);
-            disturb(cluster, hold, |from, _| (from == leader).then_some(Mode::Delay(delay))).await
+            disturb(cluster, hold, |from, _| (from == node).then_some(Mode::Delay(delay))).await
         }
         Fault::Reset => {
             let mut disturbed = false;
@@ -127,28 +127,32 @@ pub(crate) async fn strike(cluster: &Cluster, random: &Random, fault: Fault) -> 
             }
             disturbed
         }
-        Fault::ClockJump => {
-            let nodes = 1 + random.below(NODES);
-            let mut shown = false;
-            for _ in 0..2 {
-                let jumps: Vec<(usize, i64)> = (0..nodes).map(|n| ((some + n) % NODES, clock::jump(random))).collect();
-                shown |= jump(cluster, &jumps, hold / 2).await?;
-            }
-            shown
+        _ => {
+            let cut = |from: usize, to: usize| (from == node || to == node).then_some(Mode::Hold);
+            disturb(cluster, hold + Duration::from_secs(2), cut).await
         }
-        Fault::ClockJumpBeforeRetry => {
-            let deaf = (leader + 1 + random.below(NODES - 1)) % NODES;
-            let ahead = clock::jump(random).abs();
-            let jumps: Vec<(usize, i64)> = (0..NODES).filter(|node| *node != deaf).map(|node| (node, ahead)).collect();
-            let cut = |_: usize, to: usize| (to == deaf).then_some(Mode::Hold);
-            let disturbed = disturb(cluster, Duration::from_secs(3), cut).await;
-            // Longer than clients wait for an answer.
-            let shown = jump(cluster, &jumps, Duration::from_secs(7)).await?;
-            disturbed && shown
+    }
+}
+
+async fn move_clocks(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<bool> {
+    let (cluster, random) = (&test.cluster, &test.random);
+    if plan.fault == Fault::ClockJump {
+        let nodes = 1 + random.below(NODES);
+        let mut shown = false;
+        for _ in 0..2 {
+            let jumps: Vec<(usize, i64)> = (0..nodes).map(|n| ((plan.node + n) % NODES, clock::jump(random))).collect();
+            shown |= jump(cluster, &jumps, hold / 2).await?;
         }
-    };
-    cluster.calm()?;
-    Ok(effective)
+        return Ok(shown);
+    }
+    let deaf = (plan.node + 1 + random.below(NODES - 1)) % NODES;
+    let ahead = clock::jump(random).abs();
+    let jumps: Vec<(usize, i64)> = (0..NODES).filter(|node| *node != deaf).map(|node| (node, ahead)).collect();
+    let cut = |_: usize, to: usize| (to == deaf).then_some(Mode::Hold);
+    let disturbed = disturb(cluster, Duration::from_secs(3), cut).await;
+    // Longer than clients wait for an answer.
+    let shown = jump(cluster, &jumps, Duration::from_secs(7)).await?;
+    Ok(disturbed && shown)
 }
 
 /// Puts links into a mode and waits; returns whether anything met it.
@@ -176,15 +180,139 @@ async fn jump(cluster: &Cluster, jumps: &[(usize, i64)], hold: Duration) -> anyh
     Ok(shown)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_clocks_every_other_fault_is_left() {
-        assert_eq!(possible(true), ALL);
-        let left = possible(false);
-        assert_eq!(left.len(), ALL.len() - 2);
-        assert!(left.iter().all(|fault| fault.leaves_clocks()));
+/// Stops one node after the other with SIGTERM, each once all of them are ready.
+async fn restart_all(cluster: &Cluster) -> anyhow::Result<Outcome> {
+    let (mut restarted, mut slowest) = (0, Duration::ZERO);
+    for node in 0..NODES {
+        for other in 0..NODES {
+            cluster.wait_ready(other).await?;
+        }
+        if let Some(took) = cluster.terminate(node).await? {
+            restarted += 1;
+            slowest = slowest.max(took);
+        }
+        cluster.revive(node)?;
     }
+    for node in 0..NODES {
+        cluster.wait_ready(node).await?;
+    }
+    let detail = format!("the slowest stop took {:.1} s", slowest.as_secs_f64());
+    Ok(Outcome { effective: restarted == NODES, detail, ..Outcome::default() })
+}
+
+/// Takes the power from machines. It had an effect if bytes of a log are gone: else a kill would have done the same.
+async fn lose_power(test: &Test, nodes: &[usize], hold: Duration) -> anyhow::Result<Outcome> {
+    let (cluster, random) = (&test.cluster, &test.random);
+    let cut = match random.below(2) {
+        0 => Cut::ProcessFirst,
+        _ => Cut::DiskFirst(Duration::from_millis(random.between((0, 300)))),
+    };
+    let all = nodes.len() == NODES;
+    if all {
+        test.begin_blackout();
+    }
+    let ran = cluster.cut_power(nodes, cut).await?;
+    tokio::time::sleep(hold / 2).await;
+    let gone = cluster.restore_power(nodes, random).await?;
+    if all {
+        test.end_blackout();
+    }
+    for node in nodes {
+        cluster.revive(*node)?;
+    }
+    for node in nodes {
+        cluster.wait_whole(*node).await?;
+    }
+    let detail = format!("{}, {cut:?}: {gone} bytes of the log are gone", named(nodes));
+    Ok(Outcome { effective: ran && gone > 0, detail, left: None })
+}
+
+fn named(nodes: &[usize]) -> String {
+    match nodes {
+        [node] => format!("node {}", node + 1),
+        _ => "all nodes".to_owned(),
+    }
+}
+
+/// Leaves less room than the reserve. It had an effect if the node said so.
+async fn nearly_fill(cluster: &Cluster, node: usize, hold: Duration) -> anyhow::Result<Outcome> {
+    let disk = cluster.disk(node)?;
+    let filled = disk.clone();
+    tokio::task::spawn_blocking(move || filled.fill(NEARLY_FULL_BYTES)).await??;
+    let refused = says(cluster, node, "disk reserve", hold).await;
+    tokio::task::spawn_blocking(move || disk.free()).await??;
+    cluster.wait_ready(node).await?;
+    let said = if refused { "it stopped ingest" } else { "it did not say so" };
+    let detail = format!("node {}: {said}", node + 1);
+    Ok(Outcome { effective: refused, detail, ..Outcome::default() })
+}
+
+/// Leaves no room at all. It had an effect if the node stopped ingest, or ended because a write failed.
+async fn fill(cluster: &Cluster, node: usize, hold: Duration) -> anyhow::Result<Outcome> {
+    let disk = cluster.disk(node)?;
+    let ends = cluster.excused_deaths();
+    cluster.excuse(node, true);
+    let filled = disk.clone();
+    tokio::task::spawn_blocking(move || filled.fill(0)).await??;
+    let refused = says(cluster, node, "disk reserve", hold).await;
+    tokio::task::spawn_blocking(move || disk.free()).await??;
+    cluster.wait_whole(node).await?;
+    let ended = cluster.excused_deaths() > ends;
+    let said = match (refused, ended) {
+        (_, true) => "it ended, and came back",
+        (true, false) => "it stopped ingest",
+        (false, false) => "it did not say so",
+    };
+    let detail = format!("node {}: {said}", node + 1);
+    Ok(Outcome { effective: refused || ended, detail, ..Outcome::default() })
+}
+
+/// Whether a node gives this reason for not being ready at any time of `hold`, which is waited for.
+async fn says(cluster: &Cluster, node: usize, reason: &str, hold: Duration) -> bool {
+    let until = tokio::time::Instant::now() + hold;
+    let mut said = false;
+    while tokio::time::Instant::now() < until {
+        let reasons = cluster.reasons(node).await.unwrap_or_default();
+        said |= reasons.iter().any(|given| given.contains(reason));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    said
+}
+
+/// The disk answers in bursts.
+async fn stutter(test: &Test, node: usize, hold: Duration) -> anyhow::Result<Outcome> {
+    let (disk, random) = (test.cluster.disk(node)?, std::sync::Arc::clone(&test.random));
+    let stalls = tokio::task::spawn_blocking(move || disk.stutter(&random, hold)).await??;
+    let detail = format!("node {}: {stalls} stalls of up to 0.4 s", node + 1);
+    Ok(Outcome { effective: stalls > 0, detail, ..Outcome::default() })
+}
+
+/// Damages the log of a node. It had an effect if the node noticed.
+async fn damage_log(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<Outcome> {
+    let (cluster, node) = (&test.cluster, plan.node);
+    cluster.excuse(node, true);
+    cluster.kill(node);
+    let said_before = cluster.said_bytes(node);
+    let (wal, random) = (cluster.wal(node), std::sync::Arc::clone(&test.random));
+    let work = move || match plan.fault {
+        Fault::TruncateSegment => damage::truncate(&wal, &random),
+        _ => damage::flip_bit(&wal, &random),
+    };
+    let done = tokio::task::spawn_blocking(work).await??;
+    tokio::time::sleep(hold / 2).await;
+    cluster.revive(node)?;
+    cluster.wait_whole(node).await?;
+    let Some(damage) = done else {
+        return Ok(Outcome { detail: format!("node {}: there was no such segment", node + 1), ..Outcome::default() });
+    };
+    let said = cluster.said(node, said_before);
+    let noticed = damage.was_put_aside() || damage.newest && NOTICED.iter().any(|words| said.contains(words));
+    let left = damage.is_left();
+    let came_of_it = match (noticed, left) {
+        (true, _) => "noticed",
+        (false, true) => "not noticed yet",
+        (false, false) => "gone before anybody looked",
+    };
+    let detail = format!("node {}: {}: {came_of_it}", node + 1, damage.what);
+    Ok(Outcome { effective: noticed, detail, left: left.then_some((node, damage)) })
 }

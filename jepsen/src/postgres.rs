@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::command::run;
+
 /// A running server in a directory of its own. Dropping it ends it and removes its data.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -87,14 +89,6 @@ impl Drop for Server {
         let _ = run(Command::new("kill").args(["-QUIT", &child.id().to_string()]));
         let _ = child.wait();
     }
-}
-
-/// Standard output of a command that succeeds.
-fn run(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("run {}", command.get_program().display()))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {}", command.get_program().display(), said.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The newest version's.

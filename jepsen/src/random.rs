@@ -23,4 +23,8 @@ impl Random {
     pub(crate) fn below(&self, bound: usize) -> usize {
         (self.next() % bound.max(1) as u64) as usize
     }
+    /// A number of the half-open range.
+    pub(crate) fn between(&self, (from, below): (u64, u64)) -> u64 {
+        from + self.next() % below.saturating_sub(from).max(1)
+    }
 }

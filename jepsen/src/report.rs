@@ -1,10 +1,10 @@
 //! What a run did, for people: faults by kind, what clients got, and how long nobody could write.
 
-use crate::checker::Verdict;
+use crate::checker::{Findings, Verdict};
+use crate::fault::{ALL, Fault};
 use crate::history::{Kind, Operation, Outcome};
-use crate::invariants::Invariants;
-use crate::nemesis::{ALL, Fault, Strike};
-use crate::workload::TENANTS;
+use crate::nemesis::Strike;
+use crate::workload::Tenants;
 
 /// Time between two acknowledgments that follow each other, nanoseconds since the run began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,49 +19,115 @@ impl Gap {
     }
 }
 
+/// What clients did and got, over all rounds.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    adds: [usize; 3],
+    reads: [usize; 2],
+    finals: usize,
+    longest_gap: Option<Gap>,
+}
+
+impl Counts {
+    /// Takes a round to the others. `strikes` are those of the whole run.
+    pub(crate) fn add(&mut self, operations: &[Operation], tenants: Tenants, strikes: &[Strike]) {
+        for one in operations {
+            match (&one.kind, one.outcome) {
+                (Kind::Add(_), Outcome::Ok) => self.adds[0] += 1,
+                (Kind::Add(_), Outcome::Fail) => self.adds[1] += 1,
+                (Kind::Add(_), Outcome::Info) => self.adds[2] += 1,
+                (Kind::Read(_), Outcome::Ok) => self.reads[0] += 1,
+                (Kind::Read(_), _) => self.reads[1] += 1,
+                (Kind::Final(_), _) => self.finals += 1,
+            }
+        }
+        let gaps = tenants.into_iter().filter_map(|tenant| longest_gap(operations, tenant, strikes));
+        self.longest_gap = gaps.chain(self.longest_gap).max_by_key(length);
+    }
+}
+
+/// What a report is about.
+pub(crate) struct Report<'a> {
+    pub(crate) strikes: &'a [Strike],
+    /// Faults that this machine cannot make.
+    pub(crate) skipped: &'a [Fault],
+    pub(crate) counts: &'a Counts,
+    pub(crate) findings: &'a Findings,
+    /// Power losses of all nodes.
+    pub(crate) blackouts: usize,
+    /// How often a node ended that had a reason to.
+    pub(crate) excused_deaths: u64,
+    /// Accounts of nodes that were looked at.
+    pub(crate) samples: u64,
+    /// Faults came one at a time.
+    pub(crate) one_at_a_time: bool,
+    pub(crate) verdict: &'a Verdict,
+}
+
 /// Faults that had an effect.
 pub(crate) fn effective(strikes: &[Strike]) -> u64 {
     strikes.iter().map(|strike| u64::from(strike.effective)).sum()
 }
 
-pub(crate) fn print(operations: &[Operation], strikes: &[Strike], invariants: &Invariants, verdict: &Verdict) {
-    println!("fault                  struck  effective");
-    for (fault, struck, effective) in by_kind(strikes) {
-        let name = format!("{fault:?}");
-        println!("{name:<22}{struck:>7}{effective:>11}");
-    }
-    let count = |kind: fn(&Kind) -> bool, outcome| {
-        operations.iter().filter(|one| kind(&one.kind) && one.outcome == outcome).count()
-    };
-    let adds = |outcome| count(|kind| matches!(kind, Kind::Add(_)), outcome);
-    let reads = |outcome| count(|kind| matches!(kind, Kind::Read(_)), outcome);
-    println!(
-        "adds: {} acknowledged, {} refused, {} unknown; strong reads: {} answered, {} refused; {} final; {} faults with \
-         effect; {} samples of node state",
-        adds(Outcome::Ok),
-        adds(Outcome::Fail),
-        adds(Outcome::Info),
-        reads(Outcome::Ok),
-        reads(Outcome::Fail),
-        count(|kind| matches!(kind, Kind::Final(_)), Outcome::Ok),
-        effective(strikes),
-        invariants.samples()
-    );
-    if let Some(gap) = TENANTS.iter().filter_map(|tenant| longest_gap(operations, tenant, strikes)).max_by_key(length) {
-        let during: Vec<String> =
-            strikes.iter().filter(|strike| gap.meets(strike)).map(|strike| format!("{:?}", strike.fault)).collect();
+/// One fault, as a line.
+pub(crate) fn line(strike: &Strike) -> String {
+    let seconds = |at: u64| at as f64 / 1e9;
+    let (begun, ended) = (seconds(strike.begun), seconds(strike.ended));
+    let effect = if strike.effective { "effective" } else { "no effect" };
+    let fault = format!("{:?}", strike.fault);
+    format!("{begun:>8.1} s {ended:>8.1} s  {effect}  {fault:<22}{}", strike.detail).trim_end().to_owned()
+}
+
+impl Report<'_> {
+    pub(crate) fn print(&self) {
+        println!("fault                  struck  effective");
+        for (fault, struck, effective) in by_kind(self.strikes) {
+            let name = format!("{fault:?}");
+            println!("{name:<22}{struck:>7}{effective:>11}");
+        }
+        for fault in self.skipped {
+            println!("{:<22}{:>18}", format!("{fault:?}"), "not possible here");
+        }
+        let Counts { adds, reads, finals, longest_gap } = self.counts;
         println!(
-            "longest time without an acknowledgment for a tenant while most nodes reached each other: {:.2} s, {:.0} s into \
-             the run, faults then: [{}]",
-            length(&gap) as f64 / 1e9,
-            gap.begun as f64 / 1e9,
-            during.join(", ")
+            "adds: {} acknowledged, {} refused, {} unknown; strong reads: {} answered, {} refused; {finals} final; {} \
+             faults with effect; {} samples of node state",
+            adds[0],
+            adds[1],
+            adds[2],
+            reads[0],
+            reads[1],
+            effective(self.strikes),
+            self.samples
         );
-    }
-    match verdict {
-        Verdict::Valid => println!("verdict: valid"),
-        Verdict::Invalid(violations) => println!("{}\nverdict: invalid", violations.join("\n")),
-        Verdict::Unknown(why) => println!("{why}\nverdict: unknown"),
+        if self.blackouts > 0 {
+            let legal = self.findings.legal;
+            println!(
+                "lost as a power loss of all nodes may have it: {} acknowledged at quorum, the oldest {:.3} s before; \
+                 of those at quorum-fsync none may be",
+                legal.lost,
+                legal.oldest as f64 / 1e9
+            );
+        }
+        if self.excused_deaths > 0 {
+            println!("nodes ended by themselves {} times, with damaged bytes or a full disk", self.excused_deaths);
+        }
+        if let Some(gap) = longest_gap.filter(|_| self.one_at_a_time) {
+            let during = self.strikes.iter().filter(|strike| gap.meets(strike));
+            let during: Vec<String> = during.map(|strike| format!("{:?}", strike.fault)).collect();
+            println!(
+                "longest time without an acknowledgment for a tenant while most nodes reached each other: {:.2} s, {:.0} s \
+                 into the run, faults then: [{}]",
+                length(&gap) as f64 / 1e9,
+                gap.begun as f64 / 1e9,
+                during.join(", ")
+            );
+        }
+        match self.verdict {
+            Verdict::Valid => println!("verdict: valid"),
+            Verdict::Invalid(violations) => println!("{}\nverdict: invalid", violations.join("\n")),
+            Verdict::Unknown(why) => println!("{why}\nverdict: unknown"),
+        }
     }
 }
 
@@ -95,11 +161,12 @@ mod tests {
     use super::*;
 
     fn strike(fault: Fault, begun: u64, ended: u64, effective: bool) -> Strike {
-        Strike { fault, begun, ended, effective }
+        Strike { fault, begun, ended, effective, detail: String::new(), left: None }
     }
 
     fn add(ended: u64, outcome: Outcome, tenant: &'static str) -> Operation {
-        Operation { process: 0, node: 1, tenant, invoked: ended, ended, outcome, kind: Kind::Add(Vec::new()) }
+        let (asked, given, kind) = (None, None, Kind::Add(Vec::new()));
+        Operation { process: 0, node: 1, tenant, invoked: ended, ended, outcome, asked, given, kind }
     }
 
     #[test]
@@ -135,5 +202,22 @@ mod tests {
         assert_eq!(largest(&[strike(Fault::KillLeader, 40, 50, true)]), Some((30, 90)));
         assert_eq!(largest(&[strike(Fault::KillAll, 40, 50, true)]), Some((100, 140)));
         assert_eq!(largest(&[strike(Fault::Reset, 20, 120, true)]), None, "all gaps meet it");
+    }
+    #[test]
+    fn rounds_are_counted_together() {
+        let mut counts = Counts::default();
+        let read = Operation { kind: Kind::Read(Vec::new()), ..add(15, Outcome::Ok, "a") };
+        counts.add(&[add(10, Outcome::Ok, "a"), add(14, Outcome::Ok, "a"), read], ["a", "b"], &[]);
+        counts.add(&[add(50, Outcome::Ok, "b-1"), add(70, Outcome::Ok, "b-1")], ["a-1", "b-1"], &[]);
+        counts.add(&[add(80, Outcome::Info, "a-2"), add(81, Outcome::Fail, "a-2")], ["a-2", "b-2"], &[]);
+        let longest_gap = Some(Gap { begun: 50, ended: 70 });
+        assert_eq!(counts, Counts { adds: [4, 1, 1], reads: [1, 0], finals: 0, longest_gap });
+    }
+
+    #[test]
+    fn a_line_says_when_what_and_whether_it_did_anything() {
+        let detail = "node 2".to_owned();
+        let one = Strike { detail, ..strike(Fault::PowerLoss, 1_500_000_000, 12_000_000_000, false) };
+        assert_eq!(line(&one), format!("     1.5 s     12.0 s  no effect  {:<22}node 2", "PowerLoss"));
     }
 }

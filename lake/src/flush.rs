@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iceberg::spec::{DataFile, TableMetadata};
-use serde::{Deserialize, Serialize};
 use signaldb_catalog::{Swap, SwapOutcome};
-use signaldb_model::{TableId, UnixNanos};
-use signaldb_raft::{Command, Group};
+use signaldb_model::{GroupId, TableId, UnixNanos};
+use signaldb_raft::{Command, Group, GroupState};
 use signaldb_signals::{Rows, SignalTable};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +24,12 @@ use crate::metadata::{Change, Staged};
 use crate::names;
 use crate::table;
 
+mod mark;
+mod settle;
+
+use mark::{FlushMark, lineage, mark_key};
+pub(crate) use settle::{Known, look_ahead};
+
 /// A table smaller than this waits for `max_interval`: small commits cost as much as large ones.
 const SMALL_TABLE_BYTES: usize = 1 << 20;
 /// How long a proposal of the flusher may take.
@@ -33,31 +38,15 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(30);
 const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest pause between attempts while catalog or store are down.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How often a group looks whether to flush: small memtables fill in a fraction of a second.
+const TICK_MAX: Duration = Duration::from_millis(100);
 /// Attempts to win the swap before the flush is reported as failed and tried again later.
 const ATTEMPTS: usize = 5;
-
-/// Bumped when a group's log restarts from a lost state, so that reused indexes do not read as flushed.
-const INCARNATION: u64 = 1;
 
 /// Somebody waits for a flush.
 #[derive(Debug)]
 pub(crate) struct FlushRequest {
     pub(crate) done: oneshot::Sender<Result<(), LakeError>>,
-}
-
-/// The mark of the last flush of a group, in the table's properties under [`mark_key`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct FlushMark {
-    cluster: String,
-    group: u32,
-    incarnation: u64,
-    term: u64,
-    index: u64,
-    commit: uuid::Uuid,
-}
-
-fn mark_key(group: u32) -> String {
-    format!("signaldb.flush.{group}")
 }
 
 /// Flushes one group.
@@ -71,6 +60,8 @@ pub(crate) struct Flusher {
     failures: u32,
     /// By the clock's elapsed time.
     not_before: Duration,
+    /// The term of leadership in which tables were compared with the log.
+    looked_ahead: Option<u64>,
 }
 
 /// A table's part of a commit.
@@ -88,13 +79,22 @@ type Encoded = HashMap<(TableId, u64), (uuid::Uuid, Vec<DataFile>)>;
 impl Flusher {
     pub(crate) fn new(lake: Lake, group: Arc<Group>, cluster_id: String) -> Self {
         let memtable = lake.memtable(group.id());
-        Self { lake, group, memtable, cluster_id, pending: None, failures: 0, not_before: Duration::ZERO }
+        Self {
+            lake,
+            group,
+            memtable,
+            cluster_id,
+            pending: None,
+            failures: 0,
+            not_before: Duration::ZERO,
+            looked_ahead: None,
+        }
     }
 
     pub(crate) async fn run(mut self, mut requests: mpsc::Receiver<FlushRequest>, stop: CancellationToken) {
         let config = self.lake.config();
         let shortest = config.interval.min(config.max_interval);
-        let mut tick = tokio::time::interval((shortest / 4).clamp(Duration::from_millis(10), Duration::from_secs(1)));
+        let mut tick = tokio::time::interval((shortest / 4).clamp(Duration::from_millis(10), TICK_MAX));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let request = tokio::select! {
@@ -112,21 +112,30 @@ impl Flusher {
             let outcome = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                outcome = self.flush(request.is_some()) => outcome,
+                outcome = self.step(request.is_some()) => outcome,
             };
-            self.note(outcome.as_ref().err());
+            self.note(outcome.as_ref());
             if let Some(request) = request {
                 // The caller may be gone.
-                let _ = request.done.send(outcome);
+                let _ = request.done.send(outcome.map(drop));
             }
         }
     }
 
     fn due(&self) -> bool {
         let now = self.lake.clock().elapsed();
-        if now < self.not_before || !self.group.is_leader() {
+        if now < self.not_before || !self.group.is_leader() || self.group.halted().is_some() {
             return false;
         }
+        !self.is_prepared() || self.cut_is_due(now)
+    }
+
+    /// The tables were compared with the log in this leadership, and know its incarnation.
+    fn is_prepared(&self) -> bool {
+        self.looked_ahead == Some(self.group.term()) && self.group.with_state(|state| state.unsettled().is_none())
+    }
+
+    fn cut_is_due(&self, now: Duration) -> bool {
         if self.pending.is_some() {
             return true;
         }
@@ -135,17 +144,46 @@ impl Flusher {
         let bytes: usize = loads.values().map(|load| load.bytes).sum();
         let old = |since: Duration, limit: Duration| now.saturating_sub(since) >= limit;
         bytes >= config.max_bytes
+            || crowds(bytes, self.lake.unflushed_bytes(), self.lake.group_count(), config.memtable_bytes_max)
             || loads.values().any(|load| {
                 let busy = load.bytes > SMALL_TABLE_BYTES && old(load.since, config.interval);
                 busy || old(load.since, config.max_interval)
             })
     }
 
-    fn note(&mut self, failure: Option<&LakeError>) {
-        let Some(failure) = failure else {
-            self.failures = 0;
-            self.lake.note_flush(self.group.id(), Ok(()));
-            return;
+    /// Prepares if that is due, and flushes if that is; whether it flushed.
+    async fn step(&mut self, asked: bool) -> Result<bool, LakeError> {
+        self.prepare().await?;
+        if !asked && !self.cut_is_due(self.lake.clock().elapsed()) {
+            return Ok(false);
+        }
+        self.flush(asked).await.map(|()| true)
+    }
+
+    async fn prepare(&mut self) -> Result<(), LakeError> {
+        let unsettled = self.group.with_state(GroupState::unsettled).filter(|_| self.group.is_leader());
+        if let Some(incarnation) = unsettled {
+            self.settle(incarnation).await?;
+        }
+        let term = self.group.term();
+        if self.looked_ahead != Some(term) && look_ahead(&self.lake, &self.group, &self.cluster_id, Known::Only).await?
+        {
+            self.looked_ahead = Some(term);
+        }
+        match self.group.halted() {
+            Some(_) => Err(LakeError::Stopped("the group halted")),
+            None => Ok(()),
+        }
+    }
+
+    fn note(&mut self, outcome: Result<&bool, &LakeError>) {
+        let failure = match outcome {
+            Ok(flushed) => {
+                self.failures = 0;
+                self.lake.note_flush(self.group.id(), Ok(*flushed));
+                return;
+            }
+            Err(failure) => failure,
         };
         self.failures += 1;
         let pause = Duration::from_millis(100).saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
@@ -272,7 +310,7 @@ impl Flusher {
         }
         let location = self.lake.ensure_table(id, table).await?;
         let metadata = self.lake.metadata_at(&location).await?;
-        let done = flushed_index(&metadata, &self.cluster_id, self.group.id().0, id)?;
+        let done = self.flushed_index(&metadata, id)?;
         let version = table::version_of(&location);
         if done >= hi {
             return Ok(Some(Planned { id: id.clone(), commit: None, version, location }));
@@ -280,13 +318,15 @@ impl Flusher {
         // Normally the watermark that we know; after a crash between swap and announcement, a later one.
         let rows: Vec<MemBatch> = rows.iter().filter_map(|batch| batch.above(done)).collect();
         let (commit, files) = self.write_files(id, table, &metadata, rows, done, encoded).await?;
+        let (incarnation, lineage) = self.group.with_state(|state| (state.incarnation(), lineage(state)));
         let mark = FlushMark {
             cluster: self.cluster_id.clone(),
             group: self.group.id().0,
-            incarnation: INCARNATION,
+            incarnation,
             term: self.group.term(),
             index: hi,
             commit,
+            lineage,
         };
         let staged = self.stage(&metadata, &location, files, &mark).await?;
         let swap = Swap {
@@ -297,6 +337,19 @@ impl Flusher {
         };
         let (version, location) = (staged.version, staged.location.clone());
         Ok(Some(Planned { id: id.clone(), commit: Some((swap, staged)), version, location }))
+    }
+
+    /// Last index whose rows are in this version of a table.
+    ///
+    /// # Errors
+    /// [`LakeError::ForeignMark`] when another cluster, or the group in another incarnation, flushed there.
+    fn flushed_index(&self, metadata: &TableMetadata, id: &TableId) -> Result<u64, LakeError> {
+        let Some(mark) = FlushMark::of(metadata, &self.cluster_id, self.group.id(), id)? else { return Ok(0) };
+        if mark.incarnation != self.group.with_state(GroupState::incarnation) {
+            let found = format!("incarnation {}", mark.incarnation);
+            return Err(LakeError::ForeignMark { table: id.to_string(), found });
+        }
+        Ok(mark.index)
     }
 
     async fn write_files(
@@ -344,7 +397,7 @@ impl Flusher {
         mark: &FlushMark,
     ) -> Result<Staged, LakeError> {
         let mark = serde_json::to_string(mark).map_err(iceberg::Error::from)?;
-        let key = mark_key(self.group.id().0);
+        let key = mark_key(self.group.id());
         let change = Change {
             add: files,
             set_properties: HashMap::from([(key.clone(), mark.clone())]),
@@ -367,24 +420,36 @@ impl Flusher {
     }
 }
 
-/// Last log index of `group` whose rows are in this version of a table: the cut between scan and memtable.
+/// Whether a group's rows have to go for the memory that all `groups` share, `total` bytes now: half of the budget is
+/// used, and writes stop when all is. The groups that hold at least their share go, so that commits stay large.
+fn crowds(bytes: usize, total: usize, groups: usize, budget: usize) -> bool {
+    bytes > 0 && total >= budget / 2 && bytes.saturating_mul(groups) >= total
+}
+
+/// Last log index of `group` whose rows are in this version of a table: the cut between scan and memtable. Views are
+/// only served by a group whose tables know its incarnation.
 ///
 /// # Errors
-/// [`LakeError::ForeignMark`] when another cluster or incarnation flushed the group's rows.
+/// [`LakeError::ForeignMark`] when another cluster flushed the group's rows.
 pub(crate) fn flushed_index(
     metadata: &TableMetadata,
     cluster_id: &str,
-    group: u32,
+    group: GroupId,
     table: &TableId,
 ) -> Result<u64, LakeError> {
-    let Some(text) = metadata.properties().get(&mark_key(group)) else { return Ok(0) };
-    let mark: Option<FlushMark> = serde_json::from_str(text).ok();
-    match mark {
-        Some(mark) if mark.cluster == cluster_id && mark.group == group && mark.incarnation == INCARNATION => {
-            Ok(mark.index)
-        }
-        _ => Err(LakeError::ForeignMark { table: table.to_string(), found: text.clone() }),
-    }
+    Ok(FlushMark::of(metadata, cluster_id, group, table)?.map_or(0, |mark| mark.index))
+}
+
+/// Whether this version of a table can come of the group's log. One that knows more must not be told to the log, for that
+/// would pass for known: [`look_ahead`] halts the group.
+pub(crate) fn is_of_log(
+    metadata: &TableMetadata,
+    cluster_id: &str,
+    group: &Group,
+    table: &TableId,
+) -> Result<bool, LakeError> {
+    let Some(mark) = FlushMark::of(metadata, cluster_id, group.id(), table)? else { return Ok(true) };
+    Ok(mark.incarnation == group.with_state(GroupState::incarnation) && mark.index <= group.last_log_index())
 }
 
 /// An error and everything behind it, in one line.
@@ -397,4 +462,36 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_that_share_a_small_budget_flush_before_it_is_used_up() {
+        for (bytes, total, groups, budget, expected) in [
+            // Eight groups fill a budget that none of them would fill alone.
+            (8, 64, 8, 128, true),
+            (9, 64, 8, 128, true),
+            (7, 64, 8, 128, false),
+            // There is room.
+            (60, 63, 8, 128, false),
+            // One group, one tenant.
+            (64, 64, 1, 128, true),
+            // Nothing to flush, whatever others hold.
+            (0, 0, 8, 0, false),
+            (0, 128, 8, 128, false),
+        ] {
+            assert_eq!(crowds(bytes, total, groups, budget), expected, "{bytes} of {total} in {groups}");
+        }
+    }
+
+    #[test]
+    fn in_a_full_budget_some_group_is_due() {
+        for loads in [[50, 50, 28], [128, 0, 0], [43, 43, 42], [1, 1, 126]] {
+            let total = loads.iter().sum();
+            assert!(loads.iter().any(|bytes| crowds(*bytes, total, loads.len(), 128)), "{loads:?}");
+        }
+    }
 }

@@ -19,9 +19,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::LakeConfig;
 use crate::error::LakeError;
-use crate::flush::{FlushRequest, Flusher};
+use crate::flush::{FlushRequest, Flusher, Known};
 use crate::maintain::Maintainer;
-use crate::memtable::{GroupMemtable, LogReader, TableView};
+use crate::memtable::{GroupMemtable, LogReader, ROW_BYTES_A_REQUEST_BYTE, TableView};
 use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metadata};
 use crate::names;
 use crate::orphans::COMMIT_WITHIN;
@@ -169,6 +169,18 @@ impl Lake {
         self.0.tasks.spawn(flusher.run(requests, self.0.stop.clone()));
     }
 
+    /// Compares the log of a lone voter with every table there is, before it takes rows: a group whose tables know more
+    /// than its log halts.
+    ///
+    /// # Errors
+    /// When catalog or store do not answer.
+    pub async fn look_ahead(&self, groups: &[Arc<Group>], cluster_id: &str) -> Result<(), LakeError> {
+        for group in groups {
+            crate::flush::look_ahead(self, group, cluster_id, Known::OrNot).await?;
+        }
+        Ok(())
+    }
+
     fn follow_leadership(&self, group: Arc<Group>) {
         let (memtable, stop) = (self.memtable(group.id()), self.0.stop.clone());
         self.0.tasks.spawn(async move {
@@ -222,6 +234,11 @@ impl Lake {
     /// [`LakeError::Stopped`] when another node leads the group: its rows are built there.
     pub async fn view(&self, group: GroupId, id: &TableId, index: u64) -> Result<Option<TableView>, LakeError> {
         let moved = || LakeError::Stopped("another node leads the group");
+        if let Some(log) = self.log(group)
+            && log.0.unreadable().is_some()
+        {
+            return Err(LakeError::Stopped("the group's log and its tables are not in step"));
+        }
         let memtable = self.memtable(group);
         let epoch = memtable.wait_built(index).await.ok_or_else(moved)?;
         let view = memtable.view(id, epoch);
@@ -362,7 +379,7 @@ impl Lake {
         group: GroupId,
         table: &TableId,
     ) -> Result<u64, LakeError> {
-        crate::flush::flushed_index(metadata, cluster_id, group.0, table)
+        crate::flush::flushed_index(metadata, cluster_id, group, table)
     }
 
     pub(crate) fn remember(&self, location: &str, metadata: Arc<TableMetadata>) {
@@ -411,7 +428,7 @@ impl Lake {
         }
     }
 
-    /// Bytes of rows that are not yet flushed.
+    /// Bytes of rows that are not yet flushed; of those that are not decoded yet, an estimate.
     pub fn unflushed_bytes(&self) -> usize {
         let memtables = self.0.memtables.read().unwrap_or_else(PoisonError::into_inner);
         memtables.values().map(|memtable| memtable.bytes()).sum()
@@ -432,16 +449,27 @@ impl Lake {
         });
     }
 
-    /// Whether memtables are full: flushing does not keep up, or cannot.
-    pub fn full(&self) -> bool {
-        self.unflushed_bytes() > self.0.config.memtable_bytes_max
+    /// Whether memtables are full, or will be with the rows of `arriving` bytes of requests: flushing does not keep up, or
+    /// cannot.
+    pub fn full(&self, arriving: usize) -> bool {
+        let arriving = arriving.saturating_mul(ROW_BYTES_A_REQUEST_BYTE);
+        self.unflushed_bytes().saturating_add(arriving) > self.0.config.memtable_bytes_max
     }
 
-    pub(crate) fn note_flush(&self, group: GroupId, outcome: Result<(), String>) {
+    /// Groups that may have rows here.
+    pub(crate) fn group_count(&self) -> usize {
+        self.0.memtables.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// `Ok(true)`: rows were flushed; `Ok(false)`: they could be.
+    pub(crate) fn note_flush(&self, group: GroupId, outcome: Result<bool, String>) {
         let mut failures = self.0.failures.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
-            Ok(()) => {
+            Ok(flushed) => {
                 failures.remove(&group);
+                if !flushed {
+                    return;
+                }
                 *self.0.last_flush.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.0.clock.now());
             }
             Err(failure) => drop(failures.insert(group, failure)),

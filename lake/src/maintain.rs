@@ -14,7 +14,7 @@ use signaldb_signals::SignalTable;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::LakeError;
-use crate::flush::chain;
+use crate::flush::{chain, is_of_log};
 use crate::lake::Lake;
 use crate::orphans::Seen;
 use crate::{metrics, table};
@@ -84,7 +84,8 @@ impl Maintainer {
                 return;
             }
             let notes = self.notes.entry(id.clone()).or_default();
-            let visit = Visit { lake: &self.lake, group: &group, id: &id };
+            let cluster_id = &self.groups.founding().cluster_id;
+            let visit = Visit { lake: &self.lake, group: &group, cluster_id, id: &id };
             match Box::pin(visit.run(notes, stop)).await {
                 Ok(left) => pending += left,
                 Err(error) => {
@@ -100,7 +101,9 @@ impl Maintainer {
     /// Tables whose owner group this node leads, each with that group. The first of a tenant's groups owns its tables.
     fn owned(&self) -> Vec<(Arc<Group>, TableId)> {
         let mut owned = Vec::new();
-        for group in self.groups.data_groups().filter(|group| group.is_leader()) {
+        // Where log and tables are not in step, nothing is touched.
+        let in_step = |group: &Group| group.halted().is_none() && group.with_state(|state| state.unsettled().is_none());
+        for group in self.groups.data_groups().filter(|group| group.is_leader() && in_step(group)) {
             let tables: Vec<TableId> = group.with_state(|state| state.tables.keys().cloned().collect());
             let mine =
                 |id: &TableId| self.groups.homes(&id.tenant).first().is_some_and(|owner| owner.id() == group.id());
@@ -120,6 +123,7 @@ impl Maintainer {
 struct Visit<'a> {
     lake: &'a Lake,
     group: &'a Group,
+    cluster_id: &'a str,
     id: &'a TableId,
 }
 
@@ -128,7 +132,10 @@ impl Visit<'_> {
     async fn run(&self, notes: &mut Notes, stop: &CancellationToken) -> Result<usize, LakeError> {
         let Some(table) = SignalTable::from_code(self.id.code) else { return Ok(0) };
         let upkeep = Upkeep { lake: self.lake, id: self.id, table };
-        let Some((location, _)) = upkeep.current().await? else { return Ok(0) };
+        let Some((location, metadata)) = upkeep.current().await? else { return Ok(0) };
+        if !is_of_log(&metadata, self.cluster_id, self.group, self.id)? {
+            return Err(LakeError::Stopped("the table is ahead of the group's log"));
+        }
         // After a commit without an announcement, or somebody else's.
         self.announce(Some(location)).await?;
         self.announce(upkeep.retire().await?).await?;

@@ -18,6 +18,10 @@ const LOAD_BYTES: usize = 4 << 20;
 /// Batches are merged while the result stays below this: many small exports must not become many small batches.
 const MERGED_ROWS_MAX: usize = 2 << 10;
 
+/// Memory of rows for each byte of the requests that they come in, roughly: a span of 400 bytes takes about 1 kB. What
+/// is to be decoded counts as what it becomes: decoding must not be where the budget is found to be overdrawn.
+pub(crate) const ROW_BYTES_A_REQUEST_BYTE: usize = 3;
+
 /// Rows of one table with the log indexes that they came from. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct MemBatch {
@@ -328,11 +332,11 @@ impl GroupMemtable {
         state.tables.iter().filter_map(|(id, table)| Some((id.clone(), load(table)?))).collect()
     }
 
-    /// Bytes held, decoded or queued.
+    /// Bytes held, decoded or queued; what is queued counts as what it becomes.
     pub(crate) fn bytes(&self) -> usize {
         let state = self.state();
         let decoded: usize = state.tables.values().flat_map(|table| &table.batches).map(MemBatch::bytes).sum();
-        decoded + state.queued_bytes
+        decoded + state.queued_bytes.saturating_mul(ROW_BYTES_A_REQUEST_BYTE)
     }
 }
 

@@ -68,8 +68,8 @@ pub struct Staged {
     pub version: i64,
 }
 
-/// Builds the version after `base`. A change of files or manifests makes a snapshot; one of properties, or of what is
-/// expired, makes none.
+/// Builds the version after `base`. A change of files or manifests makes a snapshot, and so does a summary; one of
+/// properties, or of what is expired, makes none.
 ///
 /// # Errors
 /// [`iceberg::ErrorKind::PreconditionFailed`] when a file to remove is not live in the base;
@@ -92,7 +92,9 @@ pub fn next_metadata(base: Base<'_>, change: Change, seeds: Seeds) -> Result<Sta
         (false, true) => Some(Operation::Append),
         (true, false) => Some(Operation::Delete),
         (false, false) => Some(Operation::Replace),
-        (true, true) => rewritten.then_some(Operation::Replace),
+        (true, true) if rewritten => Some(Operation::Replace),
+        // What is said for audit has no other place.
+        (true, true) => (!change.summary.is_empty()).then_some(Operation::Append),
     };
     let mut builder =
         metadata.clone().into_builder(Some(base.location.to_owned())).set_properties(change.set_properties)?;

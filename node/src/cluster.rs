@@ -25,6 +25,8 @@ pub(crate) enum ClusterCommand {
     Dev(DevArgs),
     /// Show nodes and groups as one node sees them.
     Status(StatusArgs),
+    /// Let groups go on that have lost a majority, or whose log is older than its tables.
+    Recover(RecoverArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -53,6 +55,22 @@ pub(crate) struct StatusArgs {
     key: Option<String>,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct RecoverArgs {
+    /// The group, as `signaldb cluster status` numbers it; repeatable.
+    #[arg(long, required = true)]
+    group: Vec<u32>,
+    /// Do it. Without this, only what would be done and lost is shown.
+    #[arg(long)]
+    accept_data_loss: bool,
+    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    endpoint: String,
+    #[arg(long, value_parser = ["table", "json"], default_value = "table")]
+    format: String,
+    #[arg(long, env = "SIGNALDB_ADMIN_KEY", hide_env_values = true)]
+    key: Option<String>,
+}
+
 struct Node {
     id: u16,
     ports: [u16; 6],
@@ -65,6 +83,7 @@ pub(crate) async fn run(command: ClusterCommand) -> anyhow::Result<()> {
     match command {
         ClusterCommand::Dev(args) => dev(args).await,
         ClusterCommand::Status(args) => status(args).await,
+        ClusterCommand::Recover(args) => recover(args).await,
     }
 }
 
@@ -227,18 +246,61 @@ async fn stop(nodes: &mut [Node]) {
     }
 }
 
-async fn status(args: StatusArgs) -> anyhow::Result<()> {
-    let mut request = reqwest::Client::new().get(format!("{}/api/v1/cluster", args.endpoint));
-    if let Some(key) = &args.key {
-        request = request.bearer_auth(key);
+async fn recover(args: RecoverArgs) -> anyhow::Result<()> {
+    let url = format!("{}/api/v1/admin/recover", args.endpoint);
+    for group in args.group {
+        let body = serde_json::json!({"group": group, "accept_data_loss": args.accept_data_loss});
+        let request = reqwest::Client::new().post(&url).json(&body);
+        let (body, answer) = answer(request, args.key.as_deref(), &args.endpoint).await?;
+        if args.format == "json" {
+            println!("{body}");
+        } else {
+            println!("{}", recovered(&answer));
+        }
     }
-    let response = request.send().await;
-    let response = response.with_context(|| format!("reach a node at {}; is it running?", args.endpoint))?;
+    Ok(())
+}
+
+fn recovered(answer: &serde_json::Value) -> String {
+    let (group, done) = (&answer["group"], answer["done"] == true);
+    let ask = "nothing was done yet: the same command with --accept-data-loss does it";
+    match (text(&answer["action"]), done) {
+        ("elect", true) => {
+            format!("group {group}: node {} was chosen to lead; {}", answer["winner"], text(&answer["loss"]))
+        }
+        ("elect", false) => {
+            format!("group {group}: node {} would lead; {}; {ask}", answer["winner"], text(&answer["loss"]))
+        }
+        ("go_on", true) => {
+            format!("group {group} goes on in a new incarnation. It had halted: {}", text(&answer["reason"]))
+        }
+        ("go_on", false) => format!("group {group} halted: {}; {ask}", text(&answer["reason"])),
+        _ => format!("group {group}: nothing to do, {}", text(&answer["reason"])),
+    }
+}
+
+/// Sends a request to a node; returns the body of its answer, also parsed.
+async fn answer(
+    request: reqwest::RequestBuilder,
+    key: Option<&str>,
+    endpoint: &str,
+) -> anyhow::Result<(String, serde_json::Value)> {
+    let request = match key {
+        Some(key) => request.bearer_auth(key),
+        None => request,
+    };
+    let response = request.send().await.with_context(|| format!("reach a node at {endpoint}; is it running?"))?;
     let (status, body) = (response.status(), response.text().await.context("read the answer")?);
     let parsed: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
     if !status.is_success() {
         bail!("{}", parsed["error"]["message"].as_str().unwrap_or(&body));
     }
+    Ok((body, parsed))
+}
+
+async fn status(args: StatusArgs) -> anyhow::Result<()> {
+    let request = reqwest::Client::new().get(format!("{}/api/v1/cluster", args.endpoint));
+    let (body, parsed) = answer(request, args.key.as_deref(), &args.endpoint).await?;
     if args.format == "json" {
         println!("{body}");
         return Ok(());

@@ -1,14 +1,14 @@
-//! The node's own directory: one process at a time, and room to write.
+//! The node's own directory: one process at a time.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{FlockOperation, flock};
 use signaldb_wal::{LogIo, RealIo};
 
-use crate::config::{Config, DiskReserve};
+use crate::config::Config;
 
 /// Name of the file whose lock means that the directory is in use.
 const LOCK: &str = "LOCK";
@@ -69,28 +69,6 @@ impl DataDir {
             );
         }
         Ok(Self { _lock: lock })
-    }
-}
-
-/// Room on the file system of the log, bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DiskRoom {
-    pub(crate) size: u64,
-    pub(crate) free: u64,
-    /// Ingest stops when less is free.
-    pub(crate) reserve: u64,
-}
-
-impl DiskRoom {
-    /// `None` when the system does not say.
-    pub(crate) fn of(dir: &Path, reserve: DiskReserve) -> Option<Self> {
-        let stat = statvfs(dir).ok()?;
-        let (size, free) = (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize);
-        Some(Self { size, free, reserve: reserve.bytes.min(size / 100 * u64::from(reserve.percent)) })
-    }
-
-    pub(crate) fn below_reserve(self) -> bool {
-        self.free < self.reserve
     }
 }
 

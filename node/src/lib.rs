@@ -7,6 +7,7 @@ pub mod cli;
 mod cluster;
 pub mod config;
 mod data_dir;
+mod disk;
 mod metrics;
 mod peer_port;
 mod run;

@@ -3,8 +3,9 @@
 use anyhow::Context;
 use metrics::{Unit, describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use signaldb_raft::DiskLevel;
 
-use crate::data_dir::DiskRoom;
+use crate::disk::DiskRoom;
 
 /// Installs the recorder of the process and describes what it will hold.
 pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
@@ -21,11 +22,26 @@ pub(crate) fn install() -> anyhow::Result<PrometheusHandle> {
     describe_gauge!("signaldb_wal_disk_size_bytes", Unit::Bytes, "Size of the file system that holds the log.");
     describe_gauge!("signaldb_wal_disk_free_bytes", Unit::Bytes, "Bytes free there.");
     describe_gauge!("signaldb_wal_disk_reserve_bytes", Unit::Bytes, "Ingest stops when less than this is free there.");
+    describe_gauge!(
+        "signaldb_wal_disk_level",
+        "0: the reserve is free. 1: it is not, no rows are taken. 2: next to nothing is, entries of leaders are refused."
+    );
+    describe_gauge!(
+        "signaldb_wal_ballast_bytes",
+        Unit::Bytes,
+        "Size of the file that keeps room for votes and purge records; 0 while it is given up."
+    );
     Ok(handle)
 }
 
-pub(crate) fn record_disk(room: DiskRoom) {
+pub(crate) fn record_disk(room: DiskRoom, level: DiskLevel, ballast_bytes: u64) {
     gauge!("signaldb_wal_disk_size_bytes").set(room.size as f64);
     gauge!("signaldb_wal_disk_free_bytes").set(room.free as f64);
     gauge!("signaldb_wal_disk_reserve_bytes").set(room.reserve as f64);
+    gauge!("signaldb_wal_disk_level").set(match level {
+        DiskLevel::Normal => 0.0,
+        DiskLevel::NearlyFull => 1.0,
+        DiskLevel::Exhausted => 2.0,
+    });
+    gauge!("signaldb_wal_ballast_bytes").set(ballast_bytes as f64);
 }

@@ -24,8 +24,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, AdapterOptions, Compaction, Config, DefaultSchemas, Retention, Tenant};
-use crate::data_dir::{DataDir, DiskRoom};
-use crate::{banner, metrics, peer_port};
+use crate::data_dir::DataDir;
+use crate::{banner, disk, metrics, peer_port};
 
 /// How long a write may wait for its commit.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +48,7 @@ pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usiz
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let metrics = metrics::install()?;
     let _data_dirs = DataDir::open_all(&config)?;
+    disk::make_room(&config.wal_dir(), config.wal.disk_reserve);
     let (listeners, starting) = bind(&config).await?.again().context("serve the ports twice")?;
     let peer_listener = match config.cluster.is_replicated() {
         true => Some(bind_one("peer", &config.listen.peer).await?),
@@ -67,7 +68,12 @@ pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usiz
     println!("{}", banner::text(&config, ack));
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
-    tasks.spawn(watch(node.app.clone(), config.clone(), metrics, stop.clone()));
+    tasks.spawn(watch(node.app.clone(), metrics, stop.clone()));
+    let look = disk::watch(node.app.clone(), config.wal_dir(), config.wal.disk_reserve, stop.clone());
+    tasks.spawn(async move {
+        look.await;
+        Ok(())
+    });
     let (app, stop_serving) = (node.app.clone(), stop.clone());
     tasks.spawn(async move { serve(app, listeners, stop_serving).await.context("serve") });
     let outcome = tokio::select! {
@@ -156,6 +162,9 @@ impl Node {
         let _ = opened.set(Arc::clone(&groups));
         tracing::info!("WAL replay is complete");
         claim_store(&lake, &groups).await?;
+        if !config.cluster.is_replicated() {
+            look_ahead(&lake, &groups).await;
+        }
         for group in groups.data_groups() {
             lake.start_flusher(Arc::clone(group), groups.founding().cluster_id.clone());
         }
@@ -182,6 +191,7 @@ impl Node {
             write_timeout: WRITE_TIMEOUT,
             dedup_window: config.cluster.dedup_window.0,
             tenant_acks: tenant_acks(&config.auth.tenants)?,
+            intake_bytes_max: memory / 16,
             signals: enabled_signals(&config.schema.default_schemas),
             metrics: Box::new(move || metrics.render()),
         });
@@ -204,12 +214,7 @@ impl Node {
 fn refusal(app: &App) -> Box<Refuse> {
     let app = app.clone();
     Box::new(move || {
-        if app.disk_full() {
-            return Some(RejectReason::Busy(
-                "the leader's disk reserve is reached: free space on its log's disk".to_owned(),
-            ));
-        }
-        app.lake.full().then(|| {
+        app.lake.full(0).then(|| {
             let reason = "unflushed rows use up the leader's memory budget: flushing does not keep up";
             RejectReason::Busy(reason.to_owned())
         })
@@ -356,6 +361,20 @@ async fn claim_store(lake: &Lake, groups: &Groups) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A lone node has no peers that know how far its log was: only the tables can tell that an old copy of it came back.
+async fn look_ahead(lake: &Lake, groups: &Groups) {
+    let data: Vec<_> = groups.data_groups().cloned().collect();
+    let looked = lake.look_ahead(&data, &groups.founding().cluster_id);
+    match tokio::time::timeout(CLAIM_TIMEOUT, looked).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let error = anyhow!(error);
+            tracing::warn!("log and tables are compared later, one of them does not answer: {error:#}");
+        }
+        Err(_) => tracing::warn!("log and tables are compared later, the tables do not answer in time"),
+    }
+}
+
 async fn bind(config: &Config) -> anyhow::Result<Listeners> {
     let listen = &config.listen;
     Ok(Listeners {
@@ -374,11 +393,9 @@ async fn bind_one(name: &str, address: &str) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Stops the node when its log failed, and refuses ingest while the disk is nearly full.
-async fn watch(app: App, config: Config, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
+/// Stops the node when its log failed, or its peers refuse it.
+async fn watch(app: App, metrics: PrometheusHandle, stop: CancellationToken) -> anyhow::Result<()> {
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
-    let wal_dir = config.wal_dir();
-    let mut full = false;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -386,20 +403,10 @@ async fn watch(app: App, config: Config, metrics: PrometheusHandle, stop: Cancel
         }
         metrics.run_upkeep();
         if let Some(failure) = app.groups.failure() {
-            return Err(anyhow!("the log failed and the node must stop: {failure}"));
+            return Err(anyhow!("the node must stop: {failure}"));
         }
         if let Some(failure) = app.lake.failure() {
             return Err(anyhow!("the node must stop; nothing is lost, the log has it all: {failure}"));
         }
-        let room = DiskRoom::of(&wal_dir, config.wal.disk_reserve);
-        if let Some(room) = room {
-            metrics::record_disk(room);
-        }
-        let now_full = room.is_some_and(DiskRoom::below_reserve);
-        if now_full != full {
-            tracing::warn!(full = now_full, "disk reserve: ingest is {}", if now_full { "stopped" } else { "resumed" });
-        }
-        full = now_full;
-        app.set_disk_full(full);
     }
 }

@@ -177,29 +177,40 @@ fn repair(args: RepairArgs) -> anyhow::Result<Verdict> {
         return Ok(Verdict::Damaged);
     }
     let readable = engine::entries(&log.dir)?;
+    let mut ahead = Vec::new();
     for (group, first_lost) in before.lost() {
-        if let Some(flushed) = rows::flushed_beyond(&readable, group, first_lost) {
-            bail!(
-                "the tables hold rows of group {group} up to entry {flushed}, and its log would end before entry \
-                 {first_lost}: new rows would take the numbers of those and pass for stored. Nothing was changed. Put \
-                 the file back from a copy, or begin a new data directory and a new store; the tables stay readable"
-            );
-        }
+        let flushed = rows::flushed_beyond(&readable, group, first_lost);
+        ahead.extend(flushed.map(|flushed| Ahead { group, first_lost, flushed }));
     }
     let copies = engine::repair(&log.dir)?;
     let after = engine::inspect(&log.dir).context("look at the repaired log")?;
     let kept = engine::entries(&log.dir).context("look at the repaired log")?;
     let loss = Loss::between((&before, &readable), (&after, &kept));
     if args.format == "json" {
-        println!("{:#}", json!({"damages": before.damages, "loss": loss, "copies": copies}));
+        println!("{:#}", json!({"damages": before.damages, "loss": loss, "copies": copies, "tables_ahead": ahead}));
     } else {
         println!("{}\n{loss}", before.damage());
         for copy in copies {
             println!("The damaged segment is kept as {}", copy.display());
         }
+        for Ahead { group, first_lost, flushed } in &ahead {
+            println!(
+                "Rows of group {group} up to entry {flushed} may be in the tables and stay there, although its log now \
+                 ends before entry {first_lost}."
+            );
+        }
+        println!("The next start goes on from here, in a new incarnation of each group that was cut.");
     }
     ensure!(after.sound, "the log is still damaged: {}", after.damage());
     Ok(Verdict::Whole)
+}
+
+/// A group whose tables may hold rows that its log has lost.
+#[derive(Debug, serde::Serialize)]
+struct Ahead {
+    group: u32,
+    first_lost: u64,
+    flushed: u64,
 }
 
 fn verdict(report: &Report) -> Verdict {

@@ -1,5 +1,9 @@
-//! What nodes say to each other on the peer port: gRPC service `signaldb.peer.v1.Peer`, format 1. All calls are unary but
-//! `AppendStream`, a stream of [`AppendRequest`] answered in order by one of [`AppendResponse`].
+//! What nodes say to each other on the peer port: gRPC service `signaldb.peer.v1.Peer`, format 1.
+//!
+//! All calls are unary but two: `AppendStream`, a stream of [`AppendRequest`] answered in order by one of
+//! [`AppendResponse`], and `ProposeStream`, a stream of [`ProposeBatch`] whose commands are answered in any order by one
+//! of [`ProposeAnswers`]. A node that does not know a method answers UNIMPLEMENTED, once it has read the request to its
+//! end.
 //!
 //! Log entries, commands and snapshots travel in their persisted encodings, which have versions of their own. Fields are
 //! only ever added. Who speaks is in the metadata of each call.
@@ -21,6 +25,11 @@ pub const FROM_NODE_KEY: &str = "x-signaldb-from-node";
 pub const FROM_DISK_KEY: &str = "x-signaldb-from-disk";
 /// Metadata of each call: the disk that the caller believes the node to have; absent while it does not know.
 pub const TO_DISK_KEY: &str = "x-signaldb-to-disk";
+/// Metadata of each call, and of each answer with [`FROM_DISK_KEY`]: the last starts of the speaker's disk, as
+/// `number:token,token`, newest first, tokens in hex. Absent in builds of before there were start epochs.
+pub const FROM_STARTS_KEY: &str = "x-signaldb-from-starts";
+/// Metadata of a refusal that is final: the caller's disk must not go on under its node id.
+pub const REFUSED_KEY: &str = "x-signaldb-refused";
 
 /// Position and term of a log entry.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
@@ -42,7 +51,7 @@ pub struct Vote {
     pub committed: bool,
 }
 
-/// Answered with [`IdentityResponse`]; the only call that needs no known disk.
+/// Answered with [`IdentityResponse`]; with [`KnownRequest`] the only call that needs no known disk.
 #[derive(Clone, PartialEq, Message)]
 pub struct IdentityRequest {}
 
@@ -70,6 +79,46 @@ pub struct Voter {
     pub address: String,
     #[prost(string, tag = "3")]
     pub disk_id: String,
+}
+
+/// One start of a node's disk.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct StartEpoch {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(fixed32, tag = "2")]
+    pub token: u32,
+}
+
+/// Asks what a peer knows of the starts of a node, which is usually the caller, before it takes part in anything.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct KnownRequest {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+}
+
+/// What it knows.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct KnownResponse {
+    /// Of the node; absent when its id is not known.
+    #[prost(string, optional, tag = "1")]
+    pub disk_id: Option<String>,
+    /// Its last start that anybody saw.
+    #[prost(message, optional, tag = "2")]
+    pub epoch: Option<StartEpoch>,
+    /// Its last start that ended with a failed write or fsync.
+    #[prost(message, optional, tag = "3")]
+    pub poisoned: Option<StartEpoch>,
+}
+
+/// The caller's log is poisoned: a write or an fsync failed. Answered with [`Done`].
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct PoisonedRequest {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    /// The start that ends with it.
+    #[prost(message, optional, tag = "2")]
+    pub epoch: Option<StartEpoch>,
 }
 
 /// A vote or pre-vote request.
@@ -230,10 +279,47 @@ pub enum ProposeOutcome {
     Throttled = 3,
     TooLarge = 4,
     Stopping = 5,
-    /// The leader's memory or disk is full.
+    /// The leader's memory is full.
     Busy = 6,
     /// It is no command, or one that the leader does not know.
     Undecodable = 7,
+    /// The group waits for an operator.
+    Halted = 9,
+    /// The leader's disk is nearly full; it gives its leaderships away.
+    DiskReserve = 8,
+}
+
+/// Commands for groups that the callee leads, each of any group.
+#[derive(Clone, PartialEq, Message)]
+pub struct ProposeBatch {
+    #[prost(message, repeated, tag = "1")]
+    pub commands: Vec<NumberedRequest>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Message)]
+pub struct NumberedRequest {
+    /// Names the command in its answer; used once on a stream.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(message, required, tag = "2")]
+    pub request: ProposeRequest,
+}
+
+/// What became of commands, each answered once; empty to say that the leader lives while it has no answer.
+#[derive(Clone, PartialEq, Message)]
+pub struct ProposeAnswers {
+    #[prost(message, repeated, tag = "1")]
+    pub answers: Vec<NumberedResponse>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Message)]
+pub struct NumberedResponse {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(message, required, tag = "2")]
+    pub response: ProposeResponse,
 }
 
 /// A leader asks a follower to hurry the sync of its log.
@@ -332,6 +418,25 @@ pub struct ChosenRequest {
     pub loss: String,
 }
 
+/// An operator asks the leader of a group that halted to go on in a new incarnation.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct GoOnRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    /// Do it; else only say what is wrong.
+    #[prost(bool, tag = "2")]
+    pub accept: bool,
+}
+
+/// Why the group had halted; nothing when it had not.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct GoOnResponse {
+    #[prost(string, optional, tag = "1")]
+    pub halted: Option<String>,
+    #[prost(bool, tag = "2")]
+    pub done: bool,
+}
+
 /// No answer but that it arrived.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Done {}
@@ -421,7 +526,7 @@ pub struct FlushRequest {
 mod tests {
     use super::*;
 
-    /// The wire format of two messages; a change here breaks rolling upgrades.
+    /// The wire format of some messages; a change here breaks rolling upgrades.
     #[test]
     fn golden_messages_of_format_1() {
         let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
@@ -436,5 +541,16 @@ mod tests {
         assert_eq!(hex(append.encode_to_vec()), "080312060807100118011a0408061008280932 0165".replace(' ', ""));
         let propose = ProposeResponse { outcome: 1, index: 5, first_copy: Some(4), ..ProposeResponse::default() };
         assert_eq!(hex(propose.encode_to_vec()), "080110051804");
+        let request =
+            ProposeRequest { group: 3, command: bytes::Bytes::from_static(b"c"), timeout_ms: 1000, synced: true };
+        let batch = ProposeBatch { commands: vec![NumberedRequest { number: 300, request }] };
+        assert_eq!(hex(batch.encode_to_vec()), "0a0f08ac02120a0803120163 18e8072001".replace(' ', ""));
+        let answers = ProposeAnswers { answers: vec![NumberedResponse { number: 300, response: propose }] };
+        assert_eq!(hex(answers.encode_to_vec()), "0a0b08ac021206080110051804");
+        let epoch = Some(StartEpoch { number: 3, token: 0x9f3a_6c1e });
+        let known = KnownResponse { disk_id: Some("d".to_owned()), epoch, poisoned: None };
+        assert_eq!(hex(known.encode_to_vec()), "0a0164 1207 0803 151e6c3a9f".replace(' ', ""));
+        let poisoned = PoisonedRequest { node: 2, epoch };
+        assert_eq!(hex(poisoned.encode_to_vec()), "0802 1207 0803 151e6c3a9f".replace(' ', ""));
     }
 }

@@ -192,25 +192,37 @@ impl QueryEngine {
         let groups = self.0.groups.homes_now(tenant, LEADER_TIMEOUT).await.map_err(read_error)?;
         let until = Instant::now() + FLUSH_TIMEOUT;
         for group in &groups {
-            loop {
-                let seen = group.leadership();
-                let flushed = match seen.leader {
-                    _ if seen.here => self.0.lake.flush(std::slice::from_ref(group)).await.map_err(lake_error),
-                    Some(leader) => remote::flush(self.0.groups.peers(), leader, group.id())
-                        .await
-                        .map_err(|status| QueryError::from_status(&status)),
-                    None => Err(unavailable(format!("group {} has no leader", group.id()))),
-                };
-                match flushed {
-                    Ok(()) => break,
-                    // Only a leadership that moved is worth another attempt.
-                    Err(error) if group.leadership() == seen && seen.leader.is_some() => return Err(error),
-                    Err(error) if Instant::now() >= until => return Err(error),
-                    Err(_) => tokio::time::sleep(LEADER_POLL).await,
-                }
-            }
+            self.flush_until(group, until).await?;
         }
         Ok(groups.len())
+    }
+
+    /// Flushes everything that a group, wherever it is led, applied before the call.
+    ///
+    /// # Errors
+    /// As for [`Self::flush`].
+    pub async fn flush_group(&self, group: &Arc<Group>) -> Result<(), QueryError> {
+        self.flush_until(group, Instant::now() + FLUSH_TIMEOUT).await
+    }
+
+    async fn flush_until(&self, group: &Arc<Group>, until: Instant) -> Result<(), QueryError> {
+        loop {
+            let seen = group.leadership();
+            let flushed = match seen.leader {
+                _ if seen.here => self.0.lake.flush(std::slice::from_ref(group)).await.map_err(lake_error),
+                Some(leader) => remote::flush(self.0.groups.peers(), leader, group.id())
+                    .await
+                    .map_err(|status| QueryError::from_status(&status)),
+                None => Err(unavailable(format!("group {} has no leader", group.id()))),
+            };
+            match flushed {
+                Ok(()) => return Ok(()),
+                // Only a leadership that moved is worth another attempt.
+                Err(error) if group.leadership() == seen && seen.leader.is_some() => return Err(error),
+                Err(error) if Instant::now() >= until => return Err(error),
+                Err(_) => tokio::time::sleep(LEADER_POLL).await,
+            }
+        }
     }
 }
 

@@ -1,6 +1,7 @@
-//! What the log says: the commands and their persisted encoding, format 1.
+//! What the log says: the commands and their persisted encoding, formats 1 and 2.
 //!
-//! An encoded command is a version byte, a kind byte and the fields in order; integers are little-endian, names have
+//! Format 2 has two more kinds, and only those are written in it: a build that does not know them refuses them by name,
+//! and reads everything else. An encoded command is a version byte, a kind byte and the fields in order; integers are little-endian, names have
 //! a length byte, texts a u32 length. The payload of an append is the rest of the command.
 
 use bytes::{Bytes, BytesMut};
@@ -10,6 +11,8 @@ use thiserror::Error;
 use crate::state::Digest;
 
 const FORMAT: u8 = 1;
+/// Format of the commands about incarnations.
+const FORMAT_INCARNATIONS: u8 = 2;
 
 /// A command of a data group or of the meta group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +37,15 @@ pub enum Command {
     },
     /// A change of what the whole cluster agrees on, as JSON (meta group only).
     Meta(String),
+    /// The group goes on although its log may have lost entries: from here on its indexes are others than those that
+    /// tables know from before.
+    BeginIncarnation {
+        id: u64,
+    },
+    /// Every table that the group flushed to carries the mark of incarnation `id`.
+    IncarnationSettled {
+        id: u64,
+    },
 }
 
 /// Rows of one request for one tenant and dataset, as the client sent them.
@@ -108,8 +120,15 @@ impl Command {
                 out.head(4).table(table).u64(*version as u64).text(location)
             }
             Self::Meta(json) => out.head(5).text(json),
+            Self::BeginIncarnation { id } => out.u8(FORMAT_INCARNATIONS).u8(6).u64(*id),
+            Self::IncarnationSettled { id } => out.u8(FORMAT_INCARNATIONS).u8(7).u64(*id),
         };
         out.0.freeze()
+    }
+
+    /// Whether an encoded command adds rows.
+    pub(crate) fn is_append(encoded: &[u8]) -> bool {
+        encoded.get(1) == Some(&1)
     }
 
     /// Writes the group's time into an encoded command that carries one.
@@ -135,8 +154,8 @@ impl Command {
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let mut from = Decoder(bytes);
         let found = from.u8()?;
-        if found != FORMAT {
-            return Err(DecodeError::Format { what: "command", found, supported: FORMAT });
+        if found != FORMAT && found != FORMAT_INCARNATIONS {
+            return Err(DecodeError::Format { what: "command", found, supported: FORMAT_INCARNATIONS });
         }
         let kind = from.u8()?;
         Ok(match kind {
@@ -150,6 +169,8 @@ impl Command {
             },
             4 => Self::TableAdvanced { table: from.table()?, version: from.u64()? as i64, location: from.text()? },
             5 => Self::Meta(from.text()?),
+            6 => Self::BeginIncarnation { id: from.u64()? },
+            7 => Self::IncarnationSettled { id: from.u64()? },
             _ => return Err(DecodeError::Malformed("unknown kind")),
         })
     }
@@ -312,6 +333,8 @@ mod tests {
             Command::FlushCommitted { table: table.clone(), hi: 4, version: 2, location: "file:///x".into() },
             Command::TableAdvanced { table, version: -1, location: String::new() },
             Command::Meta("{}".into()),
+            Command::BeginIncarnation { id: 77 },
+            Command::IncarnationSettled { id: 77 },
         ];
         for command in all {
             let bytes = command.encode();
@@ -335,10 +358,16 @@ mod tests {
     }
 
     #[test]
+    fn golden_incarnation_of_format_2() {
+        assert_eq!(Command::BeginIncarnation { id: 258 }.encode().as_ref(), [2, 6, 2, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(Command::IncarnationSettled { id: 258 }.encode().as_ref(), [2, 7, 2, 1, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
     fn a_command_of_version_99_is_refused_by_name() {
         let mut bytes = append().encode().to_vec();
         bytes[0] = 99;
         let error = Command::decode(&Bytes::from(bytes)).expect_err("refuses");
-        assert_eq!(error.to_string(), "command format 99 is not supported (this build reads format 1)");
+        assert_eq!(error.to_string(), "command format 99 is not supported (this build reads format 2)");
     }
 }

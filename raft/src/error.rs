@@ -26,17 +26,23 @@ pub enum RejectReason {
     TooLarge { bytes: usize, limit: usize },
     #[error("the node is stopping")]
     Stopping,
-    /// The node that leads takes no rows now: memory, disk.
+    /// The node that leads takes no rows now: memory.
     #[error("{0}")]
     Busy(String),
+    /// The group serves nothing until an operator decides.
+    #[error("the group halted: {0}")]
+    Halted(String),
+    /// The node that leads takes no rows, and looks for another one to lead.
+    #[error("the leader's disk reserve is reached: free space on its log's disk")]
+    DiskReserve,
     #[error("the command is refused: {0}")]
     Undecodable(String),
 }
 
 impl RejectReason {
     /// Every [`Self::name`].
-    pub(crate) const NAMES: [&'static str; 6] =
-        ["no_leader", "throttled", "too_large", "stopping", "busy", "undecodable"];
+    pub(crate) const NAMES: [&'static str; 8] =
+        ["no_leader", "throttled", "too_large", "stopping", "busy", "disk_reserve", "halted", "undecodable"];
 
     /// The reason in metrics.
     pub(crate) fn name(&self) -> &'static str {
@@ -46,6 +52,8 @@ impl RejectReason {
             Self::TooLarge { .. } => "too_large",
             Self::Stopping => "stopping",
             Self::Busy(_) => "busy",
+            Self::Halted(_) => "halted",
+            Self::DiskReserve => "disk_reserve",
             Self::Undecodable(_) => "undecodable",
         }
     }
@@ -69,4 +77,7 @@ pub enum OpenError {
     State(#[from] crate::state_store::StateStoreError),
     #[error("group {group}: {reason}")]
     Group { group: u32, reason: String },
+    /// What a peer knows of this node's id does not fit its disk.
+    #[error("node {peer} refuses this node")]
+    Refused { peer: u64, source: crate::recovery::Refusal },
 }

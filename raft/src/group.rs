@@ -8,6 +8,7 @@ use openraft::Instant as _;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
+use openraft::raft::AppendEntriesRequest;
 use signaldb_model::{AckLevel, Clock, GroupId, NodeId, Position};
 use signaldb_proto::peer;
 use signaldb_wal::Wal;
@@ -17,7 +18,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, Refusal};
 use crate::command::{Append, Command};
+use crate::disk::{DiskLevel, DiskWatch};
 use crate::error::{OpenError, ReadError};
+use crate::forward::Forwarder;
 use crate::log_store::LogStore;
 use crate::metrics::{GroupMeters, SeenLeadership};
 use crate::network::Network;
@@ -27,8 +30,9 @@ use crate::sink::ApplySink;
 use crate::state::GroupState;
 use crate::state_machine::{Shared, StateMachine};
 use crate::state_store::StateStore;
-use crate::types::{Peer, Raft};
+use crate::types::{Peer, Raft, TypeConfig};
 
+mod incarnation;
 mod observe;
 mod propose;
 mod recover;
@@ -37,6 +41,7 @@ mod synced;
 mod time;
 mod trim;
 
+pub use recover::{RecoverError, Recovered};
 pub(crate) use sync_lag::{SyncFallback, watch_sync};
 
 /// How long opening waits for a lone voter to lead and to replay its log.
@@ -97,7 +102,9 @@ pub(crate) struct GroupDeps {
     /// Bytes of requests that are on their way to a leader.
     pub(crate) waiting: Arc<Admission>,
     pub(crate) refusal: Refusal,
+    pub(crate) disk: DiskWatch,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
@@ -113,7 +120,9 @@ pub struct Group {
     admission: Admission,
     node_admission: Arc<Admission>,
     refusal: Refusal,
+    disk: DiskWatch,
     peers: Arc<Peers>,
+    forwarder: Arc<Forwarder>,
     clock: Arc<dyn Clock>,
     /// When a node that leads, or believes so, called last; `None` until one does: the leader that the vote on disk
     /// names proves nothing.
@@ -127,6 +136,8 @@ pub struct Group {
     meters: GroupMeters,
     time: Mutex<time::LeaderTime>,
     gate: Mutex<Gate>,
+    /// Why the group serves nothing until an operator decides.
+    halted: Mutex<Option<String>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -201,7 +212,9 @@ impl Group {
             admission: Admission::of_group(Arc::clone(&deps.node_admission)),
             node_admission: Arc::clone(&deps.waiting),
             refusal: deps.refusal.clone(),
+            disk: deps.disk.clone(),
             peers: Arc::clone(&deps.peers),
+            forwarder: Arc::clone(&deps.forwarder),
             clock: Arc::clone(&deps.clock),
             heard: Mutex::default(),
             silence_max: 3 * config.election_timeout.1,
@@ -213,6 +226,7 @@ impl Group {
             meters: GroupMeters::register(id),
             time: Mutex::default(),
             gate: Mutex::new(gate),
+            halted: Mutex::default(),
             tasks: deps.tasks.clone(),
             stop: deps.stop.clone(),
         });
@@ -221,6 +235,7 @@ impl Group {
         if alone {
             let peer = voters.get(&node.0).cloned().unwrap_or_default();
             group.become_leader(peer).await.map_err(failed)?;
+            group.recover_alone().await.map_err(|error| failed(error.to_string()))?;
         } else if !group.is_initialized().await.map_err(failed)? {
             group.start_initializing(voters.clone());
         }
@@ -291,6 +306,7 @@ impl Group {
             wal: Arc::clone(&deps.wal),
             clock: Arc::clone(&deps.clock),
             config: config.clone(),
+            disk: deps.disk.clone(),
             kept: Vec::new(),
         };
         self.tasks.spawn(trimmer.run(completed_cut, deps.stop.clone()));
@@ -348,7 +364,17 @@ impl Group {
 
     /// Whether this node would take rows as a leader.
     pub(crate) fn is_willing(&self) -> bool {
-        self.refusal.check().is_ok() && !self.tasks.is_closed() && !self.is_recovering()
+        let has_room = *self.disk.borrow() == DiskLevel::Normal;
+        has_room && self.refusal.check().is_ok() && !self.tasks.is_closed() && !self.is_recovering()
+    }
+
+    /// Refuses a leader's entries while the disk has no room for them. A refusal is as good as a lost message.
+    pub(crate) fn check_room(&self, request: &AppendEntriesRequest<TypeConfig>) -> Result<(), tonic::Status> {
+        if request.entries.is_empty() || *self.disk.borrow() < DiskLevel::Exhausted {
+            return Ok(());
+        }
+        let reason = format!("the log's disk on node {} is full: only votes and purge records are written", self.node);
+        Err(tonic::Status::resource_exhausted(reason))
     }
 
     /// Reads appends from the log, `from` to `to` inclusive, until about `bytes_max`; returns where to go on. Blocking.
@@ -426,6 +452,10 @@ impl Group {
     /// [`ReadError::NoLeader`] when this node cannot prove that it leads.
     pub async fn read_index_here(&self) -> Result<u64, ReadError> {
         let group = self.id.0;
+        // It leads, but the incarnation that says so is not everybody's yet.
+        if self.is_recovering() {
+            return Err(ReadError::NoLeader { group });
+        }
         let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
         match linearizer {
             Ok(linearizer) => Ok(linearizer.read_log_id().index()),
@@ -522,6 +552,8 @@ impl Group {
             purged_index: metrics.purged.map_or(0, |id| id.index),
             state: if self.is_recovering() {
                 "recovering".to_owned()
+            } else if self.halted().is_some() {
+                "halted".to_owned()
             } else {
                 format!("{:?}", metrics.state).to_lowercase()
             },

@@ -310,6 +310,8 @@ mod tests {
             RejectReason::TooLarge { bytes: 1, limit: 1 },
             RejectReason::Stopping,
             RejectReason::Busy(String::new()),
+            RejectReason::Halted(String::new()),
+            RejectReason::DiskReserve,
             RejectReason::Undecodable(String::new()),
         ] {
             assert!(meters.rejected.contains_key(reason.name()), "{reason}");

@@ -6,26 +6,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use signaldb_model::{Clock, GroupId, NodeId, TableId, TenantId};
 use signaldb_wal::{LogIo, Wal, WalConfig, WalStats};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::admission::{Admission, Refusal, Refuse};
 use crate::command::{Append, Command};
+use crate::disk::DiskLevel;
 use crate::error::{OpenError, ReadError, WriteError};
-use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, watch_sync};
+use crate::forward::Forwarder;
+use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, RecoverError, Recovered, watch_sync};
+use crate::known::{Known, KnownStarts, Starts, learn};
 use crate::peers::{Peers, PeersConfig};
+use crate::recovery::{StartEpoch, StartHistory};
 use crate::sink::ApplySink;
 use crate::state::GroupState;
 use crate::state_store::StateStore;
 use crate::types::Peer;
 
+mod admittance;
 mod balance;
 mod formation;
 mod start;
@@ -71,7 +78,7 @@ pub struct Founding {
     voters: BTreeMap<u64, Peer>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum MetaCommand {
     Found(Founding),
@@ -81,6 +88,18 @@ enum MetaCommand {
         groups: Vec<u32>,
         epoch: u64,
     },
+    /// A node runs: who does not remember this start of its disk is an older copy.
+    Started {
+        node: u64,
+        disk_id: String,
+        epoch: StartEpoch,
+    },
+    /// This start of a node ended with a failed write or fsync.
+    Poisoned {
+        node: u64,
+        disk_id: String,
+        epoch: StartEpoch,
+    },
 }
 
 /// State of the meta group, rebuilt from its commands.
@@ -88,6 +107,7 @@ enum MetaCommand {
 struct Meta {
     founding: Option<Founding>,
     placements: BTreeMap<TenantId, Vec<u32>>,
+    starts: Starts,
 }
 
 /// A node as this one sees it.
@@ -106,11 +126,18 @@ pub struct OpenLog {
     store: Arc<dyn StateStore>,
     peers: Arc<Peers>,
     decisions: start::Decisions,
+    /// Peers that did not say what they know of this node.
+    silent: BTreeSet<NodeId>,
+    /// Number of the last poisoned start that the decisions account for.
+    settled: u64,
 }
 
 impl OpenLog {
+    /// With peers, asks those that answer whether this disk may go on under its node id, before anything is changed.
+    ///
     /// # Errors
-    /// A damaged log, or one that does not belong to the state store, stops the start and is named.
+    /// A damaged log, or one that does not belong to the state store, stops the start and is named; so does a disk that
+    /// a peer knows to be an older copy.
     pub async fn open(
         config: &GroupsConfig,
         peers: PeersConfig,
@@ -118,10 +145,20 @@ impl OpenLog {
         store: Arc<dyn StateStore>,
     ) -> Result<Self, OpenError> {
         let alone = peers.addresses.len() <= 1;
-        let (wal, decisions) = open_wal(config, io, alone).await?;
+        let mut start = read_start(config, &io, alone).await?;
+        let mut silent = BTreeSet::new();
+        // Of a new disk, formation finds out whether its id is taken.
+        if let Some(own) = start.identity().filter(|_| !alone) {
+            let asked = admittance::ask_at_start(&peers, &own, start.settled()).await?;
+            start.tell(asked.poisoned);
+            silent = asked.silent;
+        }
+        let settled = start.settled();
+        let (wal, decisions, starts) = open_wal(config, io, start).await?;
         check_disk(store.as_ref(), wal.disk_id())?;
-        let peers = Arc::new(Peers::new(peers, wal.disk_id().to_owned()));
-        Ok(Self { wal, store, peers, decisions })
+        let known = KnownStarts::load(store.as_ref())?;
+        let peers = Arc::new(Peers::new(peers, wal.disk_id().to_owned(), starts, known));
+        Ok(Self { wal, store, peers, decisions, silent, settled })
     }
 
     pub fn peers(&self) -> &Arc<Peers> {
@@ -139,11 +176,14 @@ pub struct Groups {
     founding: Founding,
     address: String,
     refusal: Refusal,
+    disk: watch::Sender<DiskLevel>,
     admission: Arc<Admission>,
     waiting: Arc<Admission>,
+    forwarder: Arc<Forwarder>,
     tasks: TaskTracker,
     stop: CancellationToken,
     stop_balancing: CancellationToken,
+    poison_told: AtomicBool,
 }
 
 impl fmt::Debug for Groups {
@@ -165,8 +205,9 @@ impl Groups {
         clock: Arc<dyn Clock>,
         sink: Arc<dyn ApplySink>,
     ) -> Result<Self, OpenError> {
-        let OpenLog { wal, store, peers, decisions } = log;
+        let OpenLog { wal, store, peers, decisions, silent, settled } = log;
         let decision = |group: GroupId| decisions.of(group);
+        let disk = watch::Sender::new(DiskLevel::Normal);
         let deps = GroupDeps {
             wal: Arc::clone(&wal),
             store,
@@ -174,7 +215,9 @@ impl Groups {
             node_admission: Arc::new(Admission::of_node()),
             waiting: Arc::new(Admission::of_node()),
             refusal: Refusal::default(),
+            disk: disk.subscribe(),
             peers: Arc::clone(&peers),
+            forwarder: Arc::new(Forwarder::new(Arc::clone(&peers))),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -187,7 +230,7 @@ impl Groups {
             fsync: config.fsync,
         };
         let meta = Arc::new(RwLock::new(Meta::default()));
-        let meta_sink = Arc::new(MetaSink(Arc::clone(&meta)));
+        let meta_sink = Arc::new(MetaSink { meta: Arc::clone(&meta), peers: Arc::clone(&peers) });
         let me = Peer { address: config.address.clone(), disk_id: peers.disk_id().to_owned() };
         let alone = peers.addresses().len() <= 1;
         let begun = wal.group_state(GroupId::META.0);
@@ -210,7 +253,19 @@ impl Groups {
             peers.set_knows_itself();
             voters = members;
         }
-        let founding = found(&meta_group, &meta, &config, &voters).await?;
+        if !alone {
+            let admittance = admittance::Admittance {
+                peers: Arc::clone(&peers),
+                meta_group: Arc::clone(&meta_group),
+                meta: Arc::clone(&meta),
+                store: Arc::clone(&deps.store),
+                silent,
+                settled,
+                stored: Starts::new(),
+            };
+            deps.tasks.spawn(admittance.run(deps.stop.clone()));
+        }
+        let founding = found(&meta_group, &meta, &config, &voters, &peers).await?;
         let mut data = BTreeMap::new();
         for id in (1..=founding.data_groups).map(GroupId) {
             let voters = founding.voters_or(&voters);
@@ -221,7 +276,7 @@ impl Groups {
         if !alone {
             let groups: Vec<_> = std::iter::once(&meta_group).chain(data.values()).cloned().collect();
             deps.tasks.spawn(watch_sync(groups.clone(), deps.stop.clone()));
-            deps.tasks.spawn(balance::run(groups, Arc::clone(&peers), stop_balancing.clone()));
+            deps.tasks.spawn(balance::run(groups, Arc::clone(&peers), disk.subscribe(), stop_balancing.clone()));
         }
         Ok(Self {
             wal,
@@ -232,11 +287,14 @@ impl Groups {
             founding,
             address: config.address,
             refusal: deps.refusal,
+            disk,
             admission: deps.node_admission,
             waiting: deps.waiting,
+            forwarder: deps.forwarder,
             tasks: deps.tasks,
             stop: deps.stop,
             stop_balancing,
+            poison_told: AtomicBool::new(false),
         })
     }
 
@@ -247,6 +305,20 @@ impl Groups {
     /// Rows that other nodes send to the groups that this one leads are refused while `refuse` says why.
     pub fn refuse_when(&self, refuse: Box<Refuse>) {
         self.refusal.set(refuse);
+    }
+
+    /// What whoever watches the log's disk found.
+    pub fn set_disk_level(&self, level: DiskLevel) {
+        self.disk.send_if_modified(|known| std::mem::replace(known, level) != level);
+    }
+
+    pub fn disk_level(&self) -> DiskLevel {
+        *self.disk.borrow()
+    }
+
+    /// The data groups without whose entries the oldest log segment could go. The meta group is cut by its leader.
+    pub fn pinning_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.data.values().filter(move |group| self.wal.pins_oldest_segment(group.id().0))
     }
 
     pub fn founding(&self) -> &Founding {
@@ -314,10 +386,9 @@ impl Groups {
         }
         self.stop_balancing.cancel();
         self.peers.set_stopping();
-        let others = self.peers.addresses().keys().filter(|node| **node != self.peers.node());
-        let willing = others.map(|node| async { (node.0, formation::is_willing(&self.peers, *node).await) });
-        let willing = futures::future::join_all(willing).await.into_iter();
-        let willing: BTreeSet<u64> = willing.filter(|(_, willing)| *willing).map(|(node, _)| node).collect();
+        self.tell_poison().await;
+        let willing = formation::willing(&self.peers).await;
+        let willing: BTreeSet<u64> = willing.into_iter().map(|node| node.0).collect();
         let willing = &willing;
         let groups = std::iter::once(&self.meta_group).chain(self.data.values());
         let moves = groups.map(|group| async move {
@@ -326,6 +397,22 @@ impl Groups {
             }
         });
         futures::future::join_all(moves).await;
+    }
+
+    /// Lets a group go on past what it lost; see [`Group::recover`]. `None`: there is no such group.
+    ///
+    /// # Errors
+    /// Why nothing was done.
+    pub async fn recover(&self, group: GroupId, accept: bool) -> Option<Result<Recovered, RecoverError>> {
+        let group = if group == GroupId::META { Some(&self.meta_group) } else { self.data.get(&group) };
+        Some(group?.recover(accept).await)
+    }
+
+    /// Tells the peers, once, that the log is poisoned, if it is: the mark beside it may be lost with it.
+    async fn tell_poison(&self) {
+        if self.wal.poisoned().is_some() && !self.poison_told.swap(true, Ordering::Relaxed) {
+            admittance::tell_poison(&self.peers).await;
+        }
     }
 
     pub fn statuses(&self) -> Vec<GroupStatus> {
@@ -359,13 +446,17 @@ impl Groups {
         let all = || std::iter::once(&self.meta_group).chain(self.data.values());
         let recovering = all().filter(|group| group.is_recovering());
         let recovering = recovering.map(|group| format!("group {} is recovering", group.id()));
-        leaderless.chain(recovering).collect()
+        let halted = all().filter_map(|group| Some(format!("group {} halted: {}", group.id(), group.halted()?)));
+        leaderless.chain(recovering).chain(halted).collect()
     }
 
     /// The failure after which the process must stop, if there was one.
     pub fn failure(&self) -> Option<String> {
-        let poison = self.wal.poisoned().map(|poison| poison.to_string());
-        poison.or_else(|| std::iter::once(&self.meta_group).chain(self.data.values()).find_map(|group| group.failure()))
+        let poison = self.wal.poisoned().map(|poison| format!("the log failed: {poison}"));
+        let refused = || self.peers.refused().map(str::to_owned);
+        poison
+            .or_else(refused)
+            .or_else(|| std::iter::once(&self.meta_group).chain(self.data.values()).find_map(|group| group.failure()))
     }
 
     /// Brings the gauges of log and groups up to date, for whoever reads metrics next.
@@ -385,6 +476,8 @@ impl Groups {
         self.stop.cancel();
         // Writes of a leader without a quorum end only with their group.
         let in_flight = tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await;
+        // Nobody is left to wait for what other nodes lead.
+        self.forwarder.close().await;
         let groups = std::iter::once(&self.meta_group).chain(self.data.values());
         futures::future::join_all(groups.map(|group| group.shutdown())).await;
         if in_flight.is_err() && tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await.is_err() {
@@ -402,29 +495,38 @@ impl Groups {
         if tokio::task::spawn_blocking(move || wal.close()).await.is_err() {
             tracing::error!("closing the log panicked");
         }
+        self.tell_poison().await;
     }
+}
+
+async fn read_start(config: &GroupsConfig, io: &Arc<dyn LogIo>, alone: bool) -> Result<start::Start, OpenError> {
+    let (config, io) = (config.clone(), Arc::clone(io));
+    let read = move || start::Start::read(io.as_ref(), &config.wal_dir, &config.boot_id, alone, config.fsync);
+    let read = tokio::task::spawn_blocking(read).await;
+    read.map_err(|error| OpenError::Group { group: 0, reason: error.to_string() })?
 }
 
 async fn open_wal(
     config: &GroupsConfig,
     io: Arc<dyn LogIo>,
-    alone: bool,
-) -> Result<(Arc<Wal>, start::Decisions), OpenError> {
+    start: start::Start,
+) -> Result<(Arc<Wal>, start::Decisions, StartHistory), OpenError> {
     let (config, disk_id) = (config.clone(), uuid::Uuid::new_v4().to_string());
     let open = move || {
-        let start = start::Start::read(io.as_ref(), &config.wal_dir, &config.boot_id, alone, config.fsync)?;
         let mut decisions = start::Decisions::default();
         let wal = Wal::open(Arc::clone(&io), &config.wal_dir, config.wal.clone(), &disk_id, |found| {
             decisions = start.decide(found)?;
             Ok(decisions.records())
         })?;
-        start.note_boot(io.as_ref())?;
-        Ok::<_, OpenError>((Arc::new(wal), decisions))
+        let starts = start.note_boot(io.as_ref())?;
+        Ok::<_, OpenError>((Arc::new(wal), decisions, starts))
     };
     let opened = tokio::task::spawn_blocking(open).await;
-    let (wal, decisions) = opened.map_err(|error| OpenError::Group { group: 0, reason: error.to_string() })??;
-    tracing::info!(segments = wal.stats().segments, bytes = wal.stats().bytes, "WAL replay begins");
-    Ok((wal, decisions))
+    let (wal, decisions, starts) =
+        opened.map_err(|error| OpenError::Group { group: 0, reason: error.to_string() })??;
+    let stats = wal.stats();
+    tracing::info!(segments = stats.segments, bytes = stats.bytes, epoch = starts.number(), "WAL replay begins");
+    Ok((wal, decisions, starts))
 }
 
 /// Log and state store belong together: one without the other has lost acknowledged writes.
@@ -450,6 +552,7 @@ async fn found(
     meta: &RwLock<Meta>,
     config: &GroupsConfig,
     voters: &BTreeMap<u64, Peer>,
+    peers: &Peers,
 ) -> Result<Founding, OpenError> {
     let id = || uuid::Uuid::new_v4().to_string();
     let several = if voters.len() > 1 { voters.clone() } else { BTreeMap::new() };
@@ -459,7 +562,7 @@ async fn found(
         if let Some(founding) = meta.read().unwrap_or_else(PoisonError::into_inner).founding.clone() {
             return Ok(founding);
         }
-        if let Some(reason) = group.failure() {
+        if let Some(reason) = group.failure().or_else(|| peers.refused().map(str::to_owned)) {
             return Err(OpenError::Group { group: 0, reason });
         }
         // Only who knows the voters founds: a node that starts again waits for the leader's log.
@@ -496,24 +599,43 @@ impl Meta {
             // The first founding and the first placement win, whoever else proposed.
             Ok(MetaCommand::Found(founding)) => drop(self.founding.get_or_insert(founding)),
             Ok(MetaCommand::Place { tenant, groups, .. }) => drop(self.placements.entry(tenant).or_insert(groups)),
+            Ok(MetaCommand::Started { node, disk_id, epoch }) => {
+                learn(&mut self.starts, node, Known { disk_id, epoch: Some(epoch), poisoned: None });
+            }
+            Ok(MetaCommand::Poisoned { node, disk_id, epoch }) => {
+                learn(&mut self.starts, node, Known { disk_id, epoch: None, poisoned: Some(epoch) });
+            }
             Err(error) => tracing::error!(%error, json, "meta command of a newer version is ignored"),
         }
     }
 }
 
 /// Follows the meta group.
-struct MetaSink(Arc<RwLock<Meta>>);
+struct MetaSink {
+    meta: Arc<RwLock<Meta>>,
+    /// Is told what the cluster has agreed on about the starts of the nodes.
+    peers: Arc<Peers>,
+}
+
+impl MetaSink {
+    fn tell_peers(&self, meta: &Meta) {
+        meta.starts.iter().for_each(|(node, known)| self.peers.known().learn(*node, known.clone()));
+    }
+}
 
 impl ApplySink for MetaSink {
     /// In one step: nobody may see a tenant without its groups in between.
     fn restored(&self, _group: GroupId, _applied: u64, state: &GroupState) {
         let mut meta = Meta::default();
         state.meta.iter().for_each(|json| meta.apply(json));
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = meta;
+        self.tell_peers(&meta);
+        *self.meta.write().unwrap_or_else(PoisonError::into_inner) = meta;
     }
 
     fn meta(&self, json: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).apply(json);
+        let mut meta = self.meta.write().unwrap_or_else(PoisonError::into_inner);
+        meta.apply(json);
+        self.tell_peers(&meta);
     }
 
     fn appended(&self, _group: GroupId, _index: u64, _append: Append) {}

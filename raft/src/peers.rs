@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,16 +12,19 @@ use prost::Message;
 use signaldb_model::{GroupId, NodeId};
 use signaldb_proto::RawCodec;
 use signaldb_proto::peer::{
-    CLUSTER_KEY, FORMAT, FORMAT_KEY, FROM_DISK_KEY, FROM_NODE_KEY, SERVICE, TO_DISK_KEY, Voter,
+    CLUSTER_KEY, FORMAT, FORMAT_KEY, FROM_DISK_KEY, FROM_NODE_KEY, FROM_STARTS_KEY, REFUSED_KEY, SERVICE, TO_DISK_KEY,
+    Voter,
 };
 use tonic::client::Grpc;
-use tonic::codegen::http::HeaderMap;
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::codegen::http::{HeaderMap, HeaderValue};
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::group::Group;
+use crate::known::{Known, KnownStarts};
+use crate::recovery::{OwnIdentity, Refusal, StartEpoch, StartHistory};
 
 /// Largest message between peers: a snapshot with a full dedup window.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -44,6 +47,7 @@ pub enum Lane {
 }
 
 /// What a node knows of its peers.
+#[derive(Clone)]
 pub struct PeersConfig {
     pub cluster: String,
     /// Shared by all nodes of the cluster; empty on loopback.
@@ -67,6 +71,13 @@ impl fmt::Debug for PeersConfig {
 pub struct Peers {
     config: PeersConfig,
     disk_id: String,
+    /// The starts of this node's disk, this one included.
+    starts: StartHistory,
+    /// As every call and answer carries them.
+    starts_text: String,
+    known: KnownStarts,
+    /// Why this node must not go on under its id.
+    refused: OnceLock<String>,
     channels: Mutex<HashMap<(NodeId, Lane), Channel>>,
     /// First voters with their disks, once the cluster is formed.
     voters: RwLock<Vec<Voter>>,
@@ -79,11 +90,20 @@ pub struct Peers {
 }
 
 impl Peers {
-    pub(crate) fn new(config: PeersConfig, disk_id: String) -> Self {
+    /// The peers of a tool that is no voter of theirs and has no disk: it can send commands.
+    pub fn of_tool(config: PeersConfig) -> Self {
+        Self::new(config, "tool".to_owned(), StartHistory::default(), KnownStarts::default())
+    }
+
+    pub(crate) fn new(config: PeersConfig, disk_id: String, starts: StartHistory, known: KnownStarts) -> Self {
         Self {
             stopping: AtomicBool::new(false),
             config,
             disk_id,
+            starts_text: starts.to_string(),
+            starts,
+            known,
+            refused: OnceLock::new(),
             channels: Mutex::default(),
             voters: RwLock::default(),
             groups: RwLock::default(),
@@ -98,6 +118,44 @@ impl Peers {
 
     pub(crate) fn disk_id(&self) -> &str {
         &self.disk_id
+    }
+
+    /// This node's disk with its starts, this one included.
+    pub(crate) fn identity(&self) -> OwnIdentity {
+        OwnIdentity { disk_id: Some(self.disk_id.clone()), starts: self.starts.clone() }
+    }
+
+    /// What was heard of the starts of the nodes.
+    pub(crate) fn known(&self) -> &KnownStarts {
+        &self.known
+    }
+
+    /// What this node knows of another, for that one's start.
+    pub(crate) fn known_of(&self, node: u64) -> Option<Known> {
+        let voters = self.voters();
+        let never_heard = || voters.iter().find(|voter| voter.node == node).map(|voter| voter.disk_id.clone());
+        let known = self.known.of(node);
+        known.or_else(|| never_heard().map(|disk_id| Known { disk_id, epoch: None, poisoned: None }))
+    }
+
+    /// A node says that its log is poisoned.
+    pub(crate) fn note_poisoned(&self, node: u64, epoch: StartEpoch) {
+        tracing::warn!(node, epoch = epoch.number, "the log of a peer is poisoned: a write or an fsync failed there");
+        if let Some(known) = self.known_of(node) {
+            self.known.learn(node, Known { poisoned: Some(epoch), ..known });
+        }
+    }
+
+    /// Why this node must stop: its disk may not go on under its id.
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.get().map(String::as_str)
+    }
+
+    /// From now on this node says nothing any more and must stop.
+    pub(crate) fn refuse(&self, reason: String) {
+        if self.refused.set(reason.clone()).is_ok() {
+            tracing::error!(reason, "this node must stop");
+        }
     }
 
     /// First voters by address; empty on a single node.
@@ -182,6 +240,7 @@ impl Peers {
         put(CLUSTER_KEY, &self.config.cluster);
         put(FROM_NODE_KEY, &self.config.node.to_string());
         put(FROM_DISK_KEY, &self.disk_id);
+        put(FROM_STARTS_KEY, &self.starts_text);
         if let Some(voter) = self.voters().iter().find(|voter| voter.node == to.0) {
             put(TO_DISK_KEY, &voter.disk_id);
         }
@@ -191,11 +250,20 @@ impl Peers {
         metadata
     }
 
+    /// Says in an answer whose it is.
+    pub(crate) fn sign(&self, headers: &mut HeaderMap) {
+        for (key, value) in [(FROM_DISK_KEY, &self.disk_id), (FROM_STARTS_KEY, &self.starts_text)] {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(key, value);
+            }
+        }
+    }
+
     /// Calls a method of a peer.
     ///
     /// # Errors
-    /// UNAVAILABLE when the peer cannot be reached, DEADLINE_EXCEEDED after `timeout`, else what the peer says. After
-    /// the first two the call may have had its effect.
+    /// UNAVAILABLE when the peer cannot be reached, or when it is an old copy of itself; DEADLINE_EXCEEDED after
+    /// `timeout`; else what the peer says. After the first two the call may have had its effect.
     pub(crate) async fn call<A: Message, B: Message + Default>(
         &self,
         node: NodeId,
@@ -216,22 +284,65 @@ impl Peers {
         let response =
             response.map_err(|_| Status::deadline_exceeded(format!("node {node} did not answer {method}")))?;
         let response = response.inspect_err(|status| self.note_refusal(node, status))?;
+        self.check_answer(node, response.metadata())?;
         B::decode(response.into_inner()).map_err(|error| Status::internal(format!("answer of node {node}: {error}")))
     }
 
-    /// A node that the others refuse says so in its own log, where its operator looks.
+    /// A node that the others refuse says so in its own log, where its operator looks; where that is final, it stops.
     fn note_refusal(&self, node: NodeId, status: &Status) {
         if !matches!(status.code(), Code::Unauthenticated | Code::FailedPrecondition) {
             return;
         }
-        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if refusals.get(&node).is_none_or(|at| at.elapsed() >= REFUSAL_INTERVAL) {
-            refusals.insert(node, Instant::now());
+        if status.metadata().get(REFUSED_KEY).is_some() {
+            self.refuse(format!("node {node} refuses this node: {}", status.message()));
+        } else if self.is_news(node) {
             tracing::warn!(peer = %node, reason = status.message(), "a peer refuses this node");
         }
     }
 
-    /// Opens a stream to a peer: `requests` go there, the answers come back in order.
+    /// Whether the log said nothing about refusals with that peer for a while.
+    fn is_news(&self, node: NodeId) -> bool {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = refusals.get(&node).is_none_or(|at| at.elapsed() >= REFUSAL_INTERVAL);
+        if news {
+            refusals.insert(node, Instant::now());
+        }
+        news
+    }
+
+    /// Whether an answer may be taken: a vote or an acknowledgment of an old copy must not count.
+    ///
+    /// # Errors
+    /// UNAVAILABLE: what was asked for may have happened.
+    fn check_answer(&self, node: NodeId, metadata: &MetadataMap) -> Result<(), Status> {
+        let headers: &HeaderMap = metadata.as_ref();
+        let disk = headers.get(FROM_DISK_KEY).and_then(|disk| disk.to_str().ok());
+        let is_voter = self.voters().iter().any(|voter| voter.node == node.0 && Some(voter.disk_id.as_str()) == disk);
+        self.check_starts(node.0, is_voter, headers).map_err(|status| {
+            if self.is_news(node) {
+                tracing::warn!(peer = %node, reason = status.message(), "the answers of a peer are not taken");
+            }
+            Status::unavailable(format!("the answer of node {node} is not taken: {}", status.message()))
+        })
+    }
+
+    /// Whether the disk that speaks for `node` remembers what was seen of it. What a voter's disk says is remembered.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION says why it must not go on.
+    fn check_starts(&self, node: u64, is_voter: bool, headers: &HeaderMap) -> Result<(), Status> {
+        let text = |key: &str| headers.get(key).and_then(|value| value.to_str().ok());
+        let starts = text(FROM_STARTS_KEY).map(str::parse::<StartHistory>).transpose();
+        let starts = starts.map_err(|error| Status::failed_precondition(error.to_string()))?.unwrap_or_default();
+        let speaker = OwnIdentity { disk_id: text(FROM_DISK_KEY).map(str::to_owned), starts };
+        self.known.admit(node, &speaker).map_err(|refusal| final_refusal(&refusal))?;
+        if let (true, Some(disk_id), Some(epoch)) = (is_voter, speaker.disk_id, speaker.starts.newest()) {
+            self.known.learn(node, Known { disk_id, epoch: Some(epoch), poisoned: None });
+        }
+        Ok(())
+    }
+
+    /// Opens a stream to a peer: `requests` go there, the answers come back.
     ///
     /// # Errors
     /// UNAVAILABLE when the peer cannot be reached, else what the peer says.
@@ -247,10 +358,15 @@ impl Peers {
         *request.metadata_mut() = self.metadata(node);
         client.ready().await.map_err(|error| Status::unavailable(format!("node {node}: {error}")))?;
         let response = client.streaming(request, path(method)?, RawCodec).await;
-        Ok(response.inspect_err(|status| self.note_refusal(node, status))?.into_inner())
+        let response = response.inspect_err(|status| self.note_refusal(node, status))?;
+        self.check_answer(node, response.metadata())?;
+        Ok(response.into_inner())
     }
 
     fn client(&self, node: NodeId, lane: Lane) -> Result<Grpc<Channel>, Status> {
+        if let Some(reason) = self.refused() {
+            return Err(Status::unavailable(format!("this node must stop: {reason}")));
+        }
         let client = Grpc::new(self.channel(node, lane)?);
         Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
@@ -258,7 +374,8 @@ impl Peers {
     /// Whether the metadata of a call is that of a peer of this cluster which means this node.
     ///
     /// # Errors
-    /// UNAUTHENTICATED without the secret; FAILED_PRECONDITION names the cluster, format or disk that does not match.
+    /// UNAUTHENTICATED without the secret; FAILED_PRECONDITION names the cluster, format or disk that does not match, or
+    /// the start that an old copy of the disk does not remember.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Status> {
         self.check_cluster(headers)?;
         let text = |key: &str| headers.get(key).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -271,7 +388,7 @@ impl Peers {
             Some(voter) if voter.disk_id != disk => {
                 refuse(format!("node {from} joined this cluster with disk {}, not {disk}", voter.disk_id))
             }
-            _ => Ok(()),
+            voter => self.check_starts(from, voter.is_some(), headers),
         }
     }
 
@@ -303,6 +420,13 @@ impl Peers {
     }
 }
 
+/// The node that is told so stops.
+fn final_refusal(refusal: &Refusal) -> Status {
+    let mut status = Status::failed_precondition(refusal.to_string());
+    status.metadata_mut().insert(REFUSED_KEY, MetadataValue::from_static("disk"));
+    status
+}
+
 fn path(method: &str) -> Result<PathAndQuery, Status> {
     PathAndQuery::try_from(format!("/{SERVICE}/{method}")).map_err(|error| Status::internal(error.to_string()))
 }
@@ -317,13 +441,19 @@ mod tests {
     use super::*;
 
     fn peers(cluster: &str, secret: &str, node: u64, disk: &str) -> Peers {
+        started(cluster, secret, node, disk, &[1])
+    }
+
+    /// A node whose disk was started with these tokens.
+    fn started(cluster: &str, secret: &str, node: u64, disk: &str, tokens: &[u32]) -> Peers {
         let config = PeersConfig {
             cluster: cluster.to_owned(),
             secret: secret.to_owned(),
             node: NodeId(node),
             addresses: BTreeMap::new(),
         };
-        let peers = Peers::new(config, disk.to_owned());
+        let starts = tokens.iter().fold(StartHistory::default(), |starts, token| starts.with_start(*token));
+        let peers = Peers::new(config, disk.to_owned(), starts, KnownStarts::default());
         let voter = |node, disk: &str| Voter { node, address: String::new(), disk_id: disk.to_owned() };
         peers.set_voters(vec![voter(1, "d1"), voter(2, "d2")]);
         peers
@@ -350,5 +480,54 @@ mod tests {
         let mut newer = peers("prod", "s", 2, "d2").metadata(NodeId(1));
         newer.insert(FORMAT_KEY, MetadataValue::from_static("99"));
         assert!(me.check(&newer.into_headers()).expect_err("newer").message().contains("99"));
+    }
+
+    #[test]
+    fn an_old_copy_is_refused_as_a_caller_and_its_answers_are_not_taken() {
+        let me = peers("prod", "s", 1, "d1");
+        let node = |tokens: &[u32]| started("prod", "s", 2, "d2", tokens);
+        let call = |peer: &Peers| me.check(&peer.metadata(NodeId(1)).into_headers());
+        let answer = |peer: &Peers| {
+            let mut headers = HeaderMap::new();
+            peer.sign(&mut headers);
+            me.check_answer(NodeId(2), &MetadataMap::from_headers(headers))
+        };
+        assert!(call(&node(&[1, 2])).is_ok() && answer(&node(&[1, 2])).is_ok());
+        assert!(call(&node(&[1, 2, 3, 4])).is_ok(), "starts that reached nobody");
+        for old in [&[][..], &[1, 2], &[1, 2, 3], &[1, 2, 77, 78], &[1, 2, 77, 78, 79]] {
+            let status = call(&node(old)).expect_err("an old copy");
+            assert_eq!(status.code(), Code::FailedPrecondition);
+            assert!(status.message().contains("restored old copy"), "{status}");
+            let copy = node(old);
+            copy.note_refusal(NodeId(1), &status);
+            assert!(copy.refused().is_some_and(|reason| reason.contains("node 1") && reason.contains("add-node")));
+            assert_eq!(answer(&node(old)).expect_err("its votes do not count").code(), Code::Unavailable);
+        }
+        assert!(me.refused().is_none());
+        assert!(answer(&node(&[1, 2, 3, 4, 5])).is_ok());
+        call(&node(&[1, 2, 3, 4])).expect_err("the answer was remembered as well");
+        let mut earlier_build = node(&[1]).metadata(NodeId(1));
+        earlier_build.remove(FROM_STARTS_KEY);
+        call_headers(&me, earlier_build).expect_err("an old copy under an earlier build");
+        let mut third = started("prod", "s", 2, "d2", &[1]).metadata(NodeId(1));
+        third.remove(FROM_STARTS_KEY);
+        call_headers(&peers("prod", "s", 1, "d1"), third).expect("a node that never had epochs");
+    }
+
+    fn call_headers(me: &Peers, metadata: MetadataMap) -> Result<(), Status> {
+        me.check(&metadata.into_headers())
+    }
+
+    #[test]
+    fn a_stranger_with_a_voters_id_changes_nothing_that_is_known_of_it() {
+        let me = peers("prod", "s", 1, "d1");
+        let mut headers = HeaderMap::new();
+        started("prod", "s", 2, "wiped", &[1, 2, 3]).sign(&mut headers);
+        me.check_answer(NodeId(2), &MetadataMap::from_headers(headers)).expect("nothing is known that it denies");
+        assert_eq!(me.known().of(2), None);
+        me.note_poisoned(2, StartEpoch { number: 1, token: 1 });
+        assert!(me.known_of(2).is_some_and(|known| known.disk_id == "d2" && known.poisoned.is_some()));
+        me.note_poisoned(9, StartEpoch { number: 1, token: 1 });
+        assert_eq!(me.known_of(9), None);
     }
 }

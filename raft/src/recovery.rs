@@ -13,19 +13,21 @@
 //! When a majority is RECOVERING the group halts; [`plan_unclean_recovery`] is the way out. [`SyncedReports`] is the
 //! index up to which a majority has fdatasynced.
 //!
-//! Everything is a plain function over values: no clock, no I/O, nothing but `std`. The server (`group`, `server`,
+//! Everything is a plain function over values: no clock, no I/O, nothing but `std` and serde's derives. The server (`group`, `server`,
 //! `log_store`) and the model in `cluster-tests/tests/it/recovery_model.rs` call the same code. Membership does not
 //! matter to the gate: a learner's acknowledgments may count as soon as it is promoted, so learners keep records too.
 
 use std::fmt;
 
 mod acks;
+mod epoch;
 mod gate;
 mod start;
 mod synced;
 mod unclean;
 
 pub use acks::{AckAfter, Acks, Before};
+pub use epoch::{MalformedHistory, StartEpoch, StartHistory};
 pub use gate::{Act, Flushed, Gate, LeaderVote, StaleAnswer, Target};
 pub use start::{GroupStart, KnownMember, NodeStart, OwnIdentity, Refusal, StartDecision, Tail, admit, at_start};
 pub use synced::{SyncedReports, quorum_synced};

@@ -19,7 +19,9 @@ use tonic::server::{Grpc, NamedService, StreamingService, UnaryService};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::{RejectReason, WriteError};
-use crate::group::Group;
+use crate::forward;
+use crate::group::{Group, Recovered};
+use crate::known::{epoch_in, known_out};
 use crate::peers::{MESSAGE_BYTES_MAX, Peers};
 use crate::recovery::{Act, LeaderVote, Report};
 use crate::state_machine::SnapshotBytes;
@@ -50,23 +52,28 @@ impl Service<http::Request<Body>> for PeerService {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-        // A node that lost its disk must learn why it is refused.
-        let admitted = match method.as_str() {
-            "Identity" => self.0.check_cluster(request.headers()),
-            _ => self.0.check(request.headers()),
+        let admitted = match (self.0.refused(), method.as_str()) {
+            // A vote of this disk could be the second in its term.
+            (Some(reason), _) => Err(Status::unavailable(format!("the node must stop: {reason}"))),
+            // A node that lost its disk must learn why it is refused.
+            (None, "Identity" | "Known") => self.0.check_cluster(request.headers()),
+            (None, _) => self.0.check(request.headers()),
         };
         if let Err(status) = admitted {
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
-        let peers = Arc::clone(&self.0);
+        let (peers, signer) = (Arc::clone(&self.0), Arc::clone(&self.0));
         Box::pin(async move {
             let mut grpc = Grpc::new(RawCodec)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
-            Ok(match method.as_str() {
-                "AppendStream" => grpc.streaming(AppendStream(peers), request).await,
+            let mut response = match method.as_str() {
+                "AppendStream" => grpc.streaming(Duplex { peers, serve: append_stream }, request).await,
+                forward::METHOD => grpc.streaming(Duplex { peers, serve: forward::serve }, request).await,
                 _ => grpc.unary(Call { peers, method }, request).await,
-            })
+            };
+            signer.sign(response.headers_mut());
+            Ok(response)
         })
     }
 }
@@ -86,21 +93,27 @@ impl UnaryService<Bytes> for Call {
     }
 }
 
-struct AppendStream(Arc<Peers>);
+/// A call that is a stream both ways.
+struct Duplex {
+    peers: Arc<Peers>,
+    serve: fn(Arc<Peers>, Streaming<Bytes>) -> Answers,
+}
 
-impl StreamingService<Bytes> for AppendStream {
+type Answers = BoxStream<'static, Result<Bytes, Status>>;
+
+impl StreamingService<Bytes> for Duplex {
     type Response = Bytes;
-    type ResponseStream = BoxStream<'static, Result<Bytes, Status>>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
+    type ResponseStream = Answers;
+    type Future = BoxFuture<Response<Answers>, Status>;
 
     fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        let peers = Arc::clone(&self.0);
-        Box::pin(async move { Ok(Response::new(append_stream(peers, request.into_inner()))) })
+        let answers = (self.serve)(Arc::clone(&self.peers), request.into_inner());
+        Box::pin(std::future::ready(Ok(Response::new(answers))))
     }
 }
 
 /// Appends what a leader streams, for one group; ends at the first request that is no success.
-fn append_stream(peers: Arc<Peers>, requests: Streaming<Bytes>) -> BoxStream<'static, Result<Bytes, Status>> {
+fn append_stream(peers: Arc<Peers>, requests: Streaming<Bytes>) -> Answers {
     let answers = async move {
         let mut requests = Box::pin(requests.map(|bytes| {
             let request: peer::AppendRequest = decode(bytes?)?;
@@ -123,7 +136,10 @@ fn append_stream(peers: Arc<Peers>, requests: Streaming<Bytes>) -> BoxStream<'st
                 let status = match requests.next().await? {
                     Ok((group, request)) if group == id.0 => {
                         heard.heard();
-                        return Some((request, (requests, failure)));
+                        match heard.check_room(&request) {
+                            Ok(()) => return Some((request, (requests, failure))),
+                            Err(status) => status,
+                        }
                     }
                     Ok((group, _)) => {
                         Status::invalid_argument(format!("an append for group {group} on a stream of {id}"))
@@ -150,12 +166,23 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
     Ok(match method {
         "Identity" if !peers.knows_itself() => return Err(Status::unavailable("the node is starting")),
         "Identity" => encode(&identity(peers)),
+        "Known" => {
+            let request: peer::KnownRequest = decode(body)?;
+            encode(&known_out(peers.known_of(request.node)))
+        }
+        "Poisoned" => {
+            let request: peer::PoisonedRequest = decode(body)?;
+            let epoch = request.epoch.ok_or_else(|| Status::invalid_argument("poisoned without an epoch"))?;
+            peers.note_poisoned(request.node, epoch_in(epoch));
+            encode(&peer::Done {})
+        }
         "Append" => {
             let request: peer::AppendRequest = decode(body)?;
             let decoded =
                 wire::append_request_in(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
             let group = group(peers, request.group)?;
             group.heard();
+            group.check_room(&decoded)?;
             let matching = decoded.entries.last().map(|entry| entry.log_id).or(decoded.prev_log_id);
             let response = group.raft().append_entries(decoded).await.map_err(stopped)?;
             encode(&wire::append_response_out(&response, matching.map(|id| id.index), group.synced_index()))
@@ -226,6 +253,15 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
             group(peers, request.group)?.chosen(request.winner, &promised, &voters, &request.loss).await;
             encode(&peer::Done {})
         }
+        "RecoveryGoOn" => {
+            let request: peer::GoOnRequest = decode(body)?;
+            let outcome = group(peers, request.group)?.go_on(request.accept).await;
+            let outcome = outcome.map_err(|error| Status::unavailable(error.to_string()))?;
+            encode(&match outcome {
+                Recovered::Halted { reason, done } => peer::GoOnResponse { halted: Some(reason), done },
+                _ => peer::GoOnResponse::default(),
+            })
+        }
         "Sync" => {
             let request: peer::SyncRequest = decode(body)?;
             let synced = group(peers, request.group)?.sync_for_peer(request.index, request.term).await;
@@ -257,11 +293,11 @@ fn recovery_report(report: &Report) -> peer::RecoveryReport {
     }
 }
 
-fn decode<M: Message + Default>(body: Bytes) -> Result<M, Status> {
+pub(crate) fn decode<M: Message + Default>(body: Bytes) -> Result<M, Status> {
     M::decode(body).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-fn encode(message: &impl Message) -> Bytes {
+pub(crate) fn encode(message: &impl Message) -> Bytes {
     message.encode_to_vec().into()
 }
 
@@ -278,7 +314,8 @@ fn identity(peers: &Peers) -> peer::IdentityResponse {
     peer::IdentityResponse { node, disk_id, voters: peers.voters(), willing: peers.is_willing() }
 }
 
-fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer::ProposeResponse {
+/// What a leader says about a forwarded command.
+pub(crate) fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer::ProposeResponse {
     let mut response = peer::ProposeResponse::default();
     let outcome = match written {
         Ok(applied) => {
@@ -296,6 +333,11 @@ fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer:
                 response.reason = reason;
                 ProposeOutcome::Busy
             }
+            RejectReason::Halted(reason) => {
+                response.reason = reason;
+                ProposeOutcome::Halted
+            }
+            RejectReason::DiskReserve => ProposeOutcome::DiskReserve,
             RejectReason::Undecodable(reason) => {
                 response.reason = reason;
                 ProposeOutcome::Undecodable
@@ -315,7 +357,7 @@ fn propose_response(written: Result<crate::types::Applied, WriteError>) -> peer:
     response
 }
 
-/// What a leader said about a forwarded command.
+/// The same, read again.
 pub(crate) fn proposed(group: u32, response: &peer::ProposeResponse) -> Result<crate::types::Applied, WriteError> {
     let (bytes, limit) = (response.bytes as usize, response.limit as usize);
     Err(WriteError::Rejected(match response.outcome() {
@@ -326,6 +368,8 @@ pub(crate) fn proposed(group: u32, response: &peer::ProposeResponse) -> Result<c
         ProposeOutcome::NoLeader => RejectReason::NoLeader { group },
         ProposeOutcome::Stopping => RejectReason::Stopping,
         ProposeOutcome::Busy => RejectReason::Busy(response.reason.clone()),
+        ProposeOutcome::Halted => RejectReason::Halted(response.reason.clone()),
+        ProposeOutcome::DiskReserve => RejectReason::DiskReserve,
         ProposeOutcome::Undecodable => RejectReason::Undecodable(response.reason.clone()),
         ProposeOutcome::TooLarge => RejectReason::TooLarge { bytes, limit },
         ProposeOutcome::Throttled => {

@@ -43,7 +43,26 @@ pub struct GroupState {
     pub tables: BTreeMap<TableId, TableState>,
     /// JSON of each meta command, in order; only the meta group has any.
     pub meta: Vec<String>,
+    /// The lives of the group after the first, in order.
+    pub incarnations: Vec<Incarnation>,
 }
+
+/// A life of a group: it begins when the group goes on although its log may have lost entries.
+///
+/// The lost entries may be in tables, and new ones take their indexes: without the incarnation beside it, a table's
+/// watermark would say that the new rows are already there (DESIGN section 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Incarnation {
+    /// Random: two logs of one past that went on without each other must not agree. [`FIRST_INCARNATION`] is no such id.
+    pub id: u64,
+    /// Index of the command that began it.
+    pub from: u64,
+    /// Tables know of it.
+    pub settled: bool,
+}
+
+/// What a group is before it ever lost anything.
+pub const FIRST_INCARNATION: u64 = 1;
 
 /// Digests of the last minutes in immutable buckets, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,8 +97,29 @@ impl GroupState {
             }
             Command::TableAdvanced { table, version, location } => self.table(table).advance(*version, location),
             Command::Meta(json) => self.meta.push(json.clone()),
+            Command::BeginIncarnation { id } => self.begin(index, *id),
+            Command::IncarnationSettled { id } => {
+                let newest = self.incarnations.last_mut().filter(|incarnation| incarnation.id == *id);
+                newest.into_iter().for_each(|incarnation| incarnation.settled = true);
+            }
         }
         applied
+    }
+
+    fn begin(&mut self, index: u64, id: u64) {
+        if !self.incarnations.iter().any(|known| known.id == id) {
+            self.incarnations.push(Incarnation { id, from: index, settled: false });
+        }
+    }
+
+    /// The incarnation that tables must name.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnations.last().map_or(FIRST_INCARNATION, |incarnation| incarnation.id)
+    }
+
+    /// The incarnation that tables do not know of yet: until then no row can be read or flushed.
+    pub fn unsettled(&self) -> Option<Incarnation> {
+        self.incarnations.last().copied().filter(|incarnation| !incarnation.settled)
     }
 
     /// Returns the index of the first copy when the window holds the digest; then nothing changes.
@@ -195,13 +235,16 @@ impl Captures {
     }
 }
 
-/// Version of the snapshot encoding.
+/// Version of the snapshot encoding of a group that never lost anything.
 const SNAPSHOT_FORMAT: u8 = 1;
+/// The same with the incarnations at its end.
+const SNAPSHOT_FORMAT_INCARNATIONS: u8 = 2;
 
 impl GroupState {
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = Encoder::default();
-        out.u8(SNAPSHOT_FORMAT).u64(self.now.0).u32(self.tables.len() as u32);
+        let format = if self.incarnations.is_empty() { SNAPSHOT_FORMAT } else { SNAPSHOT_FORMAT_INCARNATIONS };
+        out.u8(format).u64(self.now.0).u32(self.tables.len() as u32);
         for (table, state) in &self.tables {
             out.table(table)
                 .u64(state.watermark)
@@ -222,6 +265,12 @@ impl GroupState {
                 out.bytes(&digest.0).u64(*index);
             }
         }
+        if format == SNAPSHOT_FORMAT_INCARNATIONS {
+            out.u32(self.incarnations.len() as u32);
+            for incarnation in &self.incarnations {
+                out.u64(incarnation.id).u64(incarnation.from).u8(incarnation.settled.into());
+            }
+        }
         out.0.freeze()
     }
 
@@ -229,8 +278,8 @@ impl GroupState {
         let mut from = Decoder(bytes);
         let mut state = Self::default();
         let found = from.u8()?;
-        if found != SNAPSHOT_FORMAT {
-            return Err(DecodeError::Format { what: "snapshot", found, supported: SNAPSHOT_FORMAT });
+        if found != SNAPSHOT_FORMAT && found != SNAPSHOT_FORMAT_INCARNATIONS {
+            return Err(DecodeError::Format { what: "snapshot", found, supported: SNAPSHOT_FORMAT_INCARNATIONS });
         }
         state.now = UnixNanos(from.u64()?);
         for _ in 0..from.u32()? {
@@ -251,6 +300,12 @@ impl GroupState {
             }
             state.dedup.entries += bucket.len();
             state.dedup.buckets.insert(bucket_key, bucket);
+        }
+        if found == SNAPSHOT_FORMAT_INCARNATIONS {
+            for _ in 0..from.u32()? {
+                let (id, begun, settled) = (from.u64()?, from.u64()?, from.u8()? != 0);
+                state.incarnations.push(Incarnation { id, from: begun, settled });
+            }
         }
         Ok(state)
     }
@@ -346,13 +401,30 @@ mod tests {
     }
 
     #[test]
+    fn an_incarnation_begins_once_and_is_unsettled_until_its_tables_know() {
+        let mut state = GroupState::default();
+        assert_eq!((state.incarnation(), state.unsettled()), (FIRST_INCARNATION, None));
+        state.apply(5, &Command::BeginIncarnation { id: 77 });
+        state.apply(6, &Command::BeginIncarnation { id: 77 });
+        assert_eq!(state.unsettled(), Some(Incarnation { id: 77, from: 5, settled: false }));
+        state.apply(7, &Command::IncarnationSettled { id: 99 });
+        assert!(state.unsettled().is_some(), "an answer of another life");
+        state.apply(8, &Command::IncarnationSettled { id: 77 });
+        assert_eq!((state.incarnation(), state.unsettled()), (77, None));
+    }
+
+    #[test]
     fn snapshots_hold_the_whole_state() {
         let mut state = GroupState::default();
         state.apply(1, &append(1, 1, 1));
         state.apply(2, &append(100, 2, 2));
         state.apply(3, &committed(1, 2));
         state.apply(4, &Command::Meta("{\"a\":1}".into()));
+        assert_eq!(state.encode()[0], 1, "a build of format 1 reads what never lost anything");
+        assert_eq!(GroupState::decode(&state.encode()), Ok(state.clone()));
+        state.apply(5, &Command::BeginIncarnation { id: 77 });
         let bytes = state.encode();
+        assert_eq!(bytes[0], 2);
         assert_eq!(GroupState::decode(&bytes), Ok(state));
         for len in 0..bytes.len() {
             assert!(GroupState::decode(&bytes[..len]).is_err(), "cut at {len}");

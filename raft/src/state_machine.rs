@@ -168,7 +168,10 @@ impl StateMachine {
         drop(state);
         match command {
             Command::Append(append) if applied.first_copy.is_none() => self.sink.appended(self.group, index, append),
-            Command::Append(_) | Command::FlushCut { .. } => {}
+            Command::Append(_)
+            | Command::FlushCut { .. }
+            | Command::BeginIncarnation { .. }
+            | Command::IncarnationSettled { .. } => {}
             Command::FlushCommitted { table, hi, version, location } => {
                 self.sink.flushed(self.group, &table, hi, version, &location);
             }

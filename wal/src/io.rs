@@ -104,20 +104,7 @@ fn temporary_beside(path: &Path) -> PathBuf {
 
 impl LogFile for RealFile {
     fn append(&self, buffers: &[&[u8]]) -> io::Result<()> {
-        // Linux takes at most 1024 slices a call (IOV_MAX).
-        for chunk in buffers.chunks(1024) {
-            let mut slices: Vec<IoSlice<'_>> = chunk.iter().map(|buffer| IoSlice::new(buffer)).collect();
-            let mut rest = slices.as_mut_slice();
-            while !rest.is_empty() {
-                match (&self.0).write_vectored(rest) {
-                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                    Ok(written) => IoSlice::advance_slices(&mut rest, written),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(())
+        append_all(&self.0, buffers)
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -134,5 +121,70 @@ impl LogFile for RealFile {
 
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
+    }
+}
+
+/// Writes all buffers, however little the file takes at a time.
+fn append_all(mut file: impl Write, buffers: &[&[u8]]) -> io::Result<()> {
+    // Linux takes at most 1024 slices a call (IOV_MAX).
+    for chunk in buffers.chunks(1024) {
+        let mut slices: Vec<IoSlice<'_>> = chunk.iter().map(|buffer| IoSlice::new(buffer)).collect();
+        let mut rest = slices.as_mut_slice();
+        while !rest.is_empty() {
+            match file.write_vectored(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut rest, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes three bytes at a time, every other call is interrupted, and there is an end to its room.
+    #[derive(Debug, Default)]
+    struct Trickle {
+        taken: Vec<u8>,
+        room: usize,
+        interrupted: bool,
+    }
+
+    impl Write for Trickle {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.interrupted = !self.interrupted;
+            if self.interrupted {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let taken = bytes.len().min(3).min(self.room - self.taken.len());
+            if taken == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.taken.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn short_writes_are_continued_where_they_ended() {
+        let buffers: [&[u8]; 4] = [b"header", b"", b"payload", b"next header"];
+        let whole = buffers.concat();
+        for room in 0..=whole.len() {
+            let mut file = Trickle { room, ..Trickle::default() };
+            let written = append_all(&mut file, &buffers);
+            assert_eq!(file.taken, whole[..room], "a prefix and nothing else");
+            assert_eq!(written.is_ok(), room == whole.len(), "{room}");
+            if let Err(error) = written {
+                assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            }
+        }
     }
 }

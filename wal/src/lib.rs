@@ -35,4 +35,5 @@ pub use inspect::{GroupInfo, Inspection, RepairReport, SegmentInfo, inspect, rep
 pub use io::{LogFile, LogIo, RealIo};
 pub use readable::{Readable, readable_entries};
 pub use shared::POISON_FILE;
+pub use start::disk_id;
 pub use wal::{AppendEntry, Callback, Durability, Wal, WalStats};

@@ -21,7 +21,10 @@ struct Disk {
     cycle: u64,
     /// Bytes that may still be written before ENOSPC.
     space: Option<u64>,
-    fail_syncs: bool,
+    /// fdatasyncs that still fail.
+    failing_syncs: u64,
+    /// fdatasyncs that were asked for.
+    syncs: u64,
     /// Changes that are still carried out before the power fails.
     changes: Option<u64>,
     /// Bytes of a file that cannot be read.
@@ -77,14 +80,25 @@ impl SimIo {
         self.disk().cycle += 1;
     }
 
-    /// From now on at most `bytes` more can be written; `None` lifts the bound.
+    /// From now on at most `bytes` more can be written, whatever is removed; `None` lifts the bound.
     pub fn set_space(&self, bytes: Option<u64>) {
         self.disk().space = bytes;
     }
 
     /// From now on every fdatasync fails with EIO.
     pub fn fail_syncs(&self) {
-        self.disk().fail_syncs = true;
+        self.disk().failing_syncs = u64::MAX;
+    }
+
+    /// The next fdatasync fails with EIO, later ones succeed: the kernel reports a failure once, and calls the pages
+    /// clean that it could not write.
+    pub fn fail_one_sync(&self) {
+        self.disk().failing_syncs = 1;
+    }
+
+    /// How often fdatasync was called.
+    pub fn syncs(&self) -> u64 {
+        self.disk().syncs
     }
 
     /// After `changes` more writes, syncs, creations and removals every further one fails, the first of them halfway;
@@ -173,7 +187,7 @@ impl LogIo for SimIo {
 
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut disk = self.disk();
-        let replaced = disk.change();
+        let replaced = disk.change().and_then(|()| disk.take_space(content.len()));
         let temporary = path.with_added_extension("tmp");
         disk.files.remove(&temporary);
         let (path, bytes) = match &replaced {
@@ -190,6 +204,16 @@ impl LogIo for SimIo {
 }
 
 impl Disk {
+    fn take_space(&mut self, bytes: usize) -> io::Result<()> {
+        match self.space {
+            Some(space) if space < bytes as u64 => Err(io::ErrorKind::StorageFull.into()),
+            space => {
+                self.space = space.map(|space| space - bytes as u64);
+                Ok(())
+            }
+        }
+    }
+
     fn change(&mut self) -> io::Result<()> {
         match &mut self.changes {
             Some(0) => Err(io::Error::other("simulated power failure")),
@@ -240,7 +264,9 @@ impl LogFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.with(|disk, path| {
-            if disk.fail_syncs {
+            disk.syncs += 1;
+            if disk.failing_syncs > 0 {
+                disk.failing_syncs -= 1;
                 return Err(io::Error::other("simulated EIO"));
             }
             disk.change()?;

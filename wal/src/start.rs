@@ -83,6 +83,16 @@ impl DiskId {
     }
 }
 
+/// The id of the disk that the log in `dir` is on, as far as `metadata.json` tells; changes nothing. A log without the
+/// file has an id all the same, in its segments. Blocking.
+///
+/// # Errors
+/// The file is damaged or of another version.
+pub fn disk_id(io: &dyn LogIo, dir: &Path) -> Result<Option<String>, OpenError> {
+    let found = DiskId::read(io, dir, None, "")?;
+    Ok((!found.missing).then_some(found.id))
+}
+
 /// Goes on from what was read: with `trust`, and without what is damaged. `accepted` is told to the next start.
 pub(crate) fn start(
     io: &dyn LogIo,

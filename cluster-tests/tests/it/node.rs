@@ -84,6 +84,11 @@ impl Node {
         self.log()
     }
 
+    /// What the process ended with, if it did and no signal ended it.
+    pub(crate) fn exit_code(&mut self) -> anyhow::Result<Option<i32>> {
+        Ok(self.child.try_wait()?.and_then(|status| status.code()))
+    }
+
     /// Starts the process again on the same directory, after it ended.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
         self.child = spawn(&self.dir, &self.settings, self.ports)?;

@@ -86,7 +86,7 @@ async fn after_a_power_loss_of_all_the_longest_log_wins_and_no_two_elect_without
     assert!(!cluster.nodes[short[0]].is_ready().await && !cluster.nodes[short[1]].is_ready().await);
     cluster.nodes[whole].relaunch()?;
     cluster.wait_ready().await?;
-    wait_said(&cluster.nodes[whole], "all voters chose this replica's log").await?;
+    wait_said(&cluster.nodes[whole], "the voters chose this replica's log").await?;
     assert_everywhere(&cluster, &acknowledged).await?;
     acknowledged.extend(send_batch(&cluster.http, &cluster.urls(), 5).await?);
     assert_everywhere(&cluster, &acknowledged).await

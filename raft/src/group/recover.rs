@@ -11,10 +11,11 @@ use signaldb_model::NodeId;
 use signaldb_proto::peer;
 
 use super::Group;
-use crate::error::ReadError;
+use crate::error::{ReadError, WriteError};
 use crate::peers::Lane;
 use crate::recovery::{
-    Act, Consent, Flushed, Gate, LeaderVote, LogEnd, Plan, Report, Target, Trust, plan_unclean_recovery, promise,
+    Act, Consent, Flushed, Gate, LeaderVote, LogEnd, Loss, Plan, Report, Target, Trust, Undecided,
+    plan_unclean_recovery, promise,
 };
 use crate::types::{LogId, TypeConfig, Vote};
 use crate::wire;
@@ -27,6 +28,32 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const CAMPAIGN_EVERY: u32 = 10;
 /// Looks without a leader before all voters are asked to choose one: a majority that may vote elects sooner.
 const PATIENCE: u32 = 30;
+/// How long a healthy replica that was chosen may take to lead.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What an operator's recovery of a group did, or would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recovered {
+    /// There is a leader, or a majority that may elect one.
+    NotNeeded,
+    /// The log is older than the tables; the leader begins a new incarnation.
+    Halted { reason: String, done: bool },
+    /// The longest log that is left leads.
+    Elected { winner: u64, loss: Loss, done: bool },
+}
+
+/// Why an operator's recovery did nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    #[error("group {group} cannot be recovered now: {reason}")]
+    Undecided { group: u32, reason: Undecided },
+    #[error("group {group}: only {promised:?} of the voters {voters:?} promised their vote; try again")]
+    Promises { group: u32, promised: BTreeSet<u64>, voters: BTreeSet<u64> },
+    #[error("group {group}: node {leader} leads and does not answer")]
+    Leader { group: u32, leader: u64 },
+    #[error("begin a new incarnation")]
+    Begin(#[from] WriteError),
+}
 
 impl Group {
     fn gate(&self) -> MutexGuard<'_, Gate> {
@@ -54,6 +81,10 @@ impl Group {
     /// When this node does not lead.
     pub(crate) async fn recovery_target(&self) -> Result<peer::RecoveryTarget, ReadError> {
         let me = self.node.0;
+        // Whoever reached this log before the new incarnation is in it could elect past it.
+        if self.is_recovering() {
+            return Err(ReadError::NoLeader { group: self.id.0 });
+        }
         let led = self.raft.with_raft_state(move |state| {
             let vote = *state.vote_ref();
             let leads = state.server_state.is_leader() && vote.committed && vote.leader_id.voted_for == me;
@@ -100,11 +131,59 @@ impl Group {
         voters: &BTreeSet<u64>,
         loss: &str,
     ) {
-        if !self.gate().chosen(winner, promised, voters) || winner != self.node.0 || !self.is_recovering() {
+        if !self.gate().chosen(winner, promised, voters) || winner != self.node.0 {
             return;
         }
-        tracing::warn!(group = %self.id, loss, "a majority may have lost entries: all voters chose this replica's log");
+        tracing::warn!(group = %self.id, loss, "a majority may have lost entries: the voters chose this replica's log");
         self.campaign().await;
+        if !self.is_recovering() {
+            let group = Arc::clone(self);
+            self.tasks.spawn(async move { group.begin_once_leading().await });
+        }
+    }
+
+    /// A chosen replica that lost nothing itself: it is elected like any other, and then begins the incarnation.
+    async fn begin_once_leading(&self) {
+        let led = async {
+            while !self.leadership().here {
+                let seen = self.leadership();
+                self.leadership_change(seen).await?;
+            }
+            Ok::<(), ReadError>(())
+        };
+        let led = tokio::select! {
+            () = self.stop.cancelled() => return,
+            led = tokio::time::timeout(ELECTION_TIMEOUT, led) => led,
+        };
+        let begun = match led {
+            Ok(Ok(())) => self.begin_incarnation().await.map_err(|error| error.to_string()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("another replica was elected, or none".to_owned()),
+        };
+        if let Err(error) = begun {
+            tracing::warn!(group = %self.id, error, "no new incarnation after the recovery");
+        }
+    }
+
+    /// A lone voter goes on from a log that was cut: nobody else is asked, the cut was accepted before.
+    pub(super) async fn recover_alone(&self) -> Result<(), WriteError> {
+        if !self.is_recovering() {
+            return Ok(());
+        }
+        tracing::warn!(group = %self.id, "the log was cut, and the loss accepted: the group goes on from there");
+        let me = BTreeSet::from([self.node.0]);
+        self.gate().chosen(self.node.0, &me, &me);
+        self.open_as_chosen().await
+    }
+
+    /// Begins the new incarnation, and opens the gate once it is on this disk.
+    async fn open_as_chosen(&self) -> Result<(), WriteError> {
+        let index = self.begin_incarnation().await?;
+        self.sync_here(index).await.map_err(|error| WriteError::Unknown(error.to_string()))?;
+        if self.gate().elected(self.node.0) {
+            self.opened();
+        }
+        Ok(())
     }
 
     async fn campaign(&self) {
@@ -156,8 +235,11 @@ impl Group {
     /// Asks a leader for its last index, and looks whether the own log has come so far.
     async fn follow_rule_3(&self) {
         let leadership = self.leadership();
-        if leadership.here && self.gate().elected(self.node.0) {
-            return self.opened();
+        if leadership.here && self.gate().is_chosen(self.node.0) {
+            if let Err(error) = self.open_as_chosen().await {
+                tracing::warn!(group = %self.id, %error, "no new incarnation yet");
+            }
+            return;
         }
         let own_term = self.own_vote().leader_id.term;
         let asks = self.gate().must_ask(own_term);
@@ -207,40 +289,96 @@ impl Group {
     /// Plans an election past a lost majority, if every voter answers; of those that recover the one with the lowest id
     /// does it for all.
     async fn choose_among_all(&self) {
-        let mut reports = Vec::new();
-        for node in self.members().into_keys() {
-            reports.extend(self.report_of(node).await);
-        }
+        let reports = self.reports().await;
         let recovering = reports.iter().filter(|report| report.trust == Trust::Recovering);
         if recovering.map(|report| report.voter).min() != Some(self.node.0) {
             return;
         }
-        let plan = match plan_unclean_recovery(&reports, Consent::Automatic) {
-            Ok(plan) => plan,
+        let carried_out = match plan_unclean_recovery(&reports, Consent::Automatic) {
+            Ok(plan) => self.carry_out(&plan).await,
             Err(undecided) => {
                 return tracing::warn!(group = %self.id, %undecided, "the group halts: its majority may have lost entries");
             }
         };
-        let Plan::Elect { winner, term, last, voters, loss } = plan else { return };
+        if let Err(error) = carried_out {
+            tracing::warn!(%error, "no recovery yet");
+        }
+    }
+
+    async fn reports(&self) -> Vec<Report> {
+        let asked = self.members().into_keys().map(|node| self.report_of(node));
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// What an operator asks for: an election past voters that are gone, or the going on of a log that the tables are
+    /// ahead of. Without `accept` it only says what it would do, and what would be lost.
+    ///
+    /// # Errors
+    /// Why nothing was done; asking again is harmless.
+    pub async fn recover(&self, accept: bool) -> Result<Recovered, RecoverError> {
+        let group = self.id.0;
+        let leader = self.leadership().leader.filter(|_| self.has_leader());
+        if let Some(leader) = leader {
+            return self.recover_at(leader, accept).await;
+        }
+        let plan = plan_unclean_recovery(&self.reports().await, Consent::AcceptDataLoss);
+        let plan = plan.map_err(|reason| RecoverError::Undecided { group, reason })?;
+        if accept {
+            self.carry_out(&plan).await?;
+        }
+        Ok(match plan {
+            Plan::NotNeeded => Recovered::NotNeeded,
+            Plan::Elect { winner, loss, .. } => Recovered::Elected { winner, loss, done: accept },
+        })
+    }
+
+    async fn recover_at(&self, leader: NodeId, accept: bool) -> Result<Recovered, RecoverError> {
+        if leader == self.node {
+            return Ok(self.go_on(accept).await?);
+        }
+        let request = peer::GoOnRequest { group: self.id.0, accept };
+        let answer: Option<peer::GoOnResponse> = self.ask(leader.0, "RecoveryGoOn", &request).await;
+        let answer = answer.ok_or(RecoverError::Leader { group: self.id.0, leader: leader.0 })?;
+        Ok(answer.halted.map_or(Recovered::NotNeeded, |reason| Recovered::Halted { reason, done: answer.done }))
+    }
+
+    /// As the leader of a halted group: goes on in a new incarnation, if `accept` says so.
+    pub(crate) async fn go_on(&self, accept: bool) -> Result<Recovered, WriteError> {
+        let Some(reason) = self.halted() else { return Ok(Recovered::NotNeeded) };
+        if accept {
+            self.begin_incarnation().await?;
+        }
+        Ok(Recovered::Halted { reason, done: accept })
+    }
+
+    /// Collects the promises that a plan needs, and tells all voters whom they chose.
+    async fn carry_out(&self, plan: &Plan) -> Result<(), RecoverError> {
+        let Plan::Elect { winner, term, last, voters, loss } = plan else { return Ok(()) };
+        let (group, winner, term) = (self.id.0, *winner, *term);
         let last = last.map(|end| peer::LogId { term: end.term, index: end.index });
-        let request = peer::PromiseRequest { group: self.id.0, term, winner, last };
+        let request = peer::PromiseRequest { group, term, winner, last };
         let mut promised = BTreeSet::new();
-        for node in &voters {
+        for node in voters {
             let answer: Option<peer::PromiseResponse> = self.ask(*node, "RecoveryPromise", &request).await;
             if answer.is_some_and(|answer| answer.promised) {
                 promised.insert(*node);
             }
         }
-        if promised != voters {
-            return tracing::warn!(group = %self.id, ?promised, ?voters, "not every voter promised; trying again");
+        if promised != *voters {
+            return Err(RecoverError::Promises { group, promised, voters: voters.clone() });
         }
-        let (voters, promised) = (voters.into_iter().collect::<Vec<_>>(), promised.into_iter().collect());
-        let request =
-            peer::ChosenRequest { group: self.id.0, winner, voters: voters.clone(), promised, loss: loss.to_string() };
+        let request = peer::ChosenRequest {
+            group,
+            winner,
+            voters: voters.iter().copied().collect(),
+            promised: promised.into_iter().collect(),
+            loss: loss.to_string(),
+        };
         // The winner last: when it campaigns the others know.
         for node in voters.iter().filter(|node| **node != winner).chain(std::iter::once(&winner)) {
             let _: Option<peer::Done> = self.ask(*node, "RecoveryChosen", &request).await;
         }
+        Ok(())
     }
 
     async fn report_of(&self, node: u64) -> Option<Report> {

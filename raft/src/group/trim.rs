@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{GroupConfig, SNAPSHOT_TIMEOUT};
 use crate::command::Command;
+use crate::disk::{DiskLevel, DiskWatch};
 use crate::log_store::LogStore;
 use crate::state_machine::Shared;
 use crate::state_store::StateStore;
@@ -30,6 +31,7 @@ pub(super) struct Trimmer {
     pub(super) wal: Arc<Wal>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) config: GroupConfig,
+    pub(super) disk: DiskWatch,
     /// Cuts that are durable snapshots, with the (monotonic) time since when the log behind them is only insurance.
     pub(super) kept: Vec<(Duration, u64)>,
 }
@@ -47,6 +49,12 @@ impl Trimmer {
                         return;
                     }
                     self.unfinished = Some(*completed_cut.borrow_and_update());
+                    false
+                }
+                changed = self.disk.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
                     false
                 }
                 _ = due.tick() => true,
@@ -108,7 +116,8 @@ impl Trimmer {
     }
 
     async fn purge(&mut self) -> Result<(), String> {
-        let over_budget = self.wal.stats().bytes > self.config.purge_lag_bytes_max;
+        let nearly_full = *self.disk.borrow() != DiskLevel::Normal;
+        let over_budget = nearly_full || self.wal.stats().bytes > self.config.purge_lag_bytes_max;
         let now = self.clock.elapsed();
         let old = |at: Duration| now.saturating_sub(at) >= self.config.purge_lag;
         let purgeable = self.kept.iter().take_while(|(at, _)| over_budget || old(*at)).count();

@@ -1,6 +1,6 @@
 //! How a cluster comes to be, and how a node finds out that it does not belong to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -9,6 +9,7 @@ use signaldb_proto::peer::{IdentityRequest, IdentityResponse, Voter};
 
 use crate::error::OpenError;
 use crate::peers::{Lane, Peers};
+use crate::recovery::Refusal;
 use crate::types::Peer;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -26,14 +27,21 @@ pub(super) async fn form(peers: &Peers) -> Result<BTreeMap<u64, Peer>, OpenError
         if let Some((from, voters)) =
             answers.iter().find_map(|(node, answer)| Some((node, formed(answer.as_ref().ok()?)?)))
         {
-            let here = voters.get(&peers.node().0).is_some_and(|voter| voter.disk_id == peers.disk_id());
-            let reason = format!(
-                "node {from} is in a cluster that knows no node {} with this disk ({}): the data directory is new or was \
-                 wiped; a further node joins with `signaldb cluster add-node` under an id that was never used",
-                peers.node(),
-                peers.disk_id()
-            );
-            return if here { Ok(voters) } else { Err(OpenError::Group { group: 0, reason }) };
+            return match voters.get(&peers.node().0) {
+                Some(known) if known.disk_id == peers.disk_id() => Ok(voters),
+                Some(known) => {
+                    let source = Refusal::Wiped { known: known.disk_id.clone() };
+                    Err(OpenError::Refused { peer: from.0, source })
+                }
+                None => {
+                    let reason = format!(
+                        "node {from} is in a cluster that knows no node {}: a further node joins with `signaldb cluster \
+                         add-node` under an id that was never used",
+                        peers.node()
+                    );
+                    Err(OpenError::Group { group: 0, reason })
+                }
+            };
         }
         let silent: Vec<String> =
             answers.iter().filter_map(|(node, answer)| Some(format!("{node} ({})", answer.as_ref().err()?))).collect();
@@ -66,11 +74,10 @@ pub(super) async fn answers(peers: &Peers, node: NodeId) -> bool {
     asked.is_ok()
 }
 
-/// Whether a node answers now and would lead.
-pub(super) async fn is_willing(peers: &Peers, node: NodeId) -> bool {
-    let asked: Result<IdentityResponse, _> =
-        peers.call(node, Lane::Control, "Identity", &IdentityRequest {}, ASK_TIMEOUT).await;
-    asked.is_ok_and(|answer| answer.willing)
+/// The other nodes that answer now and would lead.
+pub(super) async fn willing(peers: &Peers) -> BTreeSet<NodeId> {
+    let answers = ask_all(peers).await.into_iter();
+    answers.filter(|(_, answer)| answer.as_ref().is_ok_and(|answer| answer.willing)).map(|(node, _)| node).collect()
 }
 
 fn formed(answer: &IdentityResponse) -> Option<BTreeMap<u64, Peer>> {

@@ -6,10 +6,17 @@ use signaldb_wal::sim::{Loss, SimIo};
 
 use super::*;
 use crate::command::{Compression, TableStats};
+use crate::error::RejectReason;
 use crate::state::Digest;
 use crate::state_store::MemoryStateStore;
+use crate::types::{Entry, LogId};
 
+mod cluster;
+mod faults;
+mod forwarding;
 mod golden;
+mod old_copy;
+mod wires;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -37,15 +44,18 @@ impl ApplySink for Recorder {
 }
 
 struct Machine {
+    /// Of the operating system; another one after a reboot.
+    boot_id: &'static str,
     io: SimIo,
     store: Arc<MemoryStateStore>,
     clock: Arc<ManualClock>,
+    purge_lag: Duration,
 }
 
 impl Machine {
     fn new() -> Self {
         let clock = Arc::new(ManualClock::new(UnixNanos(1_000_000_000_000)));
-        Self { io: SimIo::new(), store: Arc::default(), clock }
+        Self { boot_id: "boot", io: SimIo::new(), store: Arc::default(), clock, purge_lag: Duration::ZERO }
     }
 
     async fn start(&self) -> (Groups, Arc<Recorder>) {
@@ -54,19 +64,7 @@ impl Machine {
 
     async fn try_start(&self) -> Result<(Groups, Arc<Recorder>), OpenError> {
         let sink = Arc::new(Recorder::default());
-        let config = GroupsConfig {
-            address: "127.0.0.1:1".into(),
-            wal_dir: "/wal".into(),
-            boot_id: "boot".into(),
-            wal: WalConfig { segment_bytes_max: 4096, ..WalConfig::default() },
-            data_groups: 2,
-            heartbeat_interval: Duration::from_millis(500),
-            election_timeout: (Duration::from_secs(1), Duration::from_millis(1500)),
-            purge_lag: Duration::ZERO,
-            purge_lag_bytes_max: 1 << 30,
-            trim_interval: Duration::from_millis(20),
-            fsync: false,
-        };
+        let config = GroupsConfig { boot_id: self.boot_id.into(), purge_lag: self.purge_lag, ..config("127.0.0.1:1") };
         let peers =
             PeersConfig { cluster: "test".into(), secret: String::new(), node: NodeId(1), addresses: BTreeMap::new() };
         let store: Arc<dyn StateStore> = Arc::<MemoryStateStore>::clone(&self.store);
@@ -74,6 +72,22 @@ impl Machine {
         let listener: Arc<dyn ApplySink> = Arc::<Recorder>::clone(&sink);
         let log = OpenLog::open(&config, peers, Arc::new(self.io.clone()), store).await?;
         Ok((Groups::open(log, config, clock, listener).await?, sink))
+    }
+}
+
+fn config(address: &str) -> GroupsConfig {
+    GroupsConfig {
+        address: address.into(),
+        wal_dir: "/wal".into(),
+        boot_id: "boot".into(),
+        wal: WalConfig { segment_bytes_max: 4096, ..WalConfig::default() },
+        data_groups: 2,
+        heartbeat_interval: Duration::from_millis(500),
+        election_timeout: (Duration::from_secs(1), Duration::from_millis(1500)),
+        purge_lag: Duration::ZERO,
+        purge_lag_bytes_max: 1 << 30,
+        trim_interval: Duration::from_millis(20),
+        fsync: false,
     }
 }
 
@@ -126,6 +140,29 @@ async fn acknowledged_writes_survive_power_loss_and_their_retries_are_found() {
     groups.close().await;
 }
 
+/// Scenario: the machine of a single node crashes, twice, with the end of its log lost, torn or zeroed.
+/// Guarantees: it starts by itself with everything that was acknowledged, and goes on.
+#[tokio::test]
+async fn a_reboot_does_not_stop_a_lone_voter() {
+    for loss in [Loss::All, Loss::KeepPrefix(30), Loss::KeepPrefix(90), Loss::ZerosAfter(20)] {
+        let mut machine = Machine::new();
+        let mut expected = Vec::new();
+        for (boot_id, text) in [("first boot", "one"), ("second boot", "two"), ("third boot", "three")] {
+            machine.boot_id = boot_id;
+            let (groups, sink) = machine.start().await;
+            assert_eq!(texts(&sink), expected, "{boot_id} after {loss:?}");
+            assert_eq!(groups.not_ready(), Vec::<String>::new(), "{boot_id} after {loss:?}");
+            write(&groups, text).await;
+            expected.push(text);
+            // The process goes on with the old disk; nothing of that is on the one that is started from.
+            let crashed = machine.io.fork();
+            crashed.lose_power(loss);
+            groups.close().await;
+            machine.io = crashed;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_wall_clock_that_jumps_ends_no_dedup_window_but_time_that_passes_does() {
     let machine = Machine::new();
@@ -171,6 +208,62 @@ async fn a_completed_cut_becomes_the_snapshot_and_the_log_behind_it_goes() {
     groups.close().await;
 }
 
+/// Scenario: flushed log is kept for an hour as insurance; then the disk is nearly full, and has room again.
+/// Guarantees: the log is purged at once; as a leader the node takes no rows meanwhile, but the commands of a flush.
+#[tokio::test]
+async fn a_nearly_full_disk_purges_flushed_log_at_once_and_takes_no_rows() {
+    let machine = Machine { purge_lag: Duration::from_secs(3600), ..Machine::new() };
+    let (groups, _sink) = machine.start().await;
+    for n in 0..100 {
+        write(&groups, &format!("before {n}")).await;
+    }
+    let group = groups.homes(&tenant()).remove(0);
+    assert!(groups.pinning_groups().any(|pinning| pinning.id() == group.id()));
+    groups.set_disk_level(DiskLevel::NearlyFull);
+    let propose = |command: Command| group.propose_for_peer(command.encode(), false, TIMEOUT);
+    let refused = propose(Command::Append(append("rows"))).await;
+    assert!(matches!(refused, Err(WriteError::Rejected(RejectReason::DiskReserve))), "{refused:?}");
+    assert!(!group.is_willing());
+    let hi = propose(Command::FlushCut { at: UnixNanos(0) }).await.expect("cuts").index;
+    let table = append("x").table_ids().next().expect("one table");
+    propose(Command::FlushCommitted { table, hi, version: 1, location: String::new() }).await.expect("commits");
+    let purged = tokio::time::timeout(TIMEOUT, async {
+        while groups.pinning_groups().any(|pinning| pinning.id() == group.id()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    purged.await.expect("nothing of the group keeps the oldest segment");
+    groups.set_disk_level(DiskLevel::Normal);
+    propose(Command::Append(append("rows"))).await.expect("commits");
+    groups.close().await;
+}
+
+#[tokio::test]
+async fn an_exhausted_disk_takes_heartbeats_and_no_entries_of_leaders() {
+    let (groups, _sink) = Machine::new().start().await;
+    let group = groups.data_groups().next().expect("a group");
+    let blank = Entry { log_id: LogId::new_term_index(1, 0), payload: openraft::EntryPayload::Blank };
+    let request = |entries| {
+        let vote = signaldb_proto::peer::Vote { term: 1, node: 2, committed: true };
+        let request = signaldb_proto::peer::AppendRequest {
+            group: 1,
+            vote,
+            prev_log_id: None,
+            leader_commit: None,
+            first_index: 0,
+            entries,
+        };
+        crate::wire::append_request_in(&request).expect("is one")
+    };
+    let entries = request(vec![crate::codec::encode_entry(&blank)]);
+    for (level, taken) in [(DiskLevel::Normal, true), (DiskLevel::NearlyFull, true), (DiskLevel::Exhausted, false)] {
+        groups.set_disk_level(level);
+        assert_eq!(group.check_room(&entries).is_ok(), taken, "{level:?}");
+        group.check_room(&request(Vec::new())).expect("a heartbeat");
+    }
+    groups.close().await;
+}
+
 #[tokio::test]
 async fn a_purged_log_without_its_snapshot_is_refused() {
     let machine = Machine::new();
@@ -190,4 +283,20 @@ async fn a_purged_log_without_its_snapshot_is_refused() {
     groups.close().await;
     let wiped = Machine { store: Arc::default(), ..machine };
     assert!(wiped.try_start().await.expect_err("refuses").to_string().contains("state store"));
+}
+
+#[test]
+fn meta_commands_are_written_as_they_were() {
+    let epoch = StartEpoch { number: 2, token: 7 };
+    let place = MetaCommand::Place { tenant: tenant(), groups: vec![1], epoch: 1 };
+    let started = MetaCommand::Started { node: 3, disk_id: "d".into(), epoch };
+    let poisoned = MetaCommand::Poisoned { node: 3, disk_id: "d".into(), epoch };
+    for (command, json) in [
+        (place, r#"{"place":{"tenant":"acme","groups":[1],"epoch":1}}"#),
+        (started, r#"{"started":{"node":3,"disk_id":"d","epoch":{"number":2,"token":7}}}"#),
+        (poisoned, r#"{"poisoned":{"node":3,"disk_id":"d","epoch":{"number":2,"token":7}}}"#),
+    ] {
+        assert_eq!(meta_command(&command), Command::Meta(json.to_owned()));
+        assert_eq!(serde_json::from_str::<MetaCommand>(json).expect("decodes"), command);
+    }
 }

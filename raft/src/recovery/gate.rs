@@ -142,9 +142,15 @@ impl Gate {
         all
     }
 
-    /// The chosen replica leads: it has nobody to ask, and the loss was named. True when that opened its gate.
+    /// Whether an unclean recovery chose this replica, and it has not led yet.
+    pub fn is_chosen(&self, me: u64) -> bool {
+        self.0.as_ref().is_some_and(|recovery| recovery.chosen == Some(me))
+    }
+
+    /// The chosen replica leads, and a majority holds the command that begins the new incarnation: it has nobody to
+    /// ask, and the loss was named. True when that opened its gate.
     pub fn elected(&mut self, me: u64) -> bool {
-        let opens = self.0.as_ref().is_some_and(|recovery| recovery.chosen == Some(me));
+        let opens = self.is_chosen(me);
         if opens {
             self.0 = None;
         }

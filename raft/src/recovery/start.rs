@@ -1,23 +1,26 @@
 //! What a start makes of what it finds (R2). Order: [`admit`], then [`at_start`] for each group; write what it says and
-//! fdatasync it; then write the new boot id; then open the groups.
+//! fdatasync it; then write the new boot id and the new start epoch; then open the groups.
 
 use std::fmt;
 
-use super::Trust;
+use super::{StartEpoch, StartHistory, Trust};
 
 /// What the disk says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnIdentity {
-    pub disk_id: String,
-    /// Raised durably by every start, before anything is said to a peer. The value found, not yet raised.
-    pub epoch: u64,
+    /// `None` while it is not known, as before the log is read.
+    pub disk_id: Option<String>,
+    /// A start that is admitted adds itself durably before it takes part in anything. One that is refused adds nothing:
+    /// each attempt would bring an old copy nearer to what the cluster has seen.
+    pub starts: StartHistory,
 }
 
 /// What peers know of this node's id: the disk in the membership, and the highest epoch that any of them saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownMember {
     pub disk_id: String,
-    pub epoch: u64,
+    /// `None` when it never told one.
+    pub epoch: Option<StartEpoch>,
 }
 
 /// Why a node or a group does not start.
@@ -31,8 +34,9 @@ pub enum Refusal {
         known: String,
         found: String,
     },
-    /// Votes and acknowledgments of the epochs between are missing.
+    /// Votes and acknowledgments of the start epoch that was seen are missing.
     OldCopy {
+        /// The last start that the disk remembers.
         epoch: u64,
         highest: u64,
     },
@@ -57,8 +61,8 @@ impl fmt::Display for Refusal {
             Self::OldCopy { epoch, highest } => {
                 write!(
                     f,
-                    "this disk was last started as epoch {epoch}, the cluster has seen epoch {highest}: it is \
-                     a restored old copy; {join}"
+                    "this disk is at start epoch {epoch} and does not remember start epoch {highest}, which the cluster \
+                     has seen of this node: it is a restored old copy; {join}"
                 )
             }
             Self::NoPeerToRefill => f.write_str("damaged entries that were on disk, and no peer holds a copy"),
@@ -76,16 +80,14 @@ impl std::error::Error for Refusal {}
 /// # Errors
 /// The refusal says what to do.
 pub fn admit(own: Option<&OwnIdentity>, known: Option<&KnownMember>) -> Result<(), Refusal> {
-    match (own, known) {
-        (_, None) => Ok(()),
-        (None, Some(known)) => Err(Refusal::Wiped { known: known.disk_id.clone() }),
-        (Some(own), Some(known)) if own.disk_id != known.disk_id => {
-            Err(Refusal::ForeignDisk { known: known.disk_id.clone(), found: own.disk_id.clone() })
-        }
-        (Some(own), Some(known)) if own.epoch < known.epoch => {
-            Err(Refusal::OldCopy { epoch: own.epoch, highest: known.epoch })
-        }
-        (Some(_), Some(_)) => Ok(()),
+    let Some(known) = known else { return Ok(()) };
+    let Some(own) = own else { return Err(Refusal::Wiped { known: known.disk_id.clone() }) };
+    if let Some(found) = own.disk_id.as_ref().filter(|found| **found != known.disk_id) {
+        return Err(Refusal::ForeignDisk { known: known.disk_id.clone(), found: found.clone() });
+    }
+    match known.epoch.filter(|seen| !own.starts.remembers(*seen)) {
+        Some(seen) => Err(Refusal::OldCopy { epoch: own.starts.number(), highest: seen.number }),
+        None => Ok(()),
     }
 }
 
@@ -121,6 +123,8 @@ pub struct GroupStart {
     /// Entries below the flushed position are damaged and were put aside: whatever the record says, some
     /// acknowledgments are not kept.
     pub quarantined: bool,
+    /// Somebody cut a damaged log and accepted the loss: the group goes on from there in a new incarnation.
+    pub repaired: bool,
     /// This replica is the only voter, and no other node holds the log.
     pub alone: bool,
 }
@@ -150,7 +154,7 @@ pub fn at_start(node: NodeStart, group: GroupStart) -> Result<StartDecision, Ref
     let found = group.trust.unwrap_or(unrecorded);
     let may_have_lost = !node.same_boot || node.poisoned || node.tail == Tail::Bad;
     let trust = match found {
-        _ if group.quarantined => Trust::Recovering,
+        _ if group.quarantined || group.repaired => Trust::Recovering,
         Trust::Recovering => Trust::Recovering,
         Trust::Unsynced if may_have_lost => Trust::Recovering,
         // All that the page cache held is on disk by now, and nothing is acknowledged before its sync from here on.
@@ -174,7 +178,7 @@ mod tests {
     const REBOOTED_TORN: NodeStart = NodeStart { same_boot: false, ..TORN };
 
     fn group(trust: Option<Trust>, always_syncs: bool) -> GroupStart {
-        GroupStart { trust, empty: false, always_syncs, quarantined: false, alone: false }
+        GroupStart { trust, empty: false, always_syncs, quarantined: false, repaired: false, alone: false }
     }
 
     #[test]
@@ -214,23 +218,38 @@ mod tests {
         assert_eq!(at_start(REBOOTED_TORN, alone), Ok(StartDecision { trust: Synced, write: false }));
         let damaged = GroupStart { quarantined: true, ..alone };
         assert_eq!(at_start(KILLED, damaged), Err(Refusal::NoPeerToRefill));
+        let repaired = GroupStart { repaired: true, ..alone };
+        let decision = StartDecision { trust: Recovering, write: true };
+        assert_eq!(at_start(KILLED, repaired), Ok(decision), "it goes on, but not as if nothing was lost");
         let new = GroupStart { trust: None, empty: true, ..group(None, false) };
         assert_eq!(at_start(REBOOTED, new), Ok(StartDecision { trust: Synced, write: true }));
     }
 
     #[test]
     fn wiped_foreign_and_old_disks_are_refused() {
-        let own = |disk: &str, epoch| OwnIdentity { disk_id: disk.to_owned(), epoch };
-        let known = |disk: &str, epoch| KnownMember { disk_id: disk.to_owned(), epoch };
+        // The token of each start is its number.
+        let starts = |number: u32| (1..=number).fold(StartHistory::default(), |starts, token| starts.with_start(token));
+        let own = |disk: &str, epoch| OwnIdentity { disk_id: Some(disk.to_owned()), starts: starts(epoch) };
+        let known = |disk: &str, epoch: u32| KnownMember {
+            disk_id: disk.to_owned(),
+            epoch: Some(StartEpoch { number: epoch.into(), token: epoch }),
+        };
         assert_eq!(admit(None, None), Ok(()), "a new node of a new cluster");
         assert_eq!(admit(Some(&own("a", 3)), None), Ok(()), "nobody answers");
         assert_eq!(admit(Some(&own("a", 3)), Some(&known("a", 3))), Ok(()));
         assert_eq!(admit(Some(&own("a", 4)), Some(&known("a", 3))), Ok(()), "the last start reached nobody");
+        let never = KnownMember { disk_id: "a".to_owned(), epoch: None };
+        assert_eq!(admit(Some(&own("a", 0)), Some(&never)), Ok(()), "of before there were epochs");
+        let unread = OwnIdentity { disk_id: None, starts: starts(3) };
+        assert_eq!(admit(Some(&unread), Some(&known("a", 3))), Ok(()));
         assert_eq!(admit(None, Some(&known("a", 3))), Err(Refusal::Wiped { known: "a".to_owned() }));
         let foreign = Refusal::ForeignDisk { known: "a".to_owned(), found: "b".to_owned() };
         assert_eq!(admit(Some(&own("b", 9)), Some(&known("a", 3))), Err(foreign));
         let old = Refusal::OldCopy { epoch: 2, highest: 3 };
         assert_eq!(admit(Some(&own("a", 2)), Some(&known("a", 3))), Err(old.clone()));
+        let raised = OwnIdentity { disk_id: Some("a".to_owned()), starts: starts(2).with_start(77) };
+        let beside = Refusal::OldCopy { epoch: 3, highest: 3 };
+        assert_eq!(admit(Some(&raised), Some(&known("a", 3))), Err(beside), "the same number is not the same start");
         assert!(old.to_string().contains("epoch 2") && old.to_string().contains("add-node"));
     }
 }

@@ -109,6 +109,8 @@ impl fmt::Display for Loss {
 pub enum Undecided {
     /// Without them only an operator can decide.
     Missing(BTreeSet<u64>),
+    /// Not even together can those that answered elect.
+    NoMajority { answered: BTreeSet<u64>, missing: BTreeSet<u64> },
     /// No voter answered.
     Nobody,
 }
@@ -118,6 +120,13 @@ impl fmt::Display for Undecided {
         match self {
             Self::Missing(voters) => {
                 write!(f, "voters {voters:?} did not answer: only all of them may elect past a lost majority")
+            }
+            Self::NoMajority { answered, missing } => {
+                write!(
+                    f,
+                    "voters {answered:?} answered, and they are no majority: bring one of {missing:?} back first, even \
+                     with an old disk"
+                )
             }
             Self::Nobody => f.write_str("no voter answered"),
         }
@@ -131,7 +140,7 @@ impl std::error::Error for Undecided {}
 /// Whom it needs is the union of the memberships of all logs: a crash may have taken a membership entry from some.
 ///
 /// # Errors
-/// [`Undecided::Missing`] names the voters to wait for.
+/// [`Undecided::Missing`] and [`Undecided::NoMajority`] name the voters to wait for.
 pub fn plan_unclean_recovery(reports: &[Report], consent: Consent) -> Result<Plan, Undecided> {
     let voters: BTreeSet<u64> = reports.iter().flat_map(|report| report.configs.iter().flatten().copied()).collect();
     // A learner may have the longest log, but nobody counted on it.
@@ -148,6 +157,10 @@ pub fn plan_unclean_recovery(reports: &[Report], consent: Consent) -> Result<Pla
     let missing: BTreeSet<u64> = voters.difference(&answered).copied().collect();
     if !missing.is_empty() && consent == Consent::Automatic {
         return Err(Undecided::Missing(missing));
+    }
+    let majority = |config: &BTreeSet<u64>| 2 * config.intersection(&answered).count() > config.len();
+    if !longest.configs.iter().all(majority) {
+        return Err(Undecided::NoMajority { answered, missing });
     }
     let next = longest.last.map_or(0, |end| end.index + 1);
     let committed = reports.clone().filter_map(|report| report.committed).max();
@@ -209,6 +222,9 @@ mod tests {
             "{text}"
         );
         assert_eq!(plan_unclean_recovery(&[], Consent::AcceptDataLoss), Err(Undecided::Nobody));
+        let one = plan_unclean_recovery(&two[..1], Consent::AcceptDataLoss);
+        let missing = BTreeSet::from([2, 3]);
+        assert_eq!(one, Err(Undecided::NoMajority { answered: BTreeSet::from([1]), missing }), "it would never lead");
     }
 
     #[test]

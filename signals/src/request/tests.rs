@@ -95,6 +95,22 @@ fn large_requests_are_split_between_records_and_keep_their_resources() {
 }
 
 #[test]
+fn parts_are_bounded_unless_one_record_is_larger_than_a_part() {
+    // Tags and lengths of the messages around the records.
+    const FRAMES: usize = 64;
+    let spans = (0..=255).map(|n| span(n, &"x".repeat(usize::from(n) * 7919 % 3001))).collect();
+    let body = request(spans).encode_to_vec();
+    for bytes_max in [1, 1000, 3000, 20_000] {
+        let parts = split(&body, bytes_max).expect("splits");
+        let all: Vec<String> = parts.iter().flat_map(|part| names(part)).collect();
+        assert_eq!(all, names(&body), "{bytes_max}");
+        for part in &parts {
+            assert!(part.len() <= bytes_max + FRAMES || names(part).len() == 1, "{} > {bytes_max}", part.len());
+        }
+    }
+}
+
+#[test]
 fn garbage_is_an_error() {
     assert!(check(SignalKind::Traces, b"this is not protobuf").is_err());
     assert!(check(SignalKind::Metrics, &[0x0a, 0xff, 0xff]).is_err());

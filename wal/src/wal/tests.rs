@@ -166,8 +166,8 @@ fn a_torn_tail_is_evidence_until_the_decision_is_durable() {
     drop(wal);
     let len = io.file_len(&segment(1)).expect("exists");
     io.flip(&segment(1), len - 1);
-    // The new segment cannot be written: everything up to it was done.
-    io.set_space(Some(10));
+    // The new segment cannot be written: everything up to it was done, also the old one was rewritten.
+    io.set_space(Some(len as u64 + 10));
     assert!(try_open(&io, 1 << 20).is_err());
     io.set_space(None);
     let decided = Wal::open(Arc::new(io.clone()), Path::new(DIR), config(1 << 20), "disk-1", |found| {
@@ -257,6 +257,83 @@ fn a_failed_fsync_poisons_the_log() {
     assert!(matches!(error, WalError::Poisoned { operation: "fsync", .. }), "{error}");
     assert!(append(&wal, 1, 2..=2, Durability::Written).is_err());
     assert!(wal.poisoned().is_some());
+}
+
+/// Scenario: one fdatasync fails, and the kernel would call the same pages clean the next time.
+/// Guarantees: it is not asked again, by nobody, not even when the log is closed; nothing is acknowledged any more.
+#[test]
+fn a_failed_fsync_is_never_retried() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+    let before = io.syncs();
+    io.fail_one_sync();
+    let vote = |term| wait(|done| wal.save_vote(1, term, Bytes::from_static(b"vote"), done));
+    let poisoned = |outcome: Result<(), WalError>| matches!(outcome, Err(WalError::Poisoned { .. }));
+    assert!(poisoned(vote(4)), "the vote that the sync was for");
+    assert!(poisoned(append(&wal, 1, 4..=4, Durability::Synced)));
+    assert!(poisoned(append(&wal, 1, 4..=4, Durability::Written)));
+    assert!(poisoned(wait(|done| wal.when_synced(1, 3, done))));
+    assert!(poisoned(wait(|done| wal.purge_upto(1, 2, Bytes::new(), done))));
+    assert!(poisoned(vote(5)));
+    drop(wal);
+    assert_eq!(io.syncs(), before + 1);
+    io.lose_power(Loss::All);
+    let wal = open(&io, 1 << 20);
+    check_holds(&wal, 1, 1..=3);
+    assert_eq!(wal.group_state(1).vote, None);
+}
+
+/// Guarantees: after a failed write no vote leaves, also when there is room again, and the vote of before stays.
+#[test]
+fn no_vote_after_a_write_error() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    let vote =
+        |wal: &Wal, term, vote: &'static [u8]| wait(|done| wal.save_vote(1, term, Bytes::from_static(vote), done));
+    vote(&wal, 3, b"three").expect("votes");
+    io.set_space(Some(30));
+    append(&wal, 1, 1..=3, Durability::Written).expect_err("the disk is full");
+    io.set_space(None);
+    let refused = vote(&wal, 4, b"four").expect_err("nobody knows what is in the file");
+    assert!(matches!(refused, WalError::Poisoned { operation: "write", .. }), "{refused}");
+    drop(wal);
+    let wal = open(&io, 1 << 20);
+    assert_eq!(wal.group_state(1).vote.as_deref(), Some(&b"three"[..]));
+    vote(&wal, 4, b"four").expect("votes");
+}
+
+/// Scenario: the disk is full after any number of bytes: in a record, in the footer of a segment, in the first write of
+/// the next, in the `votes` file.
+/// Guarantees: the log is poisoned and takes nothing more; with room a start finds all that was acknowledged.
+#[test]
+fn enospc_during_rotation_or_anywhere_else_loses_nothing_acknowledged() {
+    let mut failed = BTreeSet::new();
+    for space in (0..2000).step_by(7) {
+        let io = SimIo::new();
+        let wal = open(&io, 600);
+        io.set_space(Some(space));
+        let mut acknowledged = 0;
+        let failure = loop {
+            match append(&wal, 1, acknowledged + 1..=acknowledged + 1, Durability::Synced) {
+                Ok(()) => acknowledged += 1,
+                Err(failure) => break failure,
+            }
+        };
+        let WalError::Poisoned { operation, source } = failure else { panic!("{failure}") };
+        assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{operation}");
+        failed.insert(operation);
+        io.set_space(None);
+        append(&wal, 1, acknowledged + 1..=acknowledged + 1, Durability::Written).expect_err("poisoned for good");
+        drop(wal);
+        let wal = open(&io, 600);
+        let last = wal.group_state(1).range.map_or(0, |(_, last)| last);
+        // What nobody was told of may be there.
+        assert!((acknowledged..=acknowledged + 1).contains(&last), "{acknowledged} of {last}, {space} bytes");
+        append(&wal, 1, last + 1..=last + 1, Durability::Synced).expect("appends");
+        check_holds(&wal, 1, 1..=last + 1);
+    }
+    assert_eq!(failed, BTreeSet::from(["segment rotation", "write", "write of the votes file"]));
 }
 
 #[test]

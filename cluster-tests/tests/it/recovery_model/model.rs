@@ -83,8 +83,14 @@ impl Recovery {
 
     fn start(&self, node: &mut Node, found: Trust, same_boot: bool) {
         let start = NodeStart { same_boot, poisoned: false, tail: Tail::Whole };
-        let group =
-            GroupStart { trust: Some(found), empty: false, always_syncs: false, quarantined: false, alone: false };
+        let group = GroupStart {
+            trust: Some(found),
+            empty: false,
+            always_syncs: false,
+            quarantined: false,
+            repaired: false,
+            alone: false,
+        };
         let decision = at_start(start, group).expect("nothing is quarantined");
         node.acks = Acks::new(decision.trust, false);
         node.gate = Gate::new(decision);

@@ -1,0 +1,199 @@
+//! What can go wrong, and what each fault needs.
+
+use serde::{Deserialize, Serialize};
+
+/// One kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Fault {
+    /// SIGKILL, and a start a little later.
+    Kill,
+    KillLeader,
+    KillAll,
+    /// SIGSTOP and SIGCONT.
+    Pause,
+    PauseLeader,
+    /// One node against the two others.
+    IsolateLeader,
+    IsolateOne,
+    /// The leader hears nobody, or nobody hears it.
+    OneWay,
+    /// Two nodes do not reach each other, the third reaches both: majorities that overlap in it.
+    Ring,
+    Slow,
+    /// Connections are cut again and again.
+    Reset,
+    /// Wall clocks of one or more nodes jump, each by itself, forwards or back, jump again and return.
+    ClockJump,
+    /// What clients send through one node commits but is not confirmed. Before they try again elsewhere, the clocks of
+    /// the other nodes jump ahead together, beyond any dedup window that was counted in wall time.
+    ClockJumpBeforeRetry,
+    /// SIGTERM to one node after the other, each awaited: it must end well, and be ready again before the next one stops.
+    RollingRestart,
+    /// The machine of one node loses its power: what its disk was not told to keep is gone.
+    PowerLoss,
+    PowerLossLeader,
+    /// All machines lose their power at once: what was acknowledged at `quorum` within the flush window may be gone.
+    PowerLossAll,
+    /// Less is free than the node's reserve: it stops ingest, and heals by itself.
+    DiskNearlyFull,
+    /// Not one block is free: a write fails, after which the node may have to end.
+    DiskFull,
+    /// The disk answers in bursts only.
+    SlowDisk,
+    /// One bit of one segment, of a node that does not run.
+    BitFlip,
+    /// A sealed segment, of a node that does not run, is shorter than it was. Not the newest one: where its end is nobody
+    /// wrote down, so that a lost end looks like a write that a kill cut short.
+    TruncateSegment,
+}
+
+/// Every kind, as reports list them.
+pub(crate) const ALL: [Fault; 22] = [
+    Fault::KillLeader,
+    Fault::IsolateLeader,
+    Fault::PauseLeader,
+    Fault::ClockJumpBeforeRetry,
+    Fault::OneWay,
+    Fault::Kill,
+    Fault::Reset,
+    Fault::ClockJump,
+    Fault::Ring,
+    Fault::IsolateOne,
+    Fault::KillAll,
+    Fault::Pause,
+    Fault::Slow,
+    Fault::RollingRestart,
+    Fault::PowerLoss,
+    Fault::PowerLossLeader,
+    Fault::PowerLossAll,
+    Fault::DiskNearlyFull,
+    Fault::DiskFull,
+    Fault::SlowDisk,
+    Fault::BitFlip,
+    Fault::TruncateSegment,
+];
+
+/// Where a fault is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The node that leads.
+    Leader,
+    /// Any one node.
+    One,
+    /// All of them.
+    All,
+}
+
+impl Fault {
+    pub(crate) fn target(self) -> Target {
+        match self {
+            Self::KillLeader
+            | Self::PauseLeader
+            | Self::IsolateLeader
+            | Self::OneWay
+            | Self::Slow
+            | Self::ClockJumpBeforeRetry
+            | Self::PowerLossLeader => Target::Leader,
+            Self::KillAll | Self::RollingRestart | Self::PowerLossAll | Self::Reset => Target::All,
+            Self::Kill
+            | Self::Pause
+            | Self::IsolateOne
+            | Self::Ring
+            | Self::ClockJump
+            | Self::PowerLoss
+            | Self::DiskNearlyFull
+            | Self::DiskFull
+            | Self::SlowDisk
+            | Self::BitFlip
+            | Self::TruncateSegment => Target::One,
+        }
+    }
+
+    /// It moves wall clocks.
+    pub(crate) fn moves_clocks(self) -> bool {
+        matches!(self, Self::ClockJump | Self::ClockJumpBeforeRetry)
+    }
+
+    /// It disturbs what nodes say to each other, or must not be disturbed there itself.
+    pub(crate) fn takes_links(self) -> bool {
+        matches!(
+            self,
+            Self::IsolateLeader
+                | Self::IsolateOne
+                | Self::OneWay
+                | Self::Ring
+                | Self::Slow
+                | Self::Reset
+                | Self::ClockJumpBeforeRetry
+                | Self::RollingRestart
+                | Self::PowerLossAll
+        )
+    }
+
+    /// It stops processes, or does something to their disks.
+    pub(crate) fn takes_nodes(self) -> bool {
+        matches!(
+            self,
+            Self::Kill
+                | Self::KillLeader
+                | Self::KillAll
+                | Self::Pause
+                | Self::PauseLeader
+                | Self::RollingRestart
+                | Self::SlowDisk
+                | Self::DiskNearlyFull
+        ) || self.damages()
+    }
+
+    /// Afterwards a disk lacks what its node said it has, or its node has to act as if: it has to recover.
+    pub(crate) fn damages(self) -> bool {
+        matches!(
+            self,
+            Self::PowerLoss
+                | Self::PowerLossLeader
+                | Self::PowerLossAll
+                | Self::DiskFull
+                | Self::BitFlip
+                | Self::TruncateSegment
+        )
+    }
+
+    /// It needs nodes with disks of their own (see [`crate::disk`]).
+    pub(crate) fn needs_disks(self) -> bool {
+        matches!(
+            self,
+            Self::PowerLoss
+                | Self::PowerLossLeader
+                | Self::PowerLossAll
+                | Self::DiskNearlyFull
+                | Self::DiskFull
+                | Self::SlowDisk
+        )
+    }
+
+    /// Whether most nodes run and reach each other, at least through one of them, all the time.
+    pub(crate) fn leaves_majority(self) -> bool {
+        !matches!(self, Self::KillAll | Self::Reset | Self::PowerLossAll)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_fault_is_listed_once_under_a_name_of_its_own() -> anyhow::Result<()> {
+        let names = ALL.iter().map(serde_json::to_string).collect::<Result<BTreeSet<_>, _>>()?;
+        assert_eq!(names.len(), ALL.len());
+        assert!(names.contains("\"power-loss-leader\""), "{names:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn damage_is_always_done_to_nodes_that_are_taken() {
+        assert!(ALL.into_iter().filter(|fault| fault.damages()).all(Fault::takes_nodes));
+    }
+}

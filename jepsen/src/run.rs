@@ -1,0 +1,326 @@
+//! A run: rounds of clients and faults around the same nodes, each judged at its end, and all of them once more at the end.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::task::JoinSet;
+
+use crate::Args;
+use crate::checker::{Blackout, Findings, Verdict, examine};
+use crate::cluster::{Cluster, NODES, Place};
+use crate::damage::Damage;
+use crate::fault::Fault;
+use crate::history::{self, History, Kind, Operation};
+use crate::invariants::Invariants;
+use crate::nemesis::{self, Strike};
+use crate::random::Random;
+use crate::report::{self, Counts, Report};
+use crate::scenario::Scenario;
+use crate::schedule::Schedule;
+use crate::workload::{self, Tenants, Test};
+
+/// Everything that a run learned so far.
+#[derive(Default)]
+struct Ledger {
+    strikes: Vec<Strike>,
+    /// What was not as it should be with the test itself: no verdict is better than unknown then.
+    troubles: Vec<String>,
+    findings: Findings,
+    counts: Counts,
+    /// Damage that nobody noticed yet, by node.
+    left: Vec<(usize, Damage)>,
+    /// The rounds that were judged: their tenants, adds and last reads.
+    judged: Vec<(Tenants, Vec<Operation>)>,
+}
+
+/// A fault that is over, as the schedule knows it, and what came of it.
+type Struck = (u64, anyhow::Result<Strike>);
+
+/// What the rounds of a run share.
+struct Run {
+    scenario: Scenario,
+    cluster: Arc<Cluster>,
+    random: Arc<Random>,
+    begun: Instant,
+    dir: PathBuf,
+    python: Option<String>,
+    blackouts: Arc<Mutex<Vec<Blackout>>>,
+}
+
+/// Runs a scenario, and says what it proves.
+pub(crate) async fn run(args: Args) -> anyhow::Result<Verdict> {
+    let scenario = Scenario::load(&args.scenario)?;
+    let clock = std::time::UNIX_EPOCH.elapsed().map_or(1, |now| u64::from(now.subsec_nanos()));
+    let seed = args.seed.unwrap_or(clock);
+    let random = Arc::new(Random::new(seed));
+    let dir = match &args.out {
+        Some(out) => std::path::absolute(out)?,
+        None => tempfile::tempdir().context("make a directory")?.keep(),
+    };
+    std::fs::create_dir_all(&dir)?;
+    println!("scenario {}: {}", scenario.name, scenario.about);
+    println!("seed {seed}, history and logs in {}", dir.display());
+    let small_log = scenario.faults.iter().any(|one| one.fault.damages());
+    let place = Place { dir: &dir, catalog: args.catalog, disks: scenario.disks, small_log };
+    let cluster = Arc::new(Cluster::start(&args.node, place, &random).await?);
+    let (weights, skipped) = possible(&scenario, &cluster);
+    anyhow::ensure!(!weights.is_empty(), "none of the scenario's faults can be made here");
+    let lengths = scenario.rounds(args.seconds.unwrap_or(scenario.seconds));
+    let python = std::env::var("SIGNALDB_PYTHON").ok();
+    let run = Run { scenario, cluster, random, begun: Instant::now(), dir, python, blackouts: Arc::default() };
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut watchers = JoinSet::new();
+    watchers.spawn(watch(Arc::clone(&run.cluster), Arc::clone(&stop)));
+    let (mut schedule, mut ledger) = (Schedule::new(weights), Ledger::default());
+    for (round, seconds) in lengths.into_iter().enumerate() {
+        Box::pin(run.round(round, Duration::from_secs(seconds), &mut schedule, &mut ledger)).await?;
+        if !ledger.troubles.is_empty() || !ledger.findings.is_sound() {
+            // Later rounds would not be about what was meant to be tested, and bury what was found.
+            break;
+        }
+    }
+    if ledger.troubles.is_empty() && ledger.judged.len() > 1 {
+        run.look_again(&mut ledger).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let invariants = watchers.join_next().await.context("a watcher")??;
+    history::write(&run.dir.join("faults.jsonl"), &ledger.strikes)?;
+    let verdict = judge(&run.cluster, &ledger, &invariants);
+    let report = Report {
+        strikes: &ledger.strikes,
+        skipped: &skipped,
+        counts: &ledger.counts,
+        findings: &ledger.findings,
+        blackouts: run.blackouts().len(),
+        excused_deaths: run.cluster.excused_deaths(),
+        samples: invariants.samples(),
+        one_at_a_time: run.scenario.at_once == 1,
+        verdict: &verdict,
+    };
+    report.print();
+    if verdict == Verdict::Valid && args.out.is_none() {
+        let dir = run.dir.clone();
+        // Unmounts what is below it.
+        drop(run);
+        // Only what is valid is not worth keeping.
+        let _ = std::fs::remove_dir_all(&dir);
+    }
+    Ok(verdict)
+}
+
+/// The faults that can be made here, with their weights, and those that cannot.
+fn possible(scenario: &Scenario, cluster: &Cluster) -> (Vec<(Fault, u32)>, Vec<Fault>) {
+    let wanted = scenario.faults.iter().filter(|one| one.weight > 0).map(|one| (one.fault, one.weight));
+    let can =
+        |fault: Fault| (cluster.has_clocks() || !fault.moves_clocks()) && (cluster.has_disks() || !fault.needs_disks());
+    let (weights, skipped): (Vec<_>, Vec<_>) = wanted.partition(|(fault, _)| can(*fault));
+    (weights, skipped.into_iter().map(|(fault, _)| fault).collect())
+}
+
+fn judge(cluster: &Cluster, ledger: &Ledger, invariants: &Invariants) -> Verdict {
+    let mut verdict = ledger.findings.verdict(report::effective(&ledger.strikes));
+    let violations: Vec<String> = invariants.violations().iter().cloned().chain(cluster.deaths()).collect();
+    match &mut verdict {
+        Verdict::Invalid(found) => found.extend(violations),
+        verdict if !violations.is_empty() => *verdict = Verdict::Invalid(violations),
+        Verdict::Valid if !ledger.troubles.is_empty() => verdict = Verdict::Unknown(ledger.troubles.join("; ")),
+        Verdict::Unknown(why) => why.extend(ledger.troubles.iter().map(|trouble| format!("; {trouble}"))),
+        Verdict::Valid => {}
+    }
+    verdict
+}
+
+impl Run {
+    fn test(&self, tenants: Tenants) -> Test {
+        Test {
+            cluster: Arc::clone(&self.cluster),
+            history: Arc::new(History::since(self.begun)),
+            random: Arc::clone(&self.random),
+            stop: Arc::new(AtomicBool::new(false)),
+            tenants,
+            ask: self.scenario.ack,
+            blackouts: Arc::clone(&self.blackouts),
+        }
+    }
+
+    fn blackouts(&self) -> Vec<Blackout> {
+        self.blackouts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Clients with tenants of their own, faults, the last reads and a judgment.
+    async fn round(
+        &self,
+        round: usize,
+        how_long: Duration,
+        schedule: &mut Schedule,
+        ledger: &mut Ledger,
+    ) -> anyhow::Result<()> {
+        let test = self.test(workload::tenants(round));
+        let mut clients = start_clients(&test);
+        // Whatever goes wrong from here on, the history is written and judged.
+        let mut running = JoinSet::new();
+        if let Err(error) = self.break_things(&test, how_long, &mut running, schedule, ledger).await {
+            ledger.troubles.push(format!("faults ended early: {error:#}"));
+        }
+        running.shutdown().await;
+        if let Err(error) = self.cluster.heal().await {
+            ledger.troubles.push(format!("the cluster did not come back: {error:#}"));
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        test.stop.store(true, Ordering::Relaxed);
+        while let Some(client) = clients.join_next().await {
+            if let Err(error) = client? {
+                ledger.troubles.push(format!("a client ended early: {error:#}"));
+            }
+        }
+        match workload::last_reads(&test, self.python.as_deref()).await {
+            Ok(missing) => ledger.troubles.extend(missing),
+            Err(error) => ledger.troubles.push(format!("{error:#}")),
+        }
+        let tenants = test.tenants;
+        let history = Arc::into_inner(test.history).context("clients are gone")?;
+        let mut operations = history.into_operations();
+        let findings = examine(&operations, &self.blackouts());
+        ledger.counts.add(&operations, tenants, &ledger.strikes);
+        if self.scenario.round_seconds.is_some() && findings.is_sound() {
+            // Thousands of whole sets, of which nothing more is to be learned.
+            operations.retain(|one| !matches!(one.kind, Kind::Read(_)));
+        }
+        history::write(&history_file(&self.dir, round), &operations)?;
+        ledger.findings.add(findings);
+        ledger.judged.push((tenants, operations));
+        Ok(())
+    }
+
+    /// Makes faults for as long as there is time, and waits for the end of each; notes them in `ledger`.
+    async fn break_things(
+        &self,
+        test: &Test,
+        how_long: Duration,
+        running: &mut JoinSet<Struck>,
+        schedule: &mut Schedule,
+        ledger: &mut Ledger,
+    ) -> anyhow::Result<()> {
+        let until = Instant::now() + how_long;
+        loop {
+            while running.len() >= self.scenario.at_once {
+                let Some(ended) = running.join_next().await else { break };
+                note(ended?, schedule, ledger)?;
+            }
+            tokio::time::sleep(Duration::from_millis(self.random.between(self.scenario.pause_ms))).await;
+            if Instant::now() > until {
+                break;
+            }
+            while let Some(ended) = running.try_join_next() {
+                note(ended?, schedule, ledger)?;
+            }
+            self.settle(schedule, ledger).await?;
+            let leader = self.cluster.leader().await;
+            let Some((id, plan)) = schedule.begin(&self.random, leader) else {
+                // Something runs beside which nothing fits, or damage is left that nothing goes with: a little later.
+                continue;
+            };
+            let hold = Duration::from_millis(self.random.between(self.scenario.hold_ms));
+            let test = test.clone();
+            running.spawn(async move { (id, Box::pin(nemesis::strike(&test, plan, hold)).await) });
+        }
+        while let Some(ended) = running.join_next().await {
+            note(ended?, schedule, ledger)?;
+        }
+        self.settle(schedule, ledger).await
+    }
+
+    /// Looks at damage that was left: a node that noticed it, or whose segment is gone, is whole again once it is ready.
+    async fn settle(&self, schedule: &mut Schedule, ledger: &mut Ledger) -> anyhow::Result<()> {
+        for node in left_nodes(ledger) {
+            if schedule.takes(node) {
+                continue;
+            }
+            // It may have ended as it noticed.
+            self.cluster.revive(node)?;
+            let whole = self.cluster.reasons(node).await.is_some_and(|reasons| reasons.is_empty());
+            ledger.left.retain(|(of, damage)| *of != node || !whole || damage.is_left());
+        }
+        let left = left_nodes(ledger);
+        for node in (0..NODES).filter(|node| !left.contains(node) && !schedule.takes(*node)) {
+            self.cluster.excuse(node, false);
+        }
+        schedule.set_damaged(left);
+        Ok(())
+    }
+
+    /// Reads what earlier rounds wrote: nothing that came later may have taken it.
+    async fn look_again(&self, ledger: &mut Ledger) {
+        let blackouts = self.blackouts();
+        for (round, (tenants, operations)) in std::mem::take(&mut ledger.judged).into_iter().enumerate() {
+            let test = self.test(tenants);
+            if let Err(error) = workload::last_reads_of_nodes(&test).await {
+                ledger.troubles.push(format!("{error:#}"));
+            }
+            let Some(history) = Arc::into_inner(test.history) else { continue };
+            let all: Vec<Operation> = operations.into_iter().chain(history.into_operations()).collect();
+            let findings = examine(&all, &blackouts);
+            if !findings.is_sound()
+                && let Err(error) = history::write(&history_file(&self.dir, round), &all)
+            {
+                ledger.troubles.push(format!("{error:#}"));
+            }
+            ledger.findings.add_again(findings);
+        }
+    }
+}
+
+/// A fault is over.
+fn note((id, strike): Struck, schedule: &mut Schedule, ledger: &mut Ledger) -> anyhow::Result<()> {
+    let mut strike = strike?;
+    println!("{}", report::line(&strike));
+    ledger.left.extend(strike.left.take());
+    schedule.end(id);
+    schedule.set_damaged(left_nodes(ledger));
+    ledger.strikes.push(strike);
+    Ok(())
+}
+
+fn left_nodes(ledger: &Ledger) -> BTreeSet<usize> {
+    ledger.left.iter().map(|(node, _)| *node).collect()
+}
+
+fn history_file(dir: &Path, round: usize) -> PathBuf {
+    match round {
+        0 => dir.join("history.jsonl"),
+        round => dir.join(format!("history-{round}.jsonl")),
+    }
+}
+
+fn start_clients(test: &Test) -> JoinSet<anyhow::Result<()>> {
+    let mut clients = JoinSet::new();
+    for process in 0..6 {
+        clients.spawn(workload::add(test.clone(), process));
+    }
+    for process in 100..103 {
+        clients.spawn(workload::read(test.clone(), process));
+    }
+    for (n, tenant) in test.tenants.into_iter().enumerate() {
+        for node in 0..NODES {
+            clients.spawn(workload::probe(test.clone(), 200 + n * NODES + node, tenant, node));
+        }
+    }
+    clients
+}
+
+async fn watch(cluster: Arc<Cluster>, stop: Arc<AtomicBool>) -> Invariants {
+    let mut invariants = Invariants::default();
+    while !stop.load(Ordering::Relaxed) {
+        for node in 0..NODES {
+            if let Some(state) = cluster.state(node).await {
+                invariants.sample(&state);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    invariants
+}

@@ -1,0 +1,180 @@
+//! What a run does: a small TOML file (`jepsen/scenarios/`) that says which faults come, how often and how close together.
+
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+
+use crate::fault::Fault;
+
+/// Those that are part of the program, by name.
+const BUILT_IN: [(&str, &str); 5] = [
+    ("default", include_str!("../scenarios/default.toml")),
+    ("full", include_str!("../scenarios/full.toml")),
+    ("overlap", include_str!("../scenarios/overlap.toml")),
+    ("power-loss-all", include_str!("../scenarios/power-loss-all.toml")),
+    ("damage", include_str!("../scenarios/damage.toml")),
+];
+
+/// One scenario.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scenario {
+    pub(crate) name: String,
+    /// What it is for, in a sentence.
+    pub(crate) about: String,
+    /// How long faults go on, unless the command line says otherwise.
+    pub(crate) seconds: u64,
+    /// A run is cut into rounds of about this length, each with tenants of its own and a judgment at its end: reads of
+    /// whole sets must not grow without bound. One round by default.
+    #[serde(default)]
+    pub(crate) round_seconds: Option<u64>,
+    /// Each node has a disk of its own, which needs root. Where that cannot be, the faults that need it are left out.
+    #[serde(default)]
+    pub(crate) disks: bool,
+    /// The level that clients ask for.
+    #[serde(default)]
+    pub(crate) ack: Ask,
+    /// Faults at the same time, at most.
+    #[serde(default = "one")]
+    pub(crate) at_once: usize,
+    /// Between two beginnings, or with one fault at a time between an end and a beginning: from, below.
+    pub(crate) pause_ms: (u64, u64),
+    /// How long a fault is held: from, below.
+    pub(crate) hold_ms: (u64, u64),
+    /// Each comes once in this order, as far as it fits, then by weight.
+    pub(crate) faults: Vec<Weighted>,
+}
+
+/// A fault and how often it comes, compared with the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Weighted {
+    pub(crate) fault: Fault,
+    #[serde(default = "one")]
+    pub(crate) weight: u32,
+}
+
+/// What clients ask for with `X-SignalDB-Ack`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Ask {
+    /// Nothing.
+    #[default]
+    Default,
+    QuorumFsync,
+    /// Every other time `quorum-fsync`.
+    Mixed,
+}
+
+fn one<T: From<u8>>() -> T {
+    T::from(1)
+}
+
+impl Scenario {
+    /// One that is built in, by its name, or a file.
+    pub(crate) fn load(name: &str) -> anyhow::Result<Self> {
+        let built_in = BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| (*text).to_owned());
+        let text = match built_in {
+            Some(text) => text,
+            None => {
+                let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+                let known = || format!("scenario {name} is neither a file nor one of {}", names.join(", "));
+                std::fs::read_to_string(Path::new(name)).with_context(known)?
+            }
+        };
+        Self::parse(&text).with_context(|| format!("scenario {name}"))
+    }
+
+    fn parse(text: &str) -> anyhow::Result<Self> {
+        let scenario: Self = toml::from_str(text)?;
+        for (name, (from, below)) in [("pause_ms", scenario.pause_ms), ("hold_ms", scenario.hold_ms)] {
+            ensure!(from < below, "{name} = [{from}, {below}] is empty: give a first and a larger second number");
+        }
+        ensure!(scenario.at_once > 0, "at_once = 0 would make no fault");
+        ensure!(scenario.round_seconds != Some(0), "round_seconds = 0 is no round");
+        ensure!(scenario.faults.iter().any(|one| one.weight > 0), "no fault has a weight");
+        let mut faults: Vec<Fault> = scenario.faults.iter().map(|one| one.fault).collect();
+        faults.sort_unstable();
+        faults.dedup();
+        ensure!(faults.len() == scenario.faults.len(), "a fault comes twice");
+        if let Some(fault) = faults.iter().find(|fault| fault.needs_disks() && !scenario.disks) {
+            bail!("{fault:?} needs disks = true");
+        }
+        Ok(scenario)
+    }
+
+    /// The lengths of the rounds, seconds.
+    pub(crate) fn rounds(&self, seconds: u64) -> Vec<u64> {
+        let count = self.round_seconds.map_or(1, |round| (seconds / round).max(1));
+        (0..count).map(|n| seconds * (n + 1) / count - seconds * n / count).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(line: &str) -> anyhow::Result<Scenario> {
+        let start = "name = \"t\"\nabout = \"t\"\nseconds = 10\n";
+        Scenario::parse(&format!("{start}{line}"))
+    }
+
+    const TIMES: &str = "pause_ms = [1, 2]\nhold_ms = [1, 2]\n";
+
+    #[test]
+    fn built_in_scenarios_are_sound_and_named_as_they_are_called() {
+        for (name, _) in BUILT_IN {
+            let scenario = Scenario::load(name).expect("is sound");
+            assert_eq!(scenario.name, name);
+            assert!(!scenario.about.is_empty());
+        }
+        let elsewhere = Scenario::load("nowhere").expect_err("is not there").to_string();
+        assert!(elsewhere.contains("power-loss-all"), "{elsewhere}");
+    }
+
+    #[test]
+    fn the_default_needs_no_root_and_makes_one_fault_at_a_time() {
+        let scenario = Scenario::load("default").expect("is sound");
+        assert!(!scenario.disks && scenario.at_once == 1 && scenario.ack == Ask::Default);
+        assert_eq!(scenario.rounds(scenario.seconds), [100]);
+        assert_eq!(scenario.faults.len(), 13);
+    }
+
+    #[test]
+    fn only_a_scenario_of_its_own_takes_the_power_from_all() {
+        for (name, _) in BUILT_IN {
+            let scenario = Scenario::load(name).expect("is sound");
+            let all = scenario.faults.iter().any(|one| one.fault == Fault::PowerLossAll);
+            assert_eq!(all, name == "power-loss-all", "elsewhere nothing at all may be lost");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_refused_and_named() {
+        for (lines, part) in [
+            (format!("{TIMES}faults = []"), "weight"),
+            (format!("{TIMES}faults = [{{ fault = \"kill\" }}, {{ fault = \"kill\" }}]"), "twice"),
+            (format!("{TIMES}faults = [{{ fault = \"power-loss\" }}]"), "disks = true"),
+            (format!("{TIMES}faults = [{{ fault = \"earthquake\" }}]"), "earthquake"),
+            (format!("{TIMES}at_once = 0\nfaults = [{{ fault = \"kill\" }}]"), "at_once"),
+            (format!("{TIMES}colour = 1\nfaults = [{{ fault = \"kill\" }}]"), "colour"),
+            ("pause_ms = [2, 2]\nhold_ms = [1, 2]\nfaults = [{ fault = \"kill\" }]".to_owned(), "pause_ms"),
+        ] {
+            let refusal = format!("{:#}", with(&lines).expect_err("is a mistake"));
+            assert!(refusal.contains(part), "{lines}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn rounds_add_up() {
+        let mut scenario = with(&format!("{TIMES}faults = [{{ fault = \"kill\", weight = 3 }}]")).expect("is sound");
+        assert_eq!(scenario.faults[0].weight, 3);
+        assert_eq!(scenario.rounds(100), [100]);
+        scenario.round_seconds = Some(120);
+        assert_eq!(scenario.rounds(60), [60]);
+        assert_eq!(scenario.rounds(300), [150, 150]);
+        let rounds = scenario.rounds(3600);
+        assert_eq!((rounds.len(), rounds.iter().sum::<u64>()), (30, 3600));
+    }
+}
