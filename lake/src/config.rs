@@ -1,4 +1,4 @@
-//! When to flush, and how much may wait.
+//! When to flush, and how much may wait; how tables are kept in shape.
 
 use std::time::Duration;
 
@@ -15,6 +15,66 @@ pub struct LakeConfig {
     pub memtable_bytes_max: usize,
     /// Every group has this node as its only voter: it leads them all, always.
     pub lone_voter: bool,
+    pub compaction: CompactionConfig,
+    pub retention: RetentionConfig,
+}
+
+/// How small data files become large ones.
+#[derive(Debug, Clone)]
+pub struct CompactionConfig {
+    /// Default true. Off, small files stay small; retention and cleaning go on.
+    pub enabled: bool,
+    /// How often the leader of a table's owner group looks after it. Default 1 min.
+    pub interval: Duration,
+    /// Size of a compacted file, which is built in memory. Default 128 MiB.
+    pub target_file_bytes: u64,
+    /// Files of like size that are merged while their day lasts. Default 8.
+    pub min_files: usize,
+    /// Compressed row groups that a merge may hold, bytes. Default 256 MiB.
+    pub memory_bytes: u64,
+}
+
+/// How long rows and files are kept.
+#[derive(Debug, Clone)]
+pub struct RetentionConfig {
+    /// Age at which rows go where no rule says otherwise; default `None`, for ever.
+    pub keep: Option<Duration>,
+    pub rules: Vec<RetentionRule>,
+    /// How long a file that nobody needs any more is kept for queries that still read it; at least twice the longest
+    /// query. Default 1 h.
+    pub grace: Duration,
+    /// How often a table's files are listed. Default 1 h.
+    pub collect_interval: Duration,
+}
+
+/// Retention of the tables that match all that is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetentionRule {
+    pub tenant: Option<String>,
+    pub dataset: Option<String>,
+    /// As in SQL: `logs`, `metrics_gauge`.
+    pub table: Option<String>,
+    /// `None` is for ever.
+    pub keep: Option<Duration>,
+}
+
+impl Default for CompactionConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            interval: Duration::from_secs(60),
+            target_file_bytes: 128 << 20,
+            min_files: 8,
+            memory_bytes: 256 << 20,
+        }
+    }
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        let hour = Duration::from_secs(3600);
+        Self { keep: None, rules: Vec::new(), grace: hour, collect_interval: hour }
+    }
 }
 
 impl Default for LakeConfig {
@@ -25,6 +85,8 @@ impl Default for LakeConfig {
             max_bytes: 64 << 20,
             memtable_bytes_max: 1 << 30,
             lone_voter: true,
+            compaction: CompactionConfig::default(),
+            retention: RetentionConfig::default(),
         }
     }
 }

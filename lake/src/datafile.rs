@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::{SortColumn, SortOptions, lexsort_to_indices};
-use arrow::datatypes::{DataType, Float64Type, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Float64Type, SchemaRef, TimestampMicrosecondType};
 use bytes::Bytes;
 use iceberg::spec::{
     DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, Literal, PrimitiveType, Struct,
@@ -33,7 +33,7 @@ const RUN_BYTES_MAX: usize = 512 << 20;
 /// Rows whose resources and scopes are spread at a time.
 const SPREAD_ROWS_MAX: usize = 4096;
 /// An entry of the log is at most 8 MiB, so is what one row shares: the columns of such a chunk stay below 2 GiB.
-const SPREAD_ROWS_MIN: usize = 255;
+pub(crate) const SPREAD_ROWS_MIN: usize = 255;
 const MICROS_A_DAY: i64 = 86_400_000_000;
 /// Distinct ids that one row group's bloom filter is sized for; 1 % false positives.
 const BLOOM_IDS: u64 = ROW_GROUP_ROWS_MAX as u64;
@@ -109,19 +109,51 @@ fn encode_file(
     day: i32,
     location: String,
 ) -> Result<EncodedFile, LakeError> {
-    let mut content = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut content, Arc::clone(rows.schema()), Some(properties(table)))?;
-    let mut counts = Counts::default();
+    let mut writer = DataFileWriter::new(table, rows.schema(), day, location)?;
     // Even if every row had all that is shared, a spread column would stay below the 2 GiB that offsets can address.
     let spread_rows = (i32::MAX as usize / rows.shared_bytes().max(1)).clamp(SPREAD_ROWS_MIN, SPREAD_ROWS_MAX);
     for chunk in order.chunks(spread_rows) {
-        let batch = rows.take(&UInt32Array::from(chunk.to_vec()))?.to_batch()?;
-        counts.add_rows(table, &batch);
-        writer.write(&batch)?;
+        writer.write(&rows.take(&UInt32Array::from(chunk.to_vec()))?.to_batch()?)?;
     }
-    let footer = writer.close()?;
-    let entry = entry(table, counts, &footer, day, &location, content.len() as u64)?;
-    Ok(EncodedFile { location, content: content.into(), entry })
+    writer.finish()
+}
+
+/// One file of one day on its way into memory; rows come in the table's order.
+pub(crate) struct DataFileWriter {
+    table: SignalTable,
+    day: i32,
+    location: String,
+    writer: ArrowWriter<Vec<u8>>,
+    counts: Counts,
+}
+
+impl DataFileWriter {
+    pub(crate) fn new(table: SignalTable, schema: &SchemaRef, day: i32, location: String) -> Result<Self, LakeError> {
+        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties(table)))?;
+        Ok(Self { table, day, location, writer, counts: Counts::default() })
+    }
+
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), LakeError> {
+        self.counts.add_rows(self.table, batch);
+        Ok(self.writer.write(batch)?)
+    }
+
+    /// Whether the file has about `bytes`, and certainly seven eighths of that. What is in progress seems larger than it
+    /// is until it is compressed; to find out, a row group may end here.
+    pub(crate) fn is_full(&mut self, bytes: usize) -> Result<bool, LakeError> {
+        if self.writer.bytes_written() + self.writer.in_progress_size() < bytes {
+            return Ok(false);
+        }
+        self.writer.flush()?;
+        Ok(self.writer.bytes_written() >= bytes - bytes / 8)
+    }
+
+    pub(crate) fn finish(mut self) -> Result<EncodedFile, LakeError> {
+        let footer = self.writer.finish()?;
+        let content = std::mem::take(self.writer.inner_mut());
+        let entry = entry(self.table, self.counts, &footer, self.day, &self.location, content.len() as u64)?;
+        Ok(EncodedFile { location: self.location, content: content.into(), entry })
+    }
 }
 
 fn properties(table: SignalTable) -> WriterProperties {

@@ -29,6 +29,15 @@ pub enum LakeError {
     /// Rows were deleted by a writer that is not us; a scan would count them.
     #[error("table at {0} has delete files of another writer")]
     ForeignDeletes(String),
+    /// A data file that says it is in the table's order is not.
+    #[error("a data file is not sorted as it says")]
+    Unsorted,
+    /// A newer version wrote the file; this one would lose the column.
+    #[error("data file {location} has the column {column}, which this version does not know")]
+    UnknownColumn { column: String, location: String },
+    /// What was to replace data files does not have their rows. Nothing was committed.
+    #[error("{written} rows were written for {read} that were to be rewritten")]
+    RowsDiffer { read: u64, written: u64 },
     /// One table could not be flushed; the others were.
     #[error("a table was left out of the flush")]
     Table(#[source] Box<LakeError>),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iceberg::spec::{DataFile, Manifest, ManifestFile, Snapshot, TableMetadata};
+use iceberg::spec::{DataFile, Snapshot, TableMetadata};
 use signaldb_catalog::{Swap, SwapOutcome};
 use signaldb_model::{GroupId, TableId, UnixNanos};
 use signaldb_raft::{Command, Group, GroupState};
@@ -20,7 +20,8 @@ use crate::datafile::{self, EncodedFile};
 use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::memtable::{GroupMemtable, MemBatch};
-use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metadata};
+use crate::metadata::{Change, Staged};
+use crate::names;
 use crate::table;
 
 mod mark;
@@ -278,6 +279,11 @@ impl Flusher {
         if swaps.is_empty() {
             return Ok(Some(planned));
         }
+        // Whoever collects orphans may take files that waited this long for such: write them anew.
+        if encoded.values().any(|(commit, _)| !self.lake.may_commit(*commit)) {
+            encoded.clear();
+            return Ok(None);
+        }
         match self.lake.catalog().swap(&swaps).await {
             Ok(SwapOutcome::Moved) => Ok(Some(planned)),
             Ok(SwapOutcome::Conflict) => Ok(None),
@@ -359,16 +365,13 @@ impl Flusher {
         if let Some(found) = encoded.get(&key) {
             return Ok(found.clone());
         }
-        let commit = uuid::Uuid::now_v7();
-        let (root, group) = (metadata.location().to_owned(), self.group.id().0);
+        let commit = self.lake.new_commit();
+        let (root, group) = (metadata.location().to_owned(), self.group.id().0.to_string());
         // One file waits while the next is encoded: rows of very many days must not pile up in memory as files.
         let (sender, mut files) = mpsc::channel(1);
         let encode = move || -> Result<(), LakeError> {
             let rows: Vec<Rows> = rows.into_iter().map(|batch| batch.rows).collect();
-            let name = |n: usize, day: i32| {
-                let date = chrono::DateTime::from_timestamp(i64::from(day) * 86_400, 0).unwrap_or_default();
-                format!("{root}/data/timestamp_day={}/{group}-{commit}-{n}.parquet", date.format("%Y-%m-%d"))
-            };
+            let name = |n: usize, day: i32| names::data_file(&root, &group, commit, n, day);
             let mut done = |file: EncodedFile| {
                 sender.blocking_send(file).map_err(|_| LakeError::Stopped("the data file's write failed"))
             };
@@ -393,34 +396,17 @@ impl Flusher {
         files: Vec<DataFile>,
         mark: &FlushMark,
     ) -> Result<Staged, LakeError> {
-        let (manifests, loaded) = self.load_manifests(metadata).await?;
         let mark = serde_json::to_string(mark).map_err(iceberg::Error::from)?;
         let key = mark_key(self.group.id());
         let change = Change {
             add: files,
             set_properties: HashMap::from([(key.clone(), mark.clone())]),
             summary: HashMap::from([(key, mark)]),
+            expire: true,
+            merge_manifests: true,
+            ..Change::default()
         };
-        let seeds = Seeds {
-            snapshot_id: (uuid::Uuid::new_v4().as_u128() as i64) & i64::MAX,
-            commit: uuid::Uuid::new_v4(),
-            metadata: uuid::Uuid::new_v4(),
-            now_ms: self.lake.clock().now().millis(),
-        };
-        Ok(next_metadata(Base { metadata, location, manifests, loaded }, change, seeds)?)
-    }
-
-    async fn load_manifests(
-        &self,
-        metadata: &TableMetadata,
-    ) -> Result<(Vec<ManifestFile>, HashMap<String, Manifest>), LakeError> {
-        let manifests = self.lake.manifests(metadata).await?;
-        let mut loaded = HashMap::new();
-        for manifest in manifests_to_load(&manifests) {
-            let content = self.lake.store().read(&manifest.manifest_path).await?;
-            loaded.insert(manifest.manifest_path.clone(), Manifest::parse_avro(&content)?);
-        }
-        Ok((manifests, loaded))
+        self.lake.stage(metadata, location, change).await
     }
 
     /// Tells every replica that the rows are in Iceberg.
@@ -460,6 +446,18 @@ pub fn flush_of(snapshot: &Snapshot) -> Option<(GroupId, u64)> {
     let (_, text) = summary.iter().find(|(key, _)| key.starts_with(MARK_PREFIX))?;
     let mark: FlushMark = serde_json::from_str(text).ok()?;
     Some((GroupId(mark.group), mark.index))
+}
+
+/// Whether this version of a table can come of the group's log. One that knows more must not be told to the log, for that
+/// would pass for known: [`look_ahead`] halts the group.
+pub(crate) fn is_of_log(
+    metadata: &TableMetadata,
+    cluster_id: &str,
+    group: &Group,
+    table: &TableId,
+) -> Result<bool, LakeError> {
+    let Some(mark) = FlushMark::of(metadata, cluster_id, group.id(), table)? else { return Ok(true) };
+    Ok(mark.incarnation == group.with_state(GroupState::incarnation) && mark.index <= group.last_log_index())
 }
 
 /// An error and everything behind it, in one line.

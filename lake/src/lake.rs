@@ -1,16 +1,17 @@
 //! The lake of one process: memtables of all groups, the tasks that build and flush them, and the tables.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::spec::{
     DataFile, FormatVersion, Manifest, ManifestContentType, ManifestFile, ManifestList, Snapshot, TableMetadata,
 };
 use signaldb_catalog::{CatalogError, IcebergCatalog};
 use signaldb_model::{Clock, DatasetId, GroupId, TableId, TenantId};
 use signaldb_raft::state::GroupState;
-use signaldb_raft::{Append, ApplySink, Group};
+use signaldb_raft::{Append, ApplySink, Group, Groups};
 use signaldb_signals::SignalTable;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,11 @@ use tokio_util::task::TaskTracker;
 use crate::config::LakeConfig;
 use crate::error::LakeError;
 use crate::flush::{FlushRequest, Flusher, Known};
+use crate::maintain::Maintainer;
 use crate::memtable::{GroupMemtable, LogReader, ROW_BYTES_A_REQUEST_BYTE, TableView};
+use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metadata};
+use crate::names;
+use crate::orphans::COMMIT_WITHIN;
 use crate::storage::Store;
 use crate::table;
 
@@ -27,6 +32,8 @@ use crate::table;
 const METADATA_CACHE_MAX: usize = 256;
 /// Manifests whose data files are kept in memory.
 const MANIFEST_CACHE_MAX: usize = 4096;
+/// Manifests that are read at the same time.
+const READS_AT_ONCE: usize = 8;
 /// Flush requests that may wait; more are refused, for they would only wait for the same cut.
 const FLUSH_QUEUE: usize = 64;
 
@@ -196,6 +203,12 @@ impl Lake {
         });
     }
 
+    /// Starts to look after the tables of the groups that this node leads.
+    pub fn start_maintenance(&self, groups: Arc<Groups>) {
+        let maintainer = Maintainer::new(self.clone(), groups);
+        self.0.tasks.spawn(maintainer.run(self.0.stop.clone()));
+    }
+
     /// Flushes everything that `groups` applied before the call.
     ///
     /// # Errors
@@ -269,6 +282,79 @@ impl Lake {
     async fn manifests_of(&self, snapshot: &Snapshot) -> Result<Vec<ManifestFile>, LakeError> {
         let list = self.0.store.read(snapshot.manifest_list()).await?;
         Ok(ManifestList::parse_with_version(&list, FormatVersion::V2)?.entries().to_vec())
+    }
+
+    /// The version of the table after the one at `location`: every file that must be written before the swap.
+    ///
+    /// # Errors
+    /// As [`next_metadata`], or when the store cannot be read.
+    pub(crate) async fn stage(
+        &self,
+        metadata: &TableMetadata,
+        location: &str,
+        change: Change,
+    ) -> Result<Staged, LakeError> {
+        let manifests = self.manifests(metadata).await?;
+        let wanted: Vec<String> =
+            manifests_to_load(&manifests, &change).iter().map(|manifest| manifest.manifest_path.clone()).collect();
+        let loaded = stream::iter(wanted).map(|path| async move {
+            let content = self.0.store.read(&path).await?;
+            Ok::<_, LakeError>((path, Manifest::parse_avro(&content)?))
+        });
+        let loaded: HashMap<String, Manifest> = loaded.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        let seeds = Seeds {
+            snapshot_id: (uuid::Uuid::new_v4().as_u128() as i64) & i64::MAX,
+            commit: uuid::Uuid::new_v4(),
+            metadata: uuid::Uuid::new_v4(),
+            now_ms: self.0.clock.now().millis(),
+        };
+        Ok(next_metadata(Base { metadata, location, manifests, loaded }, change, seeds)?)
+    }
+
+    /// Every file that this version of a table needs: its own, those of its log, and all that its snapshots reach.
+    ///
+    /// # Errors
+    /// When one of them cannot be read: nobody can say then what is needed.
+    pub(crate) async fn reachable(
+        &self,
+        metadata: &TableMetadata,
+        location: &str,
+    ) -> Result<HashSet<String>, LakeError> {
+        let lists: Vec<String> = metadata.snapshots().map(|snapshot| snapshot.manifest_list().to_owned()).collect();
+        let mut files: HashSet<String> = lists.iter().cloned().collect();
+        files.insert(location.to_owned());
+        files.extend(metadata.metadata_log().iter().map(|version| version.metadata_file.clone()));
+        let manifests = stream::iter(lists).map(|path| async move {
+            let content = self.0.store.read(&path).await?;
+            let list = ManifestList::parse_with_version(&content, FormatVersion::V2)?;
+            Ok::<_, LakeError>(list.entries().iter().map(|entry| entry.manifest_path.clone()).collect::<Vec<_>>())
+        });
+        let manifests: Vec<Vec<String>> = manifests.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        let manifests: HashSet<String> = manifests.into_iter().flatten().collect();
+        let data = stream::iter(manifests.iter().cloned().collect::<Vec<_>>()).map(|path| async move {
+            // Not by way of the cache: most of these are old.
+            let manifest = Manifest::parse_avro(&self.0.store.read(&path).await?)?;
+            let alive = manifest.entries().iter().filter(|entry| entry.is_alive());
+            Ok::<_, LakeError>(alive.map(|entry| entry.file_path().to_owned()).collect::<Vec<_>>())
+        });
+        let data: Vec<Vec<String>> = data.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        files.extend(manifests);
+        files.extend(data.into_iter().flatten());
+        Ok(files)
+    }
+
+    /// Names the data files of a commit that begins now.
+    pub(crate) fn new_commit(&self) -> uuid::Uuid {
+        let now = self.0.clock.now().0;
+        let (seconds, nanos) = (now / 1_000_000_000, (now % 1_000_000_000) as u32);
+        uuid::Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, nanos))
+    }
+
+    /// Whether data files of this commit may still be committed: later somebody may take them for orphans.
+    pub(crate) fn may_commit(&self, commit: uuid::Uuid) -> bool {
+        let within = i64::try_from(COMMIT_WITHIN.as_millis()).unwrap_or(i64::MAX);
+        let age = names::commit_ms(commit).map(|begun| self.0.clock.now().millis().saturating_sub(begun));
+        age.is_some_and(|age| age <= within)
     }
 
     /// The live data files of a table version. Manifests never change: each is read once.

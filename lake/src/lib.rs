@@ -2,25 +2,34 @@
 //!
 //! [`Lake`] listens behind apply. A builder decodes what was applied into memtables; a flusher a group cuts, writes
 //! data files and commits them (DESIGN section 6). Only this crate writes Iceberg metadata: [`metadata`] computes the
-//! next version of a table as bytes, without I/O.
+//! next version of a table as bytes, without I/O. Maintenance keeps the tables in shape: compaction, retention, expiry
+//! of snapshots, and what nobody needs any more.
 //!
-//! Start with [`Lake`], then [`memtable`] and [`flush`].
+//! Start with [`Lake`], then [`memtable`], [`flush`] and [`maintain`].
 
+mod commit;
+mod compact;
 mod config;
 mod datafile;
 mod error;
 mod flush;
 mod lake;
+mod maintain;
 mod memtable;
 pub mod metadata;
 pub mod metrics;
+mod names;
+mod orphans;
+mod retention;
 mod storage;
 mod table;
+#[cfg(test)]
+mod testing;
 
-pub use config::LakeConfig;
+pub use config::{CompactionConfig, LakeConfig, RetentionConfig, RetentionRule};
 pub use error::LakeError;
 pub use flush::flush_of;
 pub use lake::Lake;
 pub use memtable::{MemBatch, TableView};
-pub use storage::{ObjectFailure, S3Credentials, S3Options, Store, StoreError};
+pub use storage::{Listed, ObjectFailure, S3Credentials, S3Options, Store, StoreError};
 pub use table::version_of;

@@ -35,6 +35,84 @@ pub fn describe() {
         counter!("signaldb_flush_failures_total", "cause" => cause).increment(0);
     }
     counter!("signaldb_flush_bytes_total").increment(0);
+    describe_maintenance();
+}
+
+fn describe_maintenance() {
+    describe_counter!("signaldb_compaction_rewrites_total", "Rewrites of data files that were committed.");
+    describe_counter!("signaldb_compaction_overtaken_total", "Rewrites that another commit made useless.");
+    describe_counter!("signaldb_compaction_paused_total", "Rounds cut short because flushing needed the node.");
+    describe_counter!(
+        "signaldb_compaction_failures_total",
+        "Failed maintenance of a table by cause: catalog, store, table, other."
+    );
+    describe_counter!("signaldb_compaction_files_removed_total", "Data files that rewrites replaced.");
+    describe_counter!("signaldb_compaction_files_added_total", "Data files that rewrites added.");
+    describe_counter!("signaldb_compaction_read_bytes_total", Unit::Bytes, "Bytes of the files that were replaced.");
+    describe_counter!("signaldb_compaction_written_bytes_total", Unit::Bytes, "Bytes of the files that were added.");
+    describe_gauge!("signaldb_compaction_pending_rewrites", "Rewrites that this node had left after its last round.");
+    describe_gauge!(
+        "signaldb_compaction_last_duration_seconds",
+        Unit::Seconds,
+        "Duration of this node's last rewrite."
+    );
+    describe_counter!("signaldb_retention_files_total", "Data files that were removed because their rows are too old.");
+    describe_counter!("signaldb_retention_rows_total", "Rows in them.");
+    describe_counter!("signaldb_retention_orphans_deleted_total", "Files deleted because nobody needs them any more.");
+    describe_gauge!("signaldb_retention_orphans", "Such files that are not old enough, as of this node's last round.");
+    for cause in CAUSES {
+        counter!("signaldb_compaction_failures_total", "cause" => cause).increment(0);
+    }
+    note_rewritten_times(0, 0, 0, 0, 0);
+    counter!("signaldb_compaction_overtaken_total").increment(0);
+    counter!("signaldb_compaction_paused_total").increment(0);
+    note_retired(0, 0);
+    counter!("signaldb_retention_orphans_deleted_total").increment(0);
+    record_maintenance(0, 0);
+    note_rewrite_took(Duration::ZERO);
+}
+
+pub(crate) fn note_rewritten(read: usize, written: usize, read_bytes: u64, written_bytes: u64) {
+    note_rewritten_times(1, read, written, read_bytes, written_bytes);
+}
+
+fn note_rewritten_times(times: u64, read: usize, written: usize, read_bytes: u64, written_bytes: u64) {
+    counter!("signaldb_compaction_rewrites_total").increment(times);
+    counter!("signaldb_compaction_files_removed_total").increment(read as u64);
+    counter!("signaldb_compaction_files_added_total").increment(written as u64);
+    counter!("signaldb_compaction_read_bytes_total").increment(read_bytes);
+    counter!("signaldb_compaction_written_bytes_total").increment(written_bytes);
+}
+
+pub(crate) fn note_rewrite_took(took: Duration) {
+    gauge!("signaldb_compaction_last_duration_seconds").set(took.as_secs_f64());
+}
+
+pub(crate) fn note_overtaken() {
+    counter!("signaldb_compaction_overtaken_total").increment(1);
+}
+
+pub(crate) fn note_paused() {
+    counter!("signaldb_compaction_paused_total").increment(1);
+}
+
+pub(crate) fn note_maintenance_failure(failure: &LakeError) {
+    counter!("signaldb_compaction_failures_total", "cause" => cause(failure)).increment(1);
+}
+
+pub(crate) fn note_retired(files: usize, rows: u64) {
+    counter!("signaldb_retention_files_total").increment(files as u64);
+    counter!("signaldb_retention_rows_total").increment(rows);
+}
+
+pub(crate) fn note_orphan_deleted() {
+    counter!("signaldb_retention_orphans_deleted_total").increment(1);
+}
+
+/// What a round of maintenance left to do.
+pub(crate) fn record_maintenance(pending: usize, orphans: usize) {
+    gauge!("signaldb_compaction_pending_rewrites").set(pending as f64);
+    gauge!("signaldb_retention_orphans").set(orphans as f64);
 }
 
 pub(crate) fn note_failure(failure: &LakeError) {
@@ -50,6 +128,9 @@ fn cause(failure: &LakeError) -> &'static str {
         | LakeError::Parquet(_)
         | LakeError::Arrow(_)
         | LakeError::ForeignMark { .. }
+        | LakeError::Unsorted
+        | LakeError::UnknownColumn { .. }
+        | LakeError::RowsDiffer { .. }
         | LakeError::ForeignDeletes(_) => "table",
         LakeError::Write(_) | LakeError::Read(_) | LakeError::Stopped(_) => "other",
     }

@@ -85,6 +85,17 @@ trait Backend: Send + Sync {
     async fn exists(&self, location: &str) -> Result<bool, StoreError>;
     /// Deletes a file, if it is there.
     async fn delete(&self, location: &str) -> Result<(), StoreError>;
+    /// All files below a directory, in any order; none when it does not exist.
+    async fn list(&self, location: &str) -> Result<Vec<Listed>, StoreError>;
+}
+
+/// A file as a listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub location: String,
+    /// By the store's clock, milliseconds since 1970.
+    pub modified_ms: i64,
+    pub bytes: u64,
 }
 
 /// One tree of files, and whose it is. Cheap to clone.
@@ -221,6 +232,12 @@ impl Store {
     pub async fn delete(&self, location: &str) -> Result<(), StoreError> {
         self.check_owner().await?;
         self.0.backend.delete(location).await
+    }
+
+    /// All files below the directory `location`, in any order; none when it does not exist. Files that are written or
+    /// deleted meanwhile may be missing.
+    pub async fn list(&self, location: &str) -> Result<Vec<Listed>, StoreError> {
+        self.0.backend.list(location).await
     }
 
     /// Makes the store belong to `store_id`, or checks that it does. When it does not answer now, the first write looks.

@@ -1,8 +1,8 @@
 //! Iceberg tables as we make them: schema, partitioning, sort order and names.
 
 use iceberg::spec::{
-    ListType, MapType, NestedField, NullOrder, PartitionSpec, PrimitiveType, Schema, SortDirection, SortField,
-    SortOrder, StructType, TableMetadata, Transform, Type, UnboundPartitionField,
+    DataFile, ListType, Literal, MapType, NestedField, NullOrder, PartitionSpec, PrimitiveLiteral, PrimitiveType,
+    Schema, SortDirection, SortField, SortOrder, StructType, TableMetadata, Transform, Type, UnboundPartitionField,
 };
 use serde_json::json;
 use signaldb_model::TableId;
@@ -16,6 +16,14 @@ pub(crate) const SORT_ORDER_ID: i64 = 1;
 pub fn version_of(location: &str) -> i64 {
     let name = location.rsplit('/').next().unwrap_or_default();
     name.split('-').next().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+/// Day since 1970 of the file's partition; `None` for partitioning that is not ours.
+pub(crate) fn day_of(file: &DataFile) -> Option<i32> {
+    match file.partition().fields() {
+        [Some(Literal::Primitive(PrimitiveLiteral::Int(day)))] => Some(*day),
+        _ => None,
+    }
 }
 
 /// Where a table lives in the store.

@@ -26,6 +26,8 @@ pub struct Config {
     pub cluster: Cluster,
     pub wal: Wal,
     pub flush: Flush,
+    pub compaction: Compaction,
+    pub retention: Retention,
     pub memory: Memory,
     pub query: Query,
     pub schema: Schema,
@@ -107,6 +109,46 @@ pub struct Flush {
     pub max_interval: Time,
     /// Or as soon as a group holds this much.
     pub max_bytes: ByteSize,
+}
+
+/// How small data files become large ones.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Compaction {
+    /// Off, small files stay small; retention and cleaning go on.
+    pub enabled: bool,
+    /// How often a table is looked at.
+    pub interval: Time,
+    /// Built in memory.
+    pub target_file_size: ByteSize,
+    /// Files of like size that are merged while their day lasts.
+    pub min_files: usize,
+    /// Compressed bytes that a merge may hold.
+    pub memory: ByteSize,
+}
+
+/// How long rows and files are kept.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// Age at which rows go where no rule says otherwise; for ever if it is not set.
+    pub keep: Option<Time>,
+    /// How long a file that no table needs is kept for queries that still read it.
+    pub grace: Time,
+    /// How often a table's files are listed.
+    pub collect_interval: Time,
+    pub rules: Vec<RetentionRule>,
+}
+
+/// Retention of the tables that match all that is given.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionRule {
+    pub tenant: Option<String>,
+    pub dataset: Option<String>,
+    pub table: Option<String>,
+    /// For ever if it is not set.
+    pub keep: Option<Time>,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -267,6 +309,25 @@ impl Default for Wal {
 impl Default for Flush {
     fn default() -> Self {
         Self { interval: Time::from_secs(30), max_interval: Time::from_secs(600), max_bytes: ByteSize(64 << 20) }
+    }
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            interval: Time::from_secs(60),
+            target_file_size: ByteSize(128 << 20),
+            min_files: 8,
+            memory: ByteSize(256 << 20),
+        }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        let hour = Time::from_secs(3600);
+        Self { keep: None, grace: hour, collect_interval: hour, rules: Vec::new() }
     }
 }
 

@@ -8,7 +8,9 @@ use anyhow::{Context, anyhow, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use signaldb_api::{App, AppDeps, Listeners, serve, serve_starting};
 use signaldb_catalog::{Access, CatalogError, Database, IcebergCatalog, TenantConfig};
-use signaldb_lake::{Lake, LakeConfig, S3Credentials, S3Options, Store, StoreError};
+use signaldb_lake::{
+    CompactionConfig, Lake, LakeConfig, RetentionConfig, RetentionRule, S3Credentials, S3Options, Store, StoreError,
+};
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
 use signaldb_query::{QueryConfig, QueryEngine};
 use signaldb_raft::admission::Refuse;
@@ -21,7 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{AdapterOptions, Config, DefaultSchemas, Tenant};
+use crate::config::{self, AdapterOptions, Compaction, Config, DefaultSchemas, Retention, Tenant};
 use crate::data_dir::DataDir;
 use crate::{banner, disk, metrics, peer_port};
 
@@ -138,6 +140,8 @@ impl Node {
             max_bytes: usize::try_from(config.flush.max_bytes.0).unwrap_or(usize::MAX),
             memtable_bytes_max: memory / 8,
             lone_voter: !config.cluster.is_replicated(),
+            compaction: compaction(&config.compaction),
+            retention: retention(&config.retention),
         };
         let lake = Lake::new(lake_config, catalog, store, Arc::clone(&clock), cpu.clone());
         let state_dir = config.node.data_dir.join("state");
@@ -164,6 +168,7 @@ impl Node {
         for group in groups.data_groups() {
             lake.start_flusher(Arc::clone(group), groups.founding().cluster_id.clone());
         }
+        lake.start_maintenance(Arc::clone(&groups));
         let query_config = QueryConfig {
             memory_bytes: memory / 2,
             spill_dir: config.node.data_dir.join("spill"),
@@ -279,6 +284,31 @@ fn peers_config(config: &Config) -> anyhow::Result<PeersConfig> {
         node: NodeId(config.node.id),
         addresses: config.cluster.addresses().map_err(|error| anyhow!("cluster.peers: {error}"))?,
     })
+}
+
+fn compaction(compaction: &Compaction) -> CompactionConfig {
+    CompactionConfig {
+        enabled: compaction.enabled,
+        interval: compaction.interval.0,
+        target_file_bytes: compaction.target_file_size.0,
+        min_files: compaction.min_files,
+        memory_bytes: compaction.memory.0,
+    }
+}
+
+fn retention(retention: &Retention) -> RetentionConfig {
+    let rule = |rule: &config::RetentionRule| RetentionRule {
+        tenant: rule.tenant.clone(),
+        dataset: rule.dataset.clone(),
+        table: rule.table.clone(),
+        keep: rule.keep.map(|keep| keep.0),
+    };
+    RetentionConfig {
+        keep: retention.keep.map(|keep| keep.0),
+        rules: retention.rules.iter().map(rule).collect(),
+        grace: retention.grace.0,
+        collect_interval: retention.collect_interval.0,
+    }
 }
 
 fn s3_options(options: &AdapterOptions) -> S3Options {

@@ -5,7 +5,7 @@ use std::fmt;
 use iceberg::spec::{SnapshotRef, TableMetadata};
 use thiserror::Error;
 
-use super::KEEP_ALL_MS;
+use super::expiry::HOUR_MS;
 
 /// A moment of a table's past.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,8 +94,10 @@ fn snapshot_at(metadata: &TableMetadata, asked: Moment) -> Result<SnapshotRef, A
 /// Whether `before` was still current at `asked`, with `after` the next one that is kept.
 ///
 /// What expired between them came after `before`'s hour: retention keeps the last snapshot of each hour, so it would have
-/// kept that one instead. Whoever expires snapshots from outside removes the oldest, which leaves no gap.
+/// kept that one instead. Not so when both are of one hour: a tag may have kept `before`. Whoever expires snapshots from outside removes the oldest, which leaves no gap.
 fn was_current(before: &SnapshotRef, after: Option<&SnapshotRef>, asked: Moment) -> bool {
     let neighbours = after.is_none_or(|after| after.parent_snapshot_id() == Some(before.snapshot_id()));
-    neighbours || before.timestamp_ms().div_euclid(KEEP_ALL_MS) == asked.0.div_euclid(KEEP_ALL_MS)
+    let hour = before.timestamp_ms().div_euclid(HOUR_MS);
+    let last = after.is_none_or(|after| after.timestamp_ms().div_euclid(HOUR_MS) != hour);
+    neighbours || (last && hour == asked.0.div_euclid(HOUR_MS))
 }

@@ -8,11 +8,12 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Backend, StoreError};
+use super::{Backend, Listed, StoreError};
 
 /// Files below a `file:///` root.
 pub(super) struct Filesystem;
@@ -68,6 +69,41 @@ impl Backend for Filesystem {
         };
         run("delete", location, remove).await
     }
+
+    async fn list(&self, location: &str) -> Result<Vec<Listed>, StoreError> {
+        let path = path_of(location);
+        let walk = move || {
+            let mut out = Vec::new();
+            walk(&path, &mut out).map(|()| out)
+        };
+        run("list", location, walk).await
+    }
+}
+
+/// Adds all files below `dir`. What goes away meanwhile is left out.
+fn walk(dir: &Path, out: &mut Vec<Listed>) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let metadata = match entry.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
+        if metadata.is_dir() {
+            walk(&entry.path(), out)?;
+        } else {
+            let since = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+            out.push(Listed {
+                location: format!("file://{}", entry.path().display()),
+                modified_ms: i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+                bytes: metadata.len(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn path_of(location: &str) -> PathBuf {

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future, stream};
 use object_store::path::Path;
 use object_store::{
-    Error, GetOptions, MultipartUpload, ObjectStore, PutMode, PutMultipartOptions, PutOptions, UploadPart,
+    Error, GetOptions, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, UploadPart,
 };
 
-use super::{Backend, StoreError};
+use super::{Backend, Listed, StoreError};
 
 /// Larger files are sent in parts, so that a lost connection costs a part.
 const PUT_BYTES_MAX: usize = 16 << 20;
@@ -116,6 +116,16 @@ impl Backend for Objects {
             Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(failed("delete", location)(error)),
         }
+    }
+
+    async fn list(&self, location: &str) -> Result<Vec<Listed>, StoreError> {
+        let path = self.path(location)?;
+        let listed = |object: ObjectMeta| Listed {
+            location: format!("{}/{}", self.url, object.location),
+            modified_ms: object.last_modified.timestamp_millis(),
+            bytes: object.size,
+        };
+        self.objects.list(Some(&path)).map_ok(listed).try_collect().await.map_err(failed("list", location))
     }
 }
 

@@ -40,6 +40,10 @@ async fn files_are_written_read_and_deleted(store: &Store) {
     assert_eq!(store.read_range(&location, 3..3).await.expect("reads"), "");
     store.read_range(&location, 6..14).await.expect_err("the file ends before");
     store.read_range(&location, 20..21).await.expect_err("the file ends before");
+    let listed = store.list(&format!("{}/a", store.root())).await.expect("lists");
+    assert_eq!(listed.iter().map(|file| (&file.location, file.bytes)).collect::<Vec<_>>(), [(&location, 13)]);
+    assert!(listed[0].modified_ms > 1_700_000_000_000, "{listed:?}");
+    assert_eq!(store.list(&format!("{}/b", store.root())).await.expect("there is none"), []);
     store.delete(&location).await.expect("deletes");
     assert!(store.read(&location).await.expect_err("it was deleted").is_not_found());
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use signaldb_model::NodeId;
+use signaldb_signals::SignalTable;
 use thiserror::Error;
 use toml::{Table, Value};
 
@@ -16,6 +17,11 @@ const PREFIX: &str = "SIGNALDB_";
 const SECRETS: &[&str] = &["secret", "admin_key", "access_key_id", "secret_access_key"];
 /// A power loss of every node may cost this much of what is acknowledged at `quorum`.
 const SYNC_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// Twice what a commit may take from writing its files to naming them.
+const GRACE_MIN: Duration = Duration::from_secs(30 * 60);
+/// Compacted files are built in memory.
+const TARGET_FILE_MIN: u64 = 1 << 20;
+const TARGET_FILE_MAX: u64 = 512 << 20;
 
 /// The ancestor's names for what is spelled `SIGNALDB_<SECTION>__<KEY>` now.
 const ALIASES: &[(&str, &str)] = &[
@@ -173,6 +179,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
     if config.flush.interval.0.is_zero() || config.flush.max_interval < config.flush.interval {
         return wrong("flush.max_interval", "expected 0 < flush.interval <= flush.max_interval".to_owned());
     }
+    check_maintenance(config)?;
     if !matches!(config.schema.catalog_type.as_str(), "sql" | "memory") {
         return wrong("schema.catalog_type", format!("{:?} is not sql or memory", config.schema.catalog_type));
     }
@@ -181,6 +188,40 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         return wrong("auth.tenants", "authentication is on and there are no tenants; expected one or more".to_owned());
     }
     check_open_listeners(config)
+}
+
+fn check_maintenance(config: &Config) -> Result<(), ConfigError> {
+    let wrong = |key: &str, message: String| Err(ConfigError::Value { key: key.to_owned(), message });
+    let (compaction, retention) = (&config.compaction, &config.retention);
+    if compaction.interval.0.is_zero() {
+        return wrong("compaction.interval", "expected more than 0s".to_owned());
+    }
+    if !(TARGET_FILE_MIN..=TARGET_FILE_MAX).contains(&compaction.target_file_size.0) {
+        let message = format!("{} bytes is not in 1MiB..=512MiB", compaction.target_file_size.0);
+        return wrong("compaction.target_file_size", message);
+    }
+    if compaction.min_files < 2 {
+        return wrong("compaction.min_files", format!("{} is not 2 or more", compaction.min_files));
+    }
+    // A file must outlive the queries that still read it, and the commits that are still on their way.
+    let grace_min = GRACE_MIN.max(2 * config.query.deadline.0);
+    if retention.grace.0 < grace_min {
+        let message = format!(
+            "{:?} is too short; expected at least {grace_min:?}: 30m, and twice query.deadline",
+            retention.grace.0
+        );
+        return wrong("retention.grace", message);
+    }
+    let keeps = retention.rules.iter().map(|rule| rule.keep).chain([retention.keep]);
+    if keeps.flatten().any(|keep| keep.0.is_zero()) {
+        return wrong("retention.keep", "0s would delete everything; leave it out to keep rows for ever".to_owned());
+    }
+    let mut tables = retention.rules.iter().filter_map(|rule| rule.table.as_deref());
+    if let Some(unknown) = tables.find(|table| SignalTable::from_name(table).is_none()) {
+        let known = SignalTable::ALL.map(SignalTable::name).join(", ");
+        return wrong("retention.rules.table", format!("{unknown:?} is not a table; expected one of {known}"));
+    }
+    Ok(())
 }
 
 fn check_cluster(config: &Config) -> Result<(), ConfigError> {

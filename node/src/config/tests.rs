@@ -43,6 +43,10 @@ fn mistakes_name_the_key_the_value_and_what_was_expected() {
         ("storage.default=s3", &["storage.default", "s3", "local"]),
         ("listen.http=0.0.0.0:3000", &["listen.http", "0.0.0.0:3000", "allow_anonymous"]),
         ("memory.limit=160%", &["memory.limit", "160%"]),
+        ("compaction.target_file_size=2GiB", &["compaction.target_file_size", "512MiB"]),
+        ("compaction.min_files=1", &["compaction.min_files", "2 or more"]),
+        ("retention.grace=1m", &["retention.grace", "60s", "30m"]),
+        ("retention.keep=0s", &["retention.keep", "for ever"]),
     ];
     for (assignment, expected) in cases {
         let error = with(&[assignment], &[]).expect_err(assignment);
@@ -235,4 +239,23 @@ fn the_ancestors_environment_is_understood_and_what_cannot_be_is_refused() {
             assert!(error.contains(part), "{assignment}: {error}");
         }
     }
+}
+
+#[test]
+fn retention_is_off_unless_somebody_asks_for_it() {
+    let config = with(&[], &[]).expect("valid");
+    assert!(config.retention.keep.is_none() && config.retention.rules.is_empty());
+    let file = tempfile::NamedTempFile::new().expect("temporary file");
+    let text = "[retention]\nkeep = \"30d\"\n[[retention.rules]]\ntenant = \"acme\"\ntable = \"logs\"\nkeep = \"7d\"\n\
+                [[retention.rules]]\ndataset = \"audit\"\n";
+    std::fs::write(file.path(), text).expect("writes");
+    let load_file = || load(&Sources { file: Some(file.path().to_owned()), ..Sources::default() });
+    let retention = load_file().expect("valid").retention;
+    assert_eq!(retention.keep, Some(Time::from_secs(30 * 86_400)));
+    assert_eq!(retention.rules[0].keep, Some(Time::from_secs(7 * 86_400)));
+    assert_eq!((retention.rules[1].dataset.as_deref(), retention.rules[1].keep), (Some("audit"), None));
+    toml::to_string(&load_file().expect("valid")).expect("writes");
+    std::fs::write(file.path(), "[[retention.rules]]\ntable = \"log\"\n").expect("writes");
+    let error = load_file().expect_err("no such table").to_string();
+    assert!(error.contains("retention.rules.table") && error.contains("metrics_gauge"), "{error}");
 }

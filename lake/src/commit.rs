@@ -1,0 +1,86 @@
+//! Commits that are not flushes: on exactly one base, again while others win, and never instead of a flush.
+
+use std::time::Duration;
+
+use iceberg::ErrorKind;
+use iceberg::spec::TableMetadata;
+use signaldb_catalog::{CatalogError, Swap, SwapOutcome};
+use signaldb_model::TableId;
+use signaldb_signals::SignalTable;
+use uuid::Uuid;
+
+use crate::error::LakeError;
+use crate::flush::chain;
+use crate::lake::Lake;
+use crate::metadata::Change;
+
+/// Attempts to win the swap.
+const ATTEMPTS: u32 = 6;
+/// Pause after the first lost swap; a flush looks again after a tenth of it, so that flushes win.
+const BACKOFF: Duration = Duration::from_millis(200);
+
+/// How a commit ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Committed {
+    /// The table is at this location, or was on the way to where it is now.
+    Done { location: String },
+    /// A file that was to be removed is not in the table any more, or the table is gone: plan anew.
+    Overtaken,
+}
+
+/// Commits `change`. `files` names the data files that it adds: they are given up when they are too old, because whoever
+/// collects orphans may take them for such.
+///
+/// # Errors
+/// Catalog, store or metadata. The commit may have happened all the same: plan anew from what the table says.
+pub(crate) async fn commit(
+    lake: &Lake,
+    id: &TableId,
+    table: SignalTable,
+    change: &Change,
+    files: Option<Uuid>,
+) -> Result<Committed, LakeError> {
+    let mut unknown: Option<String> = None;
+    for attempt in 0..ATTEMPTS {
+        let Some(base) = lake.catalog().load(&id.namespace(), table.name()).await? else {
+            return Ok(Committed::Overtaken);
+        };
+        let metadata = lake.metadata_at(&base).await?;
+        if let Some(location) = unknown.take_if(|location| leads_to(&metadata, &base, location)) {
+            return Ok(Committed::Done { location });
+        }
+        let staged = match lake.stage(&metadata, &base, change.clone()).await {
+            Err(LakeError::Iceberg(error)) if error.kind() == ErrorKind::PreconditionFailed => {
+                return Ok(Committed::Overtaken);
+            }
+            staged => staged?,
+        };
+        for (location, content) in &staged.files {
+            lake.store().write(location, content.clone()).await?;
+        }
+        if files.is_some_and(|commit| !lake.may_commit(commit)) {
+            return Ok(Committed::Overtaken);
+        }
+        let location = staged.location.clone();
+        let swap = Swap { namespace: id.namespace(), table: table.name().to_owned(), base, new: location.clone() };
+        match lake.catalog().swap(&[swap]).await {
+            Ok(SwapOutcome::Moved) => {
+                lake.remember(&location, std::sync::Arc::new(staged.metadata));
+                return Ok(Committed::Done { location });
+            }
+            Ok(SwapOutcome::Conflict) => {}
+            Err(error @ CatalogError::Unknown(_)) => {
+                tracing::warn!(table = %id, error = %chain(&error), "swap not confirmed; looking again");
+                unknown = Some(location);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(BACKOFF * (1 << attempt)).await;
+    }
+    Err(LakeError::Stopped("other commits won every attempt"))
+}
+
+/// Whether the version at `base` is the one at `location`, or came after it.
+fn leads_to(metadata: &TableMetadata, base: &str, location: &str) -> bool {
+    base == location || metadata.metadata_log().iter().any(|version| version.metadata_file == location)
+}

@@ -1,0 +1,114 @@
+//! Doing what the plan says: read, merge, write. No choice is left, and nothing is committed here.
+
+use iceberg::spec::DataFile;
+use signaldb_signals::SignalTable;
+use signaldb_signals::schema;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::merge::{Source, merge};
+use super::plan::Rewrite;
+use super::read::{BlockingStore, FileSource};
+use crate::datafile::{DataFileWriter, EncodedFile};
+use crate::error::LakeError;
+use crate::lake::Lake;
+use crate::names;
+
+/// Files that hold the rows of a rewrite's, durable and not yet in the table.
+#[derive(Debug)]
+pub(crate) struct Rewritten {
+    /// In the files' names.
+    pub(crate) commit: Uuid,
+    pub(crate) files: Vec<DataFile>,
+}
+
+/// Writes the rows of `rewrite` into files of about `target_bytes`, below `root`, the table's location.
+///
+/// # Errors
+/// [`LakeError::RowsDiffer`] should a row be missing or doubled, or what files and store say. Files that were written
+/// already are orphans.
+pub(crate) async fn execute(
+    lake: &Lake,
+    table: SignalTable,
+    root: &str,
+    rewrite: &Rewrite,
+    target_bytes: u64,
+    stop: &CancellationToken,
+) -> Result<Rewritten, LakeError> {
+    let commit = lake.new_commit();
+    // Ends the reads when this future is dropped, too.
+    let stop = stop.child_token();
+    let _stop_reads = stop.clone().drop_guard();
+    let job = Job {
+        store: BlockingStore { store: lake.store().clone(), io: Handle::current(), stop },
+        table,
+        root: root.to_owned(),
+        rewrite: rewrite.clone(),
+        target_bytes: usize::try_from(target_bytes).unwrap_or(usize::MAX),
+        commit,
+    };
+    // One file waits while the next is encoded.
+    let (sender, mut encoded) = mpsc::channel(1);
+    let merging = lake.cpu().spawn_blocking(move || job.run(&sender));
+    let mut files = Vec::new();
+    while let Some(file) = encoded.recv().await {
+        lake.store().write(&file.location, file.content).await?;
+        files.push(file.entry);
+    }
+    merging.await.map_err(|_| LakeError::Stopped("merging data files panicked"))??;
+    let written: u64 = files.iter().map(DataFile::record_count).sum();
+    match rewrite.rows() {
+        read if read == written => Ok(Rewritten { commit, files }),
+        read => Err(LakeError::RowsDiffer { read, written }),
+    }
+}
+
+/// The part that computes, on a thread that may block.
+struct Job {
+    store: BlockingStore,
+    table: SignalTable,
+    root: String,
+    rewrite: Rewrite,
+    target_bytes: usize,
+    commit: Uuid,
+}
+
+impl Job {
+    fn run(&self, encoded: &mpsc::Sender<EncodedFile>) -> Result<(), LakeError> {
+        let open = |file: &DataFile| -> Result<Box<dyn Source>, LakeError> {
+            Ok(Box::new(FileSource::open(self.store.clone(), self.table, file)?))
+        };
+        let sources = self.rewrite.files.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let send = |writer: DataFileWriter| -> Result<(), LakeError> {
+            let gone = |_| LakeError::Stopped("the data file's write failed");
+            encoded.blocking_send(writer.finish()?).map_err(gone)
+        };
+        let (mut n, mut current) = (0, None);
+        merge(self.table, sources, &mut |batch| {
+            if self.store.stop.is_cancelled() {
+                return Err(LakeError::Stopped("the node is stopping"));
+            }
+            let mut writer = match current.take() {
+                Some(writer) => writer,
+                None => self.writer(n)?,
+            };
+            writer.write(&batch)?;
+            if writer.is_full(self.target_bytes)? {
+                n += 1;
+                send(writer)?;
+            } else {
+                current = Some(writer);
+            }
+            Ok(())
+        })?;
+        current.map_or(Ok(()), send)
+    }
+
+    fn writer(&self, n: usize) -> Result<DataFileWriter, LakeError> {
+        let day = self.rewrite.day;
+        let location = names::data_file(&self.root, names::COMPACTION, self.commit, n, day);
+        DataFileWriter::new(self.table, &schema::of(self.table).arrow, day, location)
+    }
+}

@@ -1,0 +1,188 @@
+//! A lake without groups: store and catalog in memory, a clock that stands still. What a flush does to a table is done
+//! here with the same encoding, the same metadata and the same swap.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use iceberg::spec::{DataFile, Datum, TableMetadata};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use prost::Message;
+use signaldb_catalog::{Database, IcebergCatalog};
+use signaldb_model::{Clock, DatasetId, ManualClock, SystemClock, TableId, TenantId};
+use signaldb_signals::decode::decode;
+use signaldb_signals::{Rows, SignalKind, SignalTable, schema};
+
+use crate::commit::{Committed, commit};
+use crate::maintain::Upkeep;
+use crate::metadata::Change;
+use crate::storage::{S3Options, Store};
+use crate::table::SORT_ORDER_ID;
+use crate::{Lake, LakeConfig, datafile, names};
+
+pub(crate) const TABLE: SignalTable = SignalTable::Traces;
+pub(crate) const DAY_NANOS: u64 = 86_400_000_000_000;
+const MARK: &str = "signaldb.flush.1";
+
+/// Service, span name, start.
+pub(crate) type Row = (String, String, i64);
+
+pub(crate) struct TestLake {
+    pub(crate) lake: Lake,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) id: TableId,
+}
+
+impl TestLake {
+    pub(crate) async fn new(config: LakeConfig) -> Self {
+        let database = Database::open("sqlite::memory:").await.expect("opens");
+        let catalog = IcebergCatalog::open(database).await.expect("creates tables");
+        let store = Store::open("memory://", "", &S3Options::default()).expect("opens");
+        // The store in memory stamps its files with the time of the machine.
+        let clock = Arc::new(ManualClock::new(SystemClock.now()));
+        let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
+        let lake = Lake::new(config, catalog, store, shared, tokio::runtime::Handle::current());
+        let id = TableId {
+            tenant: TenantId::new("t").expect("name"),
+            dataset: DatasetId::new("d").expect("name"),
+            code: TABLE.code(),
+        };
+        Self { lake, clock, id }
+    }
+
+    pub(crate) fn upkeep(&self) -> Upkeep<'_> {
+        Upkeep { lake: &self.lake, id: &self.id, table: TABLE }
+    }
+
+    /// The beginning of the day that is so many days ago, nanoseconds.
+    pub(crate) fn day_start(&self, days_ago: u64) -> u64 {
+        (self.clock.now().0 / DAY_NANOS - days_ago) * DAY_NANOS
+    }
+
+    /// Encodes and commits rows as a flush with the mark `index` does.
+    pub(crate) async fn flush(&self, rows: &[Row], index: u64) {
+        let location = self.lake.ensure_table(&self.id, TABLE).await.expect("exists");
+        let root = self.lake.metadata_at(&location).await.expect("reads").location().to_owned();
+        let commit_id = self.lake.new_commit();
+        let mut files = Vec::new();
+        let mut keep = |file| {
+            files.push(file);
+            Ok(())
+        };
+        let name = |n: usize, day: i32| names::data_file(&root, "1", commit_id, n, day);
+        datafile::encode(TABLE, &[decoded(rows)], name, &mut keep).expect("encodes");
+        let mut entries = Vec::new();
+        for file in files {
+            self.lake.store().write(&file.location, file.content).await.expect("writes");
+            entries.push(file.entry);
+        }
+        let change = Change {
+            add: entries,
+            set_properties: HashMap::from([(MARK.to_owned(), index.to_string())]),
+            expire: true,
+            merge_manifests: true,
+            ..Change::default()
+        };
+        let committed = commit(&self.lake, &self.id, TABLE, &change, Some(commit_id)).await.expect("commits");
+        assert!(matches!(committed, Committed::Done { .. }), "{committed:?}");
+    }
+
+    pub(crate) async fn metadata(&self) -> Arc<TableMetadata> {
+        self.upkeep().current().await.expect("reads").expect("exists").1
+    }
+
+    /// The mark of the last flush.
+    pub(crate) async fn mark(&self) -> u64 {
+        self.metadata().await.properties()[MARK].parse().expect("a number")
+    }
+
+    pub(crate) async fn files(&self) -> Vec<DataFile> {
+        let metadata = self.metadata().await;
+        let files = self.lake.data_files(&metadata).await.expect("reads");
+        files.iter().flat_map(|files| files.iter().cloned()).collect()
+    }
+
+    /// All rows, sorted. Checks on the way that every file is what its entry says.
+    pub(crate) async fn rows(&self) -> Vec<Row> {
+        let mut all = Vec::new();
+        for file in self.files().await {
+            let rows = self.read(&file).await;
+            check_entry(&file, &rows);
+            all.extend(rows);
+        }
+        all.sort();
+        all
+    }
+
+    async fn read(&self, file: &DataFile) -> Vec<Row> {
+        let content = self.lake.store().read(file.file_path()).await.expect("is there");
+        assert_eq!(content.len() as u64, file.file_size_in_bytes());
+        let reader = ParquetRecordBatchReaderBuilder::try_new(content).expect("is Parquet").build().expect("reads");
+        reader.flat_map(|batch| rows_of(&batch.expect("reads"))).collect()
+    }
+}
+
+fn rows_of(batch: &RecordBatch) -> Vec<Row> {
+    let text = |name: &str| batch.column_by_name(name).expect("exists").as_string::<i32>().clone();
+    let (services, names) = (text("service_name"), text("name"));
+    let times = batch.column_by_name("time_unix_nano").expect("exists").as_primitive::<Int64Type>().clone();
+    let row = |at: usize| (services.value(at).to_owned(), names.value(at).to_owned(), times.value(at));
+    (0..batch.num_rows()).map(row).collect()
+}
+
+/// The manifest's entry of a file against its rows.
+fn check_entry(file: &DataFile, rows: &[Row]) {
+    let path = file.file_path();
+    assert_eq!(rows.len() as u64, file.record_count(), "{path}");
+    assert!(rows.is_sorted_by_key(|(service, _, time)| (service.clone(), *time)), "{path} is not in the table's order");
+    assert_eq!(file.sort_order_id(), Some(SORT_ORDER_ID as i32), "{path}");
+    let id = |name: &str| schema::of(TABLE).column(name).expect("exists").id;
+    let (time, service) = (id("time_unix_nano"), id("service_name"));
+    let times = || rows.iter().map(|row| row.2);
+    assert_eq!(Some(&Datum::long(times().min().expect("has rows"))), file.lower_bounds().get(&time), "{path}");
+    assert_eq!(Some(&Datum::long(times().max().expect("has rows"))), file.upper_bounds().get(&time), "{path}");
+    let services = || rows.iter().map(|row| row.0.as_str());
+    let (first, last) = (services().min().expect("has rows"), services().max().expect("has rows"));
+    assert_eq!(Some(&Datum::string(first)), file.lower_bounds().get(&service), "{path}");
+    assert_eq!(Some(&Datum::string(last)), file.upper_bounds().get(&service), "{path}");
+}
+
+fn decoded(rows: &[Row]) -> Rows {
+    let resource = |(service, name, start): &Row| {
+        let value = Some(AnyValue { value: Some(any_value::Value::StringValue(service.clone())) });
+        let attribute = KeyValue { key: "service.name".to_owned(), value, ..KeyValue::default() };
+        let span = Span { name: name.clone(), start_time_unix_nano: *start as u64, ..Span::default() };
+        ResourceSpans {
+            resource: Some(Resource { attributes: vec![attribute], ..Resource::default() }),
+            scope_spans: vec![ScopeSpans { spans: vec![span], ..ScopeSpans::default() }],
+            ..ResourceSpans::default()
+        }
+    };
+    let body = ExportTraceServiceRequest { resource_spans: rows.iter().map(resource).collect() }.encode_to_vec();
+    decode(SignalKind::Traces, [(1, body.as_slice())]).remove(0).rows
+}
+
+/// Numbers that look random, the same ones in every run.
+pub(crate) struct Draw(pub(crate) u64);
+
+impl Draw {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+
+    /// Rows of a few services within an hour from `start`; `n` makes their names differ from those of other calls.
+    pub(crate) fn rows(&mut self, n: usize, count: usize, start: u64) -> Vec<Row> {
+        let row = |at: usize| {
+            let noise = (self.below(1 << 31), self.below(1 << 31));
+            let at_nanos = start + self.below(3_600_000_000_000 / 2000) * 2000;
+            (format!("service-{}", self.below(5)), format!("{n}-{at}-{:08x}{:08x}", noise.0, noise.1), at_nanos as i64)
+        };
+        (0..count).map(row).collect()
+    }
+}
