@@ -16,12 +16,14 @@ use iceberg::spec::{
 mod expiry;
 mod history;
 mod manifests;
+mod timeless;
 
 pub(crate) use expiry::expired_snapshots;
 pub use history::{AsOf, AsOfError, Moment, Neighbours, snapshot_as_of};
 pub use manifests::manifests_to_load;
 
 use manifests::Stage;
+use timeless::{with_times, without_times};
 
 /// The version to build on.
 #[derive(Debug)]
@@ -98,8 +100,8 @@ pub fn next_metadata(base: Base<'_>, change: Change, seeds: Seeds) -> Result<Sta
         // What is said for audit has no other place.
         (true, true) => (!change.summary.is_empty()).then_some(Operation::Append),
     };
-    let mut builder =
-        metadata.clone().into_builder(Some(base.location.to_owned())).set_properties(change.set_properties)?;
+    let begun = if operation.is_some() { metadata.clone() } else { without_times(metadata)? };
+    let mut builder = begun.into_builder(Some(base.location.to_owned())).set_properties(change.set_properties)?;
     if let Some(operation) = &operation {
         let mut summary = change.summary;
         summary.extend(collector.build());
@@ -122,12 +124,7 @@ pub fn next_metadata(base: Base<'_>, change: Change, seeds: Seeds) -> Result<Sta
     }
     let json = match &operation {
         Some(_) => serde_json::to_vec(&builder.build()?.metadata)?,
-        // Without a snapshot the builder asks the machine's clock.
-        None => {
-            let mut json = serde_json::to_value(&builder.build()?.metadata)?;
-            json["last-updated-ms"] = now_ms.into();
-            serde_json::to_vec(&json)?
-        }
+        None => with_times(&builder.build()?.metadata, metadata, now_ms)?,
     };
     // What cannot be read back must not be published.
     let next: TableMetadata = serde_json::from_slice(&json)?;
