@@ -136,8 +136,8 @@ pub struct Group {
     meters: GroupMeters,
     time: Mutex<time::LeaderTime>,
     gate: Mutex<Gate>,
-    /// Why the group serves nothing until an operator decides.
-    halted: Mutex<Option<String>>,
+    /// Why the group serves nothing while this node leads.
+    halted: Mutex<Option<incarnation::Halt>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
