@@ -166,8 +166,9 @@ impl Flusher {
             self.settle(incarnation).await?;
         }
         let term = self.group.term();
-        if self.looked_ahead != Some(term) && look_ahead(&self.lake, &self.group, &self.cluster_id, Known::Only).await?
-        {
+        // A lone log may be older than tables that it does not know; the look at the start may have had no answer.
+        let which = if self.lake.config().lone_voter { Known::OrNot } else { Known::Only };
+        if self.looked_ahead != Some(term) && look_ahead(&self.lake, &self.group, &self.cluster_id, which).await? {
             self.looked_ahead = Some(term);
         }
         match self.group.halted() {
@@ -342,11 +343,13 @@ impl Flusher {
     /// Last index whose rows are in this version of a table.
     ///
     /// # Errors
-    /// [`LakeError::ForeignMark`] when another cluster, or the group in another incarnation, flushed there.
+    /// [`LakeError::ForeignMark`] when another cluster, the group in another incarnation, or another copy of its log
+    /// flushed there.
     fn flushed_index(&self, metadata: &TableMetadata, id: &TableId) -> Result<u64, LakeError> {
         let Some(mark) = FlushMark::of(metadata, &self.cluster_id, self.group.id(), id)? else { return Ok(0) };
-        if mark.incarnation != self.group.with_state(GroupState::incarnation) {
-            let found = format!("incarnation {}", mark.incarnation);
+        if !mark.is_of_log(&self.group) {
+            let FlushMark { incarnation, term, index, .. } = mark;
+            let found = format!("entry {index} of term {term} and incarnation {incarnation}, which this log never had");
             return Err(LakeError::ForeignMark { table: id.to_string(), found });
         }
         Ok(mark.index)
@@ -457,7 +460,7 @@ pub(crate) fn is_of_log(
     table: &TableId,
 ) -> Result<bool, LakeError> {
     let Some(mark) = FlushMark::of(metadata, cluster_id, group.id(), table)? else { return Ok(true) };
-    Ok(mark.incarnation == group.with_state(GroupState::incarnation) && mark.index <= group.last_log_index())
+    Ok(mark.is_of_log(group))
 }
 
 /// An error and everything behind it, in one line.

@@ -136,8 +136,8 @@ pub struct Group {
     meters: GroupMeters,
     time: Mutex<time::LeaderTime>,
     gate: Mutex<Gate>,
-    /// Why the group serves nothing until an operator decides.
-    halted: Mutex<Option<String>>,
+    /// Why the group serves nothing while this node leads.
+    halted: Mutex<Option<incarnation::Halt>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -375,6 +375,34 @@ impl Group {
         }
         let reason = format!("the log's disk on node {} is full: only votes and purge records are written", self.node);
         Err(tonic::Status::resource_exhausted(reason))
+    }
+
+    /// Refuses a leader's log that is not the one of what was committed here. The others lost entries that this replica
+    /// holds and went on without it (`cluster recover --accept-data-loss`); openraft would take all up to its committed
+    /// index for equal, and acknowledge what it does not have. The node stops: it was given up.
+    pub(crate) fn check_history(&self, request: &AppendEntriesRequest<TypeConfig>) -> Result<(), tonic::Status> {
+        let (own_term, committed) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.current_term, metrics.local_committed)
+        };
+        // A leader that was deposed is told so by openraft.
+        let Some(committed) = committed.filter(|_| request.vote.leader_id.term >= own_term) else { return Ok(()) };
+        let shared =
+            request.entries.iter().map(|entry| entry.log_id).take_while(|id| id.index <= committed.index).last();
+        let shared = shared.or(request.prev_log_id.filter(|id| id.index <= committed.index));
+        // Logs that agree at an index agree before it.
+        let Some(theirs) = shared.filter(|theirs| *theirs != committed) else { return Ok(()) };
+        let own = self.log.term_at(theirs.index).ok().flatten();
+        let Some(own) = own.filter(|own| *own != theirs.leader_id.term) else { return Ok(()) };
+        let reason = format!(
+            "entry {} of group {} was committed here in term {own}, and its leader has one of term {} there: the others lost \
+             entries and went on without this node (`signaldb cluster recover --accept-data-loss`). It must not come back \
+             under its id",
+            theirs.index, self.id, theirs.leader_id.term
+        );
+        self.peers.refuse(reason.clone());
+        Err(tonic::Status::unavailable(reason))
     }
 
     /// Reads appends from the log, `from` to `to` inclusive, until about `bytes_max`; returns where to go on. Blocking.

@@ -151,6 +151,11 @@ impl KnownStarts {
         self.changed.notified().await;
     }
 
+    /// Number of a poisoned start of this node's own disk that it was told of before, later than `settled`.
+    pub(crate) fn poisoned(&self, node: u64, own: &OwnIdentity, settled: u64) -> Option<u64> {
+        judge(own, settled, self.lock().get(&node)).ok().flatten()
+    }
+
     /// Whether the disk that speaks for `node` may.
     ///
     /// # Errors

@@ -234,9 +234,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
-    /// Never beyond the log: a torn tail or another voter may have left the record ahead of the entries.
+    /// Never beyond the log: a torn tail or another voter may have left the record ahead of the entries. Nor what is not in
+    /// it: a later leader's entries may have taken the place of lost ones, and openraft takes all up to here for committed.
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(self.saved_committed()?.min(self.last_log_id()?))
+        let (Some(saved), Some(last)) = (self.saved_committed()?, self.last_log_id()?) else { return Ok(None) };
+        if last.index < saved.index {
+            return Ok(Some(last).filter(|last| last.leader_id.term <= saved.leader_id.term));
+        }
+        let held = self.term_at(saved.index)?;
+        Ok(held.is_none_or(|term| term == saved.leader_id.term).then_some(saved))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>

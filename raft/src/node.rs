@@ -146,17 +146,19 @@ impl OpenLog {
     ) -> Result<Self, OpenError> {
         let alone = peers.addresses.len() <= 1;
         let mut start = read_start(config, &io, alone).await?;
+        let known = KnownStarts::load(store.as_ref())?;
         let mut silent = BTreeSet::new();
         // Of a new disk, formation finds out whether its id is taken.
         if let Some(own) = start.identity().filter(|_| !alone) {
             let asked = admittance::ask_at_start(&peers, &own, start.settled()).await?;
-            start.tell(asked.poisoned);
+            // A start that was told too late exits for that; the next one knows even if nobody answers it either.
+            let remembered = known.poisoned(peers.node.0, &own, start.settled());
+            start.tell(asked.poisoned.max(remembered));
             silent = asked.silent;
         }
         let settled = start.settled();
         let (wal, decisions, starts) = open_wal(config, io, start).await?;
         check_disk(store.as_ref(), wal.disk_id())?;
-        let known = KnownStarts::load(store.as_ref())?;
         let peers = Arc::new(Peers::new(peers, wal.disk_id().to_owned(), starts, known));
         Ok(Self { wal, store, peers, decisions, silent, settled })
     }

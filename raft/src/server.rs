@@ -136,7 +136,7 @@ fn append_stream(peers: Arc<Peers>, requests: Streaming<Bytes>) -> Answers {
                 let status = match requests.next().await? {
                     Ok((group, request)) if group == id.0 => {
                         heard.heard();
-                        match heard.check_room(&request) {
+                        match heard.check_history(&request).and_then(|()| heard.check_room(&request)) {
                             Ok(()) => return Some((request, (requests, failure))),
                             Err(status) => status,
                         }
@@ -182,6 +182,7 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
                 wire::append_request_in(&request).map_err(|error| Status::invalid_argument(error.to_string()))?;
             let group = group(peers, request.group)?;
             group.heard();
+            group.check_history(&decoded)?;
             group.check_room(&decoded)?;
             let matching = decoded.entries.last().map(|entry| entry.log_id).or(decoded.prev_log_id);
             let response = group.raft().append_entries(decoded).await.map_err(stopped)?;

@@ -3,7 +3,7 @@
 use iceberg::spec::TableMetadata;
 use serde::{Deserialize, Serialize};
 use signaldb_model::{GroupId, TableId};
-use signaldb_raft::GroupState;
+use signaldb_raft::{Group, GroupState};
 
 use crate::error::LakeError;
 
@@ -55,6 +55,11 @@ impl FlushMark {
         let mark = serde_json::from_str(text).ok();
         let ours = mark.filter(|mark: &Self| mark.cluster == cluster_id && mark.group == group.0);
         ours.map(Some).ok_or_else(|| LakeError::ForeignMark { table: table.to_string(), found: text.clone() })
+    }
+
+    /// Whether the flush can have been one of this log.
+    pub(super) fn is_of_log(&self, group: &Group) -> bool {
+        self.incarnation == group.with_state(GroupState::incarnation) && group.may_have_flushed(self.index, self.term)
     }
 
     /// Up to which index of a log with the incarnations `own` the table holds what that log has.

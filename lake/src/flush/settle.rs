@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use iceberg::spec::TableMetadata;
 use signaldb_catalog::{Swap, SwapOutcome, TablePointer};
@@ -15,6 +16,9 @@ use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::table::version_of;
 
+/// How long a new leader may take to apply what was committed before it led.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
+
 impl Flusher {
     /// Writes the new incarnation's mark into every table that the group ever flushed to, tells the replicas how far the
     /// rows are there, and then that all is settled. Done again from any point, it does the same.
@@ -25,7 +29,11 @@ impl Flusher {
                 Err(error @ LakeError::ForeignMark { .. }) => {
                     tracing::error!(table = %id, error = %chain(&error), "table is left alone");
                 }
-                settled => settled?,
+                settled => settled.inspect_err(|error| {
+                    tracing::warn!(group = %self.group.id(), table = %id, error = %chain(error),
+                        "the table cannot be told of the group's new incarnation: until it can, the group's rows are \
+                         neither flushed nor shown");
+                })?,
             }
         }
         let settled = Command::IncarnationSettled { id: incarnation.id };
@@ -49,6 +57,12 @@ impl Flusher {
             if mark.incarnation == incarnation.id {
                 return self.tell(id, index, &location).await;
             }
+            // Whoever was deposed must not move the mark of a newer incarnation: if that one settled before this table was
+            // read, nobody proves any more that this node leads, and if it settles now, the swap loses.
+            self.group.read_index_here().await?;
+            // Entries of a later leadership than the flush's cannot be in the table. There are some before the command
+            // that began the incarnation, when rows were taken until it was known that entries are lost.
+            let index = self.group.last_entry_until(index, mark.term)?;
             if mark.index > index {
                 tracing::warn!(group = %self.group.id(), table = %id, from = index + 1, to = mark.index,
                     "the table keeps rows of entries that the log has lost");
@@ -129,9 +143,33 @@ pub(crate) async fn look_ahead(lake: &Lake, group: &Group, cluster_id: &str, whi
     if !group.is_leader() || group.with_state(|state| state.unsettled().is_some()) {
         return Ok(false);
     }
+    let marks = news(lake, group, cluster_id, which).await?;
+    if furthest_ahead(group, &marks).is_none() {
+        return Ok(true);
+    }
+    // Whoever leads has every committed entry, a cut that was flushed among them, but may not have applied it yet. Without
+    // proof it may just be deposed. What was read before the proof must be in the log now.
+    let index = group.read_index_here().await?;
+    group.wait_applied(index, APPLY_TIMEOUT).await?;
+    if group.with_state(|state| state.unsettled().is_some()) {
+        return Ok(false);
+    }
+    let Some(flushed) = furthest_ahead(group, &marks) else { return Ok(true) };
+    let last = group.last_log_index();
+    group.halt(format!(
+        "its tables hold rows up to entry {flushed} of another copy of this log, which ends with entry {last}: this log is \
+         older than its tables. Put the newer log back, or go on from here with `signaldb cluster recover --group {} \
+         --accept-data-loss`",
+        group.id()
+    ));
+    Ok(true)
+}
+
+/// The group's marks in tables whose current version the log does not know.
+async fn news(lake: &Lake, group: &Group, cluster_id: &str, which: Known) -> Result<Vec<FlushMark>, LakeError> {
     let known: HashMap<TableId, String> =
         group.with_state(|state| state.tables.iter().map(|(id, table)| (id.clone(), table.location.clone())).collect());
-    let (mut ahead, incarnation) = (None, group.with_state(|state| state.incarnation()));
+    let mut marks = Vec::new();
     for pointer in lake.catalog().tables().await? {
         let Some(id) = table_id(&pointer) else { continue };
         // What the log itself told of is not ahead of it.
@@ -139,30 +177,24 @@ pub(crate) async fn look_ahead(lake: &Lake, group: &Group, cluster_id: &str, whi
         if location == Some(&pointer.location) || (location.is_none() && which == Known::Only) {
             continue;
         }
-        let metadata = lake.metadata_at(&pointer.location).await?;
-        let mark = match FlushMark::of(&metadata, cluster_id, group.id(), &id) {
-            Ok(Some(mark)) => mark,
-            // A table that cannot be flushed says so then.
-            Ok(None) | Err(_) => continue,
+        let metadata = match lake.metadata_at(&pointer.location).await {
+            Err(error @ (LakeError::Catalog(_) | LakeError::Store(_))) => return Err(error),
+            // Its neighbours must not wait for it; it cannot be flushed until it can be read.
+            Err(error) => {
+                tracing::error!(table = %id, error = %chain(&error), "table cannot be compared with the log");
+                continue;
+            }
+            Ok(metadata) => metadata,
         };
-        if mark.incarnation != incarnation || mark.index > group.last_log_index() {
-            ahead = ahead.max(Some(mark.index));
-        }
+        // A mark that is not the group's says so when the table is to be flushed.
+        marks.extend(FlushMark::of(&metadata, cluster_id, group.id(), &id).ok().flatten());
     }
-    let Some(flushed) = ahead else { return Ok(true) };
-    // Whoever leads has every committed entry, a cut that was flushed among them. Without proof it may just be deposed.
-    group.read_index_here().await?;
-    let last = group.last_log_index();
-    if group.with_state(|state| state.incarnation()) != incarnation {
-        return Ok(false);
-    }
-    group.halt(format!(
-        "its tables hold rows up to entry {flushed} and its log ends with entry {last}, or they were flushed by another \
-         copy of it: this log is older than its tables. Put the newer log back, or go on from here with `signaldb cluster \
-         recover --group {} --accept-data-loss`",
-        group.id()
-    ));
-    Ok(true)
+    Ok(marks)
+}
+
+/// The furthest index of the marks that this log cannot have led to.
+fn furthest_ahead(group: &Group, marks: &[FlushMark]) -> Option<u64> {
+    marks.iter().filter(|mark| !mark.is_of_log(group)).map(|mark| mark.index).max()
 }
 
 /// The table's id, if it is one of ours.

@@ -15,6 +15,7 @@ mod cluster;
 mod faults;
 mod forwarding;
 mod golden;
+mod halts;
 mod old_copy;
 mod wires;
 

@@ -124,8 +124,8 @@ impl fmt::Display for Undecided {
             Self::NoMajority { answered, missing } => {
                 write!(
                     f,
-                    "voters {answered:?} answered, and they are no majority: bring one of {missing:?} back first, even \
-                     with an old disk"
+                    "voters {answered:?} answered, and they are no majority: bring one of {missing:?} back first, \
+                     with its own disk: an older copy of it is refused"
                 )
             }
             Self::Nobody => f.write_str("no voter answered"),

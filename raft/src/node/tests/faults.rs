@@ -7,6 +7,7 @@ use signaldb_proto::peer;
 use super::cluster::{ALL, Cluster, others, until};
 use super::wires::Flow;
 use super::*;
+use crate::group::Recovered;
 use crate::peers::Lane;
 
 /// Scenario: entries are acknowledged at `quorum` and on no disk; all three processes are killed at once.
@@ -360,4 +361,40 @@ async fn kill_9_while_recovering_stays_recovering() {
     cluster.stop(victim).await;
     cluster.start(&[victim]).await;
     assert!(!cluster.group(victim).is_recovering());
+}
+
+/// Scenario: an operator gives up a voter that alone holds acknowledged entries; it was only out of reach, and comes back.
+/// Guarantees: it acknowledges nothing beside what the others lost: it stops, and says why; they go on.
+#[tokio::test]
+async fn a_voter_that_was_given_up_stops_when_it_comes_back() {
+    let mut cluster = Cluster::form().await;
+    cluster.write(1, "everywhere").await;
+    cluster.wait_rows(&ALL, &["everywhere"]).await;
+    let given_up = cluster.leader_among(&ALL).await;
+    let [crashed, behind] = others(given_up);
+    cluster.isolate(behind);
+    for text in ["one", "two", "three"] {
+        cluster.write(given_up, text).await;
+    }
+    cluster.isolate(given_up);
+    cluster.lose_power(crashed);
+    cluster.start(&[crashed]).await;
+    cluster.connect(crashed, behind);
+    let deadline = tokio::time::Instant::now() + TIMEOUT;
+    while !matches!(cluster.group(behind).recover(true).await, Ok(Recovered::Elected { .. })) {
+        assert!(tokio::time::Instant::now() < deadline, "nobody was chosen");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    cluster.leader_among(&[crashed, behind]).await;
+    cluster.wait_recovered(crashed).await;
+    for text in ["four", "five", "six"] {
+        cluster.write(behind, text).await;
+    }
+    cluster.heal();
+    until("it stops", || cluster.peers(given_up).refused().is_some()).await;
+    let reason = cluster.peers(given_up).refused().expect("it stops").to_owned();
+    assert!(reason.contains("--accept-data-loss"), "{reason}");
+    cluster.write(behind, "seven").await;
+    cluster.wait_rows(&[crashed, behind], &["everywhere", "four", "five", "six", "seven"]).await;
+    cluster.close().await;
 }

@@ -117,3 +117,25 @@ async fn a_copy_that_started_alone_is_refused_by_the_first_peer_that_it_calls() 
     assert!(met.refused().is_some_and(|reason| reason.contains("restored old copy")), "{:?}", met.refused());
     peer.open(&copy).await.expect_err("and at its next start");
 }
+
+/// Scenario: a node was told that a start of it was poisoned, too late to decide by it, and stopped; it starts again, and
+/// again nobody answers.
+/// Guarantees: it decides by what it was told, and does not stop for it once more.
+#[tokio::test]
+async fn what_a_node_was_told_of_its_poison_counts_when_nobody_answers() {
+    let nobody = BTreeMap::from([(NodeId(1), "127.0.0.1:1".to_owned()), (NodeId(2), "127.0.0.1:1".to_owned())]);
+    let (disk, store) = (SimIo::new(), Arc::new(MemoryStateStore::default()));
+    let open = async || {
+        let store: Arc<dyn StateStore> = Arc::<MemoryStateStore>::clone(&store);
+        OpenLog::open(&config("127.0.0.1:1"), of_node(1, &nobody), Arc::new(disk.clone()), store).await
+    };
+    let own = open().await.expect("a new disk").peers().identity();
+    let epoch = own.starts.newest();
+    let told = Known { disk_id: own.disk_id.expect("an open log"), epoch, poisoned: epoch };
+    KnownStarts::store(store.as_ref(), Starts::from([(1, told)])).expect("stores");
+    let second = open().await.expect("starts");
+    assert_eq!((second.settled, second.silent.len()), (1, 1));
+    drop(second);
+    let third = open().await.expect("starts");
+    assert_eq!((third.settled, third.peers().identity().starts.number()), (1, 3));
+}
