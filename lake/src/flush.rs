@@ -28,7 +28,7 @@ mod mark;
 mod settle;
 
 use mark::{FlushMark, MARK_PREFIX, lineage, mark_key};
-pub(crate) use settle::{Known, look_ahead};
+pub(crate) use settle::{Known, look_ahead, table_id};
 
 /// A table smaller than this waits for `max_interval`: small commits cost as much as large ones.
 const SMALL_TABLE_BYTES: usize = 1 << 20;

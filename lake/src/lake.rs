@@ -57,6 +57,7 @@ struct Inner {
     failures: Mutex<BTreeMap<GroupId, String>>,
     last_flush: Mutex<Option<signaldb_model::UnixNanos>>,
     failure: Mutex<Option<String>>,
+    table_turns: Mutex<HashMap<TableId, Arc<tokio::sync::Mutex<()>>>>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -84,6 +85,7 @@ impl Lake {
             failures: Mutex::default(),
             last_flush: Mutex::default(),
             failure: Mutex::default(),
+            table_turns: Mutex::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }))
@@ -107,6 +109,17 @@ impl Lake {
 
     pub(crate) fn cpu(&self) -> &tokio::runtime::Handle {
         &self.0.cpu
+    }
+
+    /// Cancelled when the node stops.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.0.stop
+    }
+
+    /// Held by whoever maintains the table: two at once would do the same work, and one of them in vain.
+    pub(crate) fn table_turn(&self, id: &TableId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.0.table_turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(id.clone()).or_default())
     }
 
     pub(crate) fn memtable(&self, group: GroupId) -> Arc<GroupMemtable> {

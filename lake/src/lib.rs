@@ -3,7 +3,8 @@
 //! [`Lake`] listens behind apply. A builder decodes what was applied into memtables; a flusher a group cuts, writes
 //! data files and commits them (DESIGN section 6). Only this crate writes Iceberg metadata: [`metadata`] computes the
 //! next version of a table as bytes, without I/O. Maintenance keeps the tables in shape: compaction, retention, expiry
-//! of snapshots, and what nobody needs any more.
+//! of snapshots, and what nobody needs any more; an operator may look at them ([`TableShape`]) and ask for it
+//! ([`TableTask`]).
 //!
 //! Start with [`Lake`], then [`memtable`], [`flush`] and [`maintain`].
 
@@ -21,6 +22,7 @@ pub mod metrics;
 mod names;
 mod orphans;
 mod retention;
+mod shape;
 mod storage;
 mod table;
 #[cfg(test)]
@@ -30,6 +32,8 @@ pub use config::{CompactionConfig, LakeConfig, RetentionConfig, RetentionRule};
 pub use error::LakeError;
 pub use flush::flush_of;
 pub use lake::Lake;
+pub use maintain::{TableTask, Task, TaskReport};
 pub use memtable::{MemBatch, TableView};
+pub use shape::{FileShape, FilesShape, TableFilter, TableShape};
 pub use storage::{Listed, ObjectFailure, S3Credentials, S3Options, Store, StoreError};
 pub use table::version_of;

@@ -2,7 +2,8 @@
 //!
 //! A visit of a table tells its group of commits that it does not know, removes what is too old, merges small files,
 //! drops old snapshots, and now and then deletes files that nobody needs ([`Upkeep`]). Whatever a node believes about its
-//! leadership, a commit holds only on the base that it was made for; a flush that comes between wins.
+//! leadership, a commit holds only on the base that it was made for; a flush that comes between wins. What an operator asks
+//! for ([`TableTask`]) takes the same steps.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,11 +20,13 @@ use crate::lake::Lake;
 use crate::orphans::Seen;
 use crate::{metrics, table};
 
+mod task;
 mod upkeep;
 
 #[cfg(test)]
 mod tests;
 
+pub use task::{TableTask, Task, TaskReport};
 pub(crate) use upkeep::Upkeep;
 
 /// How long a proposal may take.
@@ -79,10 +82,12 @@ impl Maintainer {
         self.notes.retain(|id, _| owned.iter().any(|(_, owned)| owned == id));
         let (mut pending, mut waiting) = (0, 0);
         for (group, id) in owned {
-            if self.busy() {
+            if is_busy(&self.lake) {
                 metrics::note_paused();
                 return;
             }
+            // An operator's task has the table.
+            let Ok(_turn) = self.lake.table_turn(&id).try_lock_owned() else { continue };
             let notes = self.notes.entry(id.clone()).or_default();
             let cluster_id = &self.groups.founding().cluster_id;
             let visit = Visit { lake: &self.lake, group: &group, cluster_id, id: &id };
@@ -101,9 +106,7 @@ impl Maintainer {
     /// Tables whose owner group this node leads, each with that group. The first of a tenant's groups owns its tables.
     fn owned(&self) -> Vec<(Arc<Group>, TableId)> {
         let mut owned = Vec::new();
-        // Where log and tables are not in step, nothing is touched.
-        let in_step = |group: &Group| group.halted().is_none() && group.with_state(|state| state.unsettled().is_none());
-        for group in self.groups.data_groups().filter(|group| group.is_leader() && in_step(group)) {
+        for group in self.groups.data_groups().filter(|group| group.is_leader() && is_in_step(group)) {
             let tables: Vec<TableId> = group.with_state(|state| state.tables.keys().cloned().collect());
             let mine =
                 |id: &TableId| self.groups.homes(&id.tenant).first().is_some_and(|owner| owner.id() == group.id());
@@ -111,12 +114,16 @@ impl Maintainer {
         }
         owned
     }
+}
 
-    /// Whether flushing needs the memory, the catalog or the store for itself.
-    fn busy(&self) -> bool {
-        let full = self.lake.unflushed_bytes() > self.lake.config().memtable_bytes_max / 2;
-        full || !self.lake.degraded().is_empty()
-    }
+/// Where log and tables are not in step, nothing is touched.
+fn is_in_step(group: &Group) -> bool {
+    group.halted().is_none() && group.with_state(|state| state.unsettled().is_none())
+}
+
+/// Whether flushing needs the memory, the catalog or the store for itself.
+fn is_busy(lake: &Lake) -> bool {
+    lake.unflushed_bytes() > lake.config().memtable_bytes_max / 2 || !lake.degraded().is_empty()
 }
 
 /// One visit of one table.
@@ -132,12 +139,9 @@ impl Visit<'_> {
     async fn run(&self, notes: &mut Notes, stop: &CancellationToken) -> Result<usize, LakeError> {
         let Some(table) = SignalTable::from_code(self.id.code) else { return Ok(0) };
         let upkeep = Upkeep { lake: self.lake, id: self.id, table };
-        let Some((location, metadata)) = upkeep.current().await? else { return Ok(0) };
-        if !is_of_log(&metadata, self.cluster_id, self.group, self.id)? {
-            return Err(LakeError::Stopped("the table is ahead of the group's log"));
+        if !self.begin(&upkeep).await? {
+            return Ok(0);
         }
-        // After a commit without an announcement, or somebody else's.
-        self.announce(Some(location)).await?;
         self.announce(upkeep.retire().await?).await?;
         let left = if self.lake.config().compaction.enabled { self.compact(&upkeep, stop).await? } else { 0 };
         self.announce(upkeep.expire().await?).await?;
@@ -155,6 +159,17 @@ impl Visit<'_> {
         Ok(left)
     }
 
+    /// Brings log and table together before anything is done; false when there is no table.
+    async fn begin(&self, upkeep: &Upkeep<'_>) -> Result<bool, LakeError> {
+        let Some((location, metadata)) = upkeep.current().await? else { return Ok(false) };
+        if !is_of_log(&metadata, self.cluster_id, self.group, self.id)? {
+            return Err(LakeError::Stopped("the table is ahead of the group's log"));
+        }
+        // After a commit without an announcement, or somebody else's.
+        self.announce(Some(location)).await?;
+        Ok(true)
+    }
+
     async fn compact(&self, upkeep: &Upkeep<'_>, stop: &CancellationToken) -> Result<usize, LakeError> {
         let rewrites = upkeep.rewrites().await?;
         let mut left = rewrites.len();
@@ -164,9 +179,9 @@ impl Visit<'_> {
             }
             let begun = self.lake.clock().elapsed();
             match upkeep.rewrite(&rewrite, stop).await {
-                Ok(committed) => {
+                Ok(compacted) => {
                     left -= 1;
-                    self.announce(committed).await?;
+                    self.announce(compacted.map(|compacted| compacted.location)).await?;
                 }
                 // Catalog and store are everybody's.
                 Err(error @ (LakeError::Catalog(_) | LakeError::Store(_) | LakeError::Stopped(_))) => {

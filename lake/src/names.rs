@@ -13,8 +13,13 @@ use uuid::Uuid;
 
 /// Location of file `n` of a commit; `writer` is the number of a group, or [`COMPACTION`].
 pub(crate) fn data_file(root: &str, writer: &str, commit: Uuid, n: usize, day: i32) -> String {
+    format!("{root}/data/timestamp_day={}/{writer}-{commit}-{n}.parquet", date(day))
+}
+
+/// A day since 1970 as people write it: `2023-11-14`.
+pub(crate) fn date(day: i32) -> String {
     let date = chrono::DateTime::from_timestamp(i64::from(day) * 86_400, 0).unwrap_or_default();
-    format!("{root}/data/timestamp_day={}/{writer}-{commit}-{n}.parquet", date.format("%Y-%m-%d"))
+    date.format("%Y-%m-%d").to_string()
 }
 
 /// The writer in names of compacted files.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use iceberg::spec::{DataContentType, DataFile, DataFileFormat};
 use signaldb_model::UnixNanos;
 
+use crate::config::CompactionConfig;
 use crate::names::data_file_ms;
 use crate::table::{SORT_ORDER_ID, day_of};
 
@@ -31,6 +32,13 @@ pub(crate) struct CompactionPolicy {
     pub(crate) min_files: usize,
     /// Compressed row groups that a merge may hold in memory.
     pub(crate) memory_bytes: u64,
+}
+
+impl From<&CompactionConfig> for CompactionPolicy {
+    fn from(config: &CompactionConfig) -> Self {
+        let CompactionConfig { target_file_bytes, min_files, memory_bytes, .. } = *config;
+        Self { target_file_bytes, min_files, memory_bytes }
+    }
 }
 
 /// Files of one day that become fewer. At least two.
@@ -69,6 +77,11 @@ pub(crate) fn plan<'a>(
     rewrites
 }
 
+/// Whether the file is smaller than it should be, and one that a rewrite may take.
+pub(crate) fn is_small(file: &DataFile, policy: &CompactionPolicy) -> bool {
+    Candidate::new(file, policy).is_some()
+}
+
 /// A file that is smaller than it should be.
 #[derive(Clone, Copy)]
 struct Candidate<'a> {
@@ -91,7 +104,7 @@ impl<'a> Candidate<'a> {
 
 /// 0 for a file that is large enough: three quarters of the target. Whatever a rewrite writes, but for its last file, is
 /// ([`crate::datafile::DataFileWriter::is_full`]): nothing is rewritten for ever.
-fn class(bytes: u64, policy: &CompactionPolicy) -> u32 {
+pub(crate) fn class(bytes: u64, policy: &CompactionPolicy) -> u32 {
     let mut below = policy.target_file_bytes / 4 * 3;
     let mut class = 0;
     while bytes < below {

@@ -198,7 +198,7 @@ fn furthest_ahead(group: &Group, marks: &[FlushMark]) -> Option<u64> {
 }
 
 /// The table's id, if it is one of ours.
-fn table_id(pointer: &TablePointer) -> Option<TableId> {
+pub(crate) fn table_id(pointer: &TablePointer) -> Option<TableId> {
     let (tenant, dataset) = pointer.namespace.split_once('.')?;
     let table = SignalTable::ALL.into_iter().find(|table| table.name() == pointer.table)?;
     let (tenant, dataset) = (TenantId::new(tenant).ok()?, DatasetId::new(dataset).ok()?);

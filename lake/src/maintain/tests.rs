@@ -10,6 +10,8 @@ use crate::orphans::Seen;
 use crate::testing::{Draw, Row, TABLE, TestLake};
 use crate::{CompactionConfig, LakeConfig, RetentionConfig};
 
+mod hours;
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn config() -> LakeConfig {

@@ -22,6 +22,16 @@ use crate::table::version_of;
 /// A table that nobody commits to drops its expired snapshots this often.
 const EXPIRE_IDLE: Duration = Duration::from_secs(24 * 3600);
 
+/// A rewrite that was committed.
+#[derive(Debug)]
+pub(crate) struct Compacted {
+    /// Where the table is then.
+    pub(crate) location: String,
+    /// What took the place of the files that were read.
+    pub(crate) files: usize,
+    pub(crate) bytes: u64,
+}
+
 /// One table. Steps that commit return where the table is then, for the readers to be told.
 #[derive(Clone, Copy)]
 pub(crate) struct Upkeep<'a> {
@@ -48,12 +58,26 @@ impl Upkeep<'_> {
         }
     }
 
-    /// Removes files all of whose rows are too old.
-    pub(crate) async fn retire(&self) -> Result<Option<String>, LakeError> {
-        let Some(keep) = retention::keep(&self.lake.config().retention, self.id, self.table) else { return Ok(None) };
+    /// How long its rows are kept; `None` is for ever.
+    pub(crate) fn keep(&self) -> Option<Duration> {
+        retention::keep(&self.lake.config().retention, self.id, self.table)
+    }
+
+    /// Files all of whose rows are too old.
+    pub(crate) async fn outdated(&self) -> Result<Vec<DataFile>, LakeError> {
+        let Some(keep) = self.keep() else { return Ok(Vec::new()) };
         let files = self.files().await?;
         let live = files.iter().flat_map(|files| files.iter());
-        let remove = retention::plan(live, self.table, keep, self.lake.clock().now());
+        Ok(retention::plan(live, self.table, keep, self.lake.clock().now()))
+    }
+
+    /// Removes files all of whose rows are too old.
+    pub(crate) async fn retire(&self) -> Result<Option<String>, LakeError> {
+        self.remove(self.outdated().await?).await
+    }
+
+    /// Removes files that are [`Self::outdated`]; `None` when there are none, or somebody else was faster.
+    pub(crate) async fn remove(&self, remove: Vec<DataFile>) -> Result<Option<String>, LakeError> {
         if remove.is_empty() {
             return Ok(None);
         }
@@ -68,12 +92,7 @@ impl Upkeep<'_> {
 
     /// What there is to compact, best first.
     pub(crate) async fn rewrites(&self) -> Result<Vec<Rewrite>, LakeError> {
-        let config = &self.lake.config().compaction;
-        let policy = CompactionPolicy {
-            target_file_bytes: config.target_file_bytes,
-            min_files: config.min_files,
-            memory_bytes: config.memory_bytes,
-        };
+        let policy = CompactionPolicy::from(&self.lake.config().compaction);
         let files = self.files().await?;
         let live = files.iter().flat_map(|files| files.iter());
         Ok(plan(live, &policy, self.lake.clock().now()))
@@ -84,7 +103,7 @@ impl Upkeep<'_> {
         &self,
         rewrite: &Rewrite,
         stop: &CancellationToken,
-    ) -> Result<Option<String>, LakeError> {
+    ) -> Result<Option<Compacted>, LakeError> {
         let Some((_, metadata)) = self.current().await? else { return Ok(None) };
         let target_bytes = self.lake.config().compaction.target_file_bytes;
         let root = metadata.location();
@@ -105,7 +124,7 @@ impl Upkeep<'_> {
         };
         metrics::note_rewritten(read, written, rewrite.bytes(), written_bytes);
         tracing::debug!(table = %self.id, day = rewrite.day, read, written, "data files were compacted");
-        Ok(Some(location))
+        Ok(Some(Compacted { location, files: written, bytes: written_bytes }))
     }
 
     /// Drops expired snapshots of a table that has no other commits to do it in.
@@ -119,7 +138,15 @@ impl Upkeep<'_> {
         self.commit_expiry().await
     }
 
-    async fn commit_expiry(&self) -> Result<Option<String>, LakeError> {
+    /// Times of the snapshots that the next commit drops, milliseconds.
+    pub(crate) async fn expired_ms(&self) -> Result<Vec<i64>, LakeError> {
+        let Some((_, metadata)) = self.current().await? else { return Ok(Vec::new()) };
+        let expired = expired_snapshots(&metadata, self.lake.clock().now().millis())?;
+        Ok(expired.iter().filter_map(|id| Some(metadata.snapshot_by_id(*id)?.timestamp_ms())).collect())
+    }
+
+    /// Drops expired snapshots now.
+    pub(crate) async fn commit_expiry(&self) -> Result<Option<String>, LakeError> {
         let change = Change { expire: true, ..Change::default() };
         match commit(self.lake, self.id, self.table, &change, None).await? {
             Committed::Done { location } => Ok(Some(location)),
