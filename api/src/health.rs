@@ -8,7 +8,7 @@ use signaldb_model::UnixNanos;
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::identity::{authorize_admin, identify};
+use crate::identity::{authorize_admin, identify_admin};
 
 fn json_response(status: StatusCode, body: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
@@ -99,30 +99,11 @@ pub(crate) async fn cluster(State(app): State<App>, headers: HeaderMap) -> Respo
 /// Flushes the caller's tenant; answers when its rows up to now are in Iceberg.
 pub(crate) async fn flush(State(app): State<App>, headers: HeaderMap) -> Response {
     let outcome = async {
-        authorize_admin(&app, &headers)?;
-        // With an admin key the tenant comes from the header alone.
-        let identity = match app.admin_key {
-            Some(_) => admin_identity(&app, &headers)?,
-            None => identify(&app, &headers)?,
-        };
+        let identity = identify_admin(&app, &headers)?;
         Ok::<usize, ApiError>(app.engine.flush(&identity.tenant).await?)
     };
     match outcome.await {
         Ok(groups) => json_response(StatusCode::OK, &json!({"flushed_groups": groups})),
         Err(error) => error.into_response(),
     }
-}
-
-fn admin_identity(app: &App, headers: &HeaderMap) -> Result<signaldb_catalog::Identity, ApiError> {
-    let mut without_key = headers.clone();
-    without_key.remove(header::AUTHORIZATION);
-    if !app.access.enabled() {
-        return identify(app, &without_key);
-    }
-    let tenant = headers.get("x-tenant-id").and_then(|value| value.to_str().ok());
-    let tenant = tenant.ok_or_else(|| ApiError::invalid("the X-Tenant-ID header is missing"))?;
-    let tenant = signaldb_model::TenantId::new(tenant).map_err(|error| ApiError::invalid(error.to_string()))?;
-    let dataset = app.access.datasets(&tenant).into_iter().next();
-    let dataset = dataset.ok_or_else(|| ApiError::invalid("there is no such tenant"))?;
-    Ok(signaldb_catalog::Identity { tenant, dataset })
 }

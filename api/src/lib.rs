@@ -23,6 +23,7 @@ mod recover;
 mod serve;
 mod sql_http;
 mod starting;
+mod tables_http;
 mod view_http;
 
 pub use app::{App, AppDeps};

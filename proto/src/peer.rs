@@ -462,6 +462,9 @@ pub const VIEW_ACTION: &str = "view";
 pub const RELEASE_ACTION: &str = "release";
 /// Flight action of the peer port: flushes what a group applied before the call. Body [`FlushRequest`], no result.
 pub const FLUSH_ACTION: &str = "flush";
+/// Flight action of the peer port: does what an operator asks of tables. Body [`MaintainRequest`], result a report in JSON,
+/// which whoever asked passes on as it is.
+pub const MAINTAIN_ACTION: &str = "maintain";
 
 /// Asks a leader for a view of one table.
 #[derive(Clone, PartialEq, Message)]
@@ -522,6 +525,27 @@ pub struct FlushRequest {
     pub group: u32,
 }
 
+/// Asks the leader of a group to maintain tables that the group owns.
+#[derive(Clone, PartialEq, Message)]
+pub struct MaintainRequest {
+    #[prost(uint32, tag = "1")]
+    pub group: u32,
+    #[prost(string, tag = "2")]
+    pub tenant: String,
+    /// Empty: all of the tenant.
+    #[prost(string, tag = "3")]
+    pub dataset: String,
+    /// Code of the table; 0: all.
+    #[prost(uint32, tag = "4")]
+    pub table: u32,
+    /// 1: compact, 2: expire snapshots, 3: retain as the policy says.
+    #[prost(uint32, tag = "5")]
+    pub task: u32,
+    /// Only says what would be done.
+    #[prost(bool, tag = "6")]
+    pub dry_run: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -552,5 +576,8 @@ mod tests {
         assert_eq!(hex(known.encode_to_vec()), "0a0164 1207 0803 151e6c3a9f".replace(' ', ""));
         let poisoned = PoisonedRequest { node: 2, epoch };
         assert_eq!(hex(poisoned.encode_to_vec()), "0802 1207 0803 151e6c3a9f".replace(' ', ""));
+        let (tenant, dataset) = ("t".to_owned(), "d".to_owned());
+        let maintain = MaintainRequest { group: 3, tenant, dataset, table: 1, task: 2, dry_run: true };
+        assert_eq!(hex(maintain.encode_to_vec()), "0803 120174 1a0164 2001 2802 3001".replace(' ', ""));
     }
 }

@@ -22,7 +22,7 @@ use futures::StreamExt;
 use signaldb_catalog::{Access, Identity};
 use signaldb_lake::{Lake, LakeError, MemBatch};
 use signaldb_model::{DatasetId, GroupId, NodeId, Position, TableId, TenantId};
-use signaldb_raft::{Group, Groups, ReadError};
+use signaldb_raft::{Group, Groups, Leadership, ReadError};
 use signaldb_signals::{SignalTable, schema};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -35,6 +35,8 @@ use crate::names::{CATALOG, OneCatalog, TenantCatalog};
 use crate::remote::{self, Lease, RemoteRows, ViewQuestion};
 use crate::rewrite::CollapseView;
 use crate::table::StoredTable;
+
+pub(crate) mod maintain;
 
 /// How long a query looks for the leaders of its groups.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -218,13 +220,20 @@ impl QueryEngine {
             };
             match flushed {
                 Ok(()) => return Ok(()),
-                // Only a leadership that moved is worth another attempt.
-                Err(error) if group.leadership() == seen && seen.leader.is_some() => return Err(error),
-                Err(error) if Instant::now() >= until => return Err(error),
-                Err(_) => tokio::time::sleep(LEADER_POLL).await,
+                Err(error) => another_attempt(group, seen, until, error).await?,
             }
         }
     }
+}
+
+/// Waits a moment before a group's leader is asked again, unless that is in vain: only a leadership that moved is worth
+/// another attempt.
+async fn another_attempt(group: &Group, seen: Leadership, until: Instant, error: QueryError) -> Result<(), QueryError> {
+    if (group.leadership() == seen && seen.leader.is_some()) || Instant::now() >= until {
+        return Err(error);
+    }
+    tokio::time::sleep(LEADER_POLL).await;
+    Ok(())
 }
 
 impl Inner {

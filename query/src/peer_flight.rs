@@ -17,7 +17,8 @@ use prost::Message;
 use signaldb_lake::{Lake, TableView};
 use signaldb_model::{DatasetId, GroupId, TableCode, TableId, TenantId};
 use signaldb_proto::peer::{
-    FLUSH_ACTION, FlushRequest, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest, ViewResponse,
+    FLUSH_ACTION, FlushRequest, MAINTAIN_ACTION, MaintainRequest, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest,
+    ViewResponse,
 };
 use signaldb_raft::{Group, Groups, Peers};
 use signaldb_signals::{SignalTable, schema};
@@ -25,7 +26,7 @@ use tokio::time::Instant;
 use tonic::codegen::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::engine::view_index;
+use crate::engine::{lake_error, maintain, view_index};
 
 /// Views that are pinned at a time; queries beyond wait for others to end.
 const VIEWS_MAX: usize = 4096;
@@ -135,6 +136,14 @@ impl PeerFlight {
         }
         self.lake.flush(&[group]).await.map_err(|error| Status::unavailable(error.to_string()))
     }
+
+    async fn maintain(&self, request: &MaintainRequest) -> Result<String, Status> {
+        let group = self.group(request.group)?;
+        let groups = self.groups.get().ok_or_else(|| Status::unavailable("the node is starting"))?;
+        let task = maintain::task_of(request).map_err(|error| error.to_status())?;
+        let report = self.lake.maintain(&group, &groups.founding().cluster_id, &task).await;
+        report.map(|report| report.to_json()).map_err(|error| lake_error(error).to_status())
+    }
 }
 
 type Boxed<T> = BoxStream<'static, Result<T, Status>>;
@@ -169,6 +178,7 @@ impl FlightService for PeerFlight {
                 self.flush(&decode(action.body)?).await?;
                 Bytes::new()
             }
+            MAINTAIN_ACTION => Bytes::from(Box::pin(self.maintain(&decode(action.body)?)).await?),
             other => return Err(Status::unimplemented(format!("peers do not know the action {other}"))),
         };
         Ok(Response::new(stream::iter([Ok(ActionResult { body })]).boxed()))

@@ -21,13 +21,16 @@ use futures::TryStreamExt;
 use prost::Message;
 use signaldb_model::{GroupId, NodeId, TableId};
 use signaldb_proto::peer::{
-    FLUSH_ACTION, FlushRequest, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest, ViewResponse,
+    FLUSH_ACTION, FlushRequest, MAINTAIN_ACTION, MaintainRequest, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest,
+    ViewResponse,
 };
 use signaldb_raft::{Lane, MESSAGE_BYTES_MAX, Peers};
 use tonic::Status;
 
 /// How long a leader may take to flush.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it may maintain tables: it begins nothing after a minute, and what it began takes minutes at most.
+const MAINTAIN_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The rows of a view that a group's leader pinned, above an index.
 #[derive(Debug, Clone)]
@@ -108,6 +111,14 @@ pub(crate) async fn flush(peers: &Peers, leader: NodeId, group: GroupId) -> Resu
     let flush = act(peers, leader, FLUSH_ACTION, FlushRequest { group: group.0 }.encode_to_vec());
     let flushed = tokio::time::timeout(FLUSH_TIMEOUT, flush).await;
     flushed.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("node {leader} does not flush")))).map(drop)
+}
+
+/// Asks the leader to maintain tables; its report.
+pub(crate) async fn maintain(peers: &Peers, leader: NodeId, request: &MaintainRequest) -> Result<String, Status> {
+    let maintain = act(peers, leader, MAINTAIN_ACTION, request.encode_to_vec());
+    let late = |_| Err(Status::deadline_exceeded(format!("node {leader} is still maintaining the tables")));
+    let report = tokio::time::timeout(MAINTAIN_TIMEOUT, maintain).await.unwrap_or_else(late)?;
+    String::from_utf8(report.into()).map_err(|_| Status::internal("the report is not text"))
 }
 
 /// A plan that yields the rows with the columns of `projection`.
