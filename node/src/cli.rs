@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Config, Sources};
-use crate::{cluster, run, sql, wal};
+use crate::{cluster, run, sql, table, wal};
 
 #[derive(Debug, Parser)]
 #[command(name = "signaldb", version, about = "An observability database: OTLP in, Raft log, Iceberg out, SQL at once")]
@@ -30,6 +30,11 @@ enum Command {
     Cluster {
         #[command(subcommand)]
         command: cluster::ClusterCommand,
+    },
+    /// Look at the tables of a running node or cluster, or maintain them now.
+    Table {
+        #[command(subcommand)]
+        command: table::TableCommand,
     },
     /// Look into the log of a stopped node, or repair it.
     Wal {
@@ -83,6 +88,9 @@ pub fn main() -> ExitCode {
         Some(Command::Sql(args)) => runtime("signaldb-sql", 1).and_then(|runtime| runtime.block_on(sql::run(args))),
         Some(Command::Cluster { command }) => {
             runtime("signaldb-cluster", 1).and_then(|runtime| runtime.block_on(cluster::run(command)))
+        }
+        Some(Command::Table { command }) => {
+            runtime("signaldb-table", 1).and_then(|runtime| runtime.block_on(table::run(command)))
         }
         Some(Command::Wal { command }) => return wal::main(command),
         Some(Command::Config { action: ConfigAction::Check(args) }) => {

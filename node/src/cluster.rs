@@ -280,7 +280,7 @@ fn recovered(answer: &serde_json::Value) -> String {
 }
 
 /// Sends a request to a node; returns the body of its answer, also parsed.
-async fn answer(
+pub(crate) async fn answer(
     request: reqwest::RequestBuilder,
     key: Option<&str>,
     endpoint: &str,
@@ -329,6 +329,6 @@ async fn status(args: StatusArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text(value: &serde_json::Value) -> &str {
+pub(crate) fn text(value: &serde_json::Value) -> &str {
     value.as_str().unwrap_or_default()
 }

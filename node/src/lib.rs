@@ -12,4 +12,5 @@ mod metrics;
 mod peer_port;
 mod run;
 mod sql;
+mod table;
 mod wal;
