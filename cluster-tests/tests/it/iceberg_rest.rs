@@ -167,7 +167,7 @@ async fn duckdb_shows_the_same_logical_view() -> anyhow::Result<()> {
 }
 
 /// A Python with the clients; without one, which only CI must have, the scenarios are skipped.
-fn python() -> anyhow::Result<Option<PathBuf>> {
+pub(crate) fn python() -> anyhow::Result<Option<PathBuf>> {
     let python = std::env::var_os("SIGNALDB_PYTHON").map(PathBuf::from).filter(|python| python.exists());
     if python.is_none() {
         anyhow::ensure!(std::env::var_os("CI").is_none(), "SIGNALDB_PYTHON must name a Python with the clients in CI");
@@ -176,7 +176,8 @@ fn python() -> anyhow::Result<Option<PathBuf>> {
     Ok(python)
 }
 
-fn run(python: &Path, script: &str, environment: &[(&str, String)], expected: &str) -> anyhow::Result<()> {
+/// Runs a script of `cluster-tests/python`; it must end well, and say what is expected.
+pub(crate) fn run(python: &Path, script: &str, environment: &[(&str, String)], expected: &str) -> anyhow::Result<()> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(script);
     let output = Command::new(python)
         .arg(script)

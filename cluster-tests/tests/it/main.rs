@@ -18,6 +18,7 @@ mod iceberg_rest;
 mod intake;
 mod large_requests;
 mod lifecycle;
+mod maintenance;
 mod named_tests;
 mod node;
 mod object_store;
