@@ -361,11 +361,11 @@ async fn retention_removes_what_is_too_old_and_nothing_else() -> anyhow::Result<
     send_until_acknowledged(&cluster.http, &urls, body).await?;
     cluster.nodes[0].flush().await?;
     assert_eq!(cluster.nodes[0].number(COUNT).await?, young.len() as i64 + 5);
-    for at in 0..3 {
-        cluster.nodes[at].set("compaction.interval=200ms");
-        cluster.nodes[at].terminate()?;
-        cluster.nodes[at].relaunch()?;
-        cluster.nodes[at].wait_ready().await?;
+    for node in &mut cluster.nodes {
+        node.set("compaction.interval=200ms");
+        node.terminate()?;
+        node.relaunch()?;
+        node.wait_ready().await?;
     }
     let until = Instant::now() + DEADLINE;
     while cluster.nodes[0].number(COUNT).await? != young.len() as i64 {
