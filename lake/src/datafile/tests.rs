@@ -239,3 +239,21 @@ fn a_promoted_column_is_whole_unless_a_value_is_in_the_map() {
     let repeated = vec![attribute("http.route", text("/a")), attribute("http.route", integer(5))];
     assert!(is_whole(vec![span_with(vec![attribute("http.route", None)]), span_with(repeated)], "http_route"));
 }
+
+#[test]
+fn ten_thousand_keys_make_no_large_file_and_no_large_entry() {
+    let keys: Vec<KeyValue> =
+        (0..10_000).map(|n| attribute(&format!("key.{n:05}"), text(&format!("value {n}")))).collect();
+    let spans: Vec<Span> = keys.chunks(5).chain([keys.as_slice()]).map(|keys| span_with(keys.to_vec())).collect();
+    let sent: usize = spans.iter().map(Message::encoded_len).sum();
+    let mut files = Vec::new();
+    let mut keep = |file| {
+        files.push(file);
+        Ok(())
+    };
+    encode(TRACES, &[decoded(spans)], |_, _| "file:///f".to_owned(), &mut keep).expect("encodes");
+    let [file] = files.as_slice() else { panic!("one file") };
+    assert!(file.content.len() < sent, "{} bytes of {sent}", file.content.len());
+    let columns = schema::of(TRACES).columns.len();
+    assert!(file.entry.value_counts().len() <= columns && file.entry.column_sizes().len() <= columns);
+}
