@@ -25,6 +25,7 @@ use signaldb_signals::schema::{self, ColumnKind};
 use signaldb_signals::{Rows, SignalTable, found_in_map, promoted_into};
 
 use crate::error::LakeError;
+use crate::names;
 use crate::table::SORT_ORDER_ID;
 
 const ROW_GROUP_ROWS_MAX: usize = 128 << 10;
@@ -222,9 +223,10 @@ fn promoted_of(table: SignalTable) -> impl Iterator<Item = &'static Promoted> {
 /// Whether all values that a promoted attribute has in `file` are in its column, so that the column alone decides what a
 /// filter on the attribute keeps (ADR 12). Other writers' files, and those of earlier builds, do not say so.
 ///
-/// The entry says it by a count of NaN, 0, which only columns of doubles have otherwise; no promoted column is one.
+/// The entry says it by a count of NaN, 0, which only columns of doubles have otherwise; no promoted column is one. Should
+/// another writer count NaN in texts, it says nothing about the map: the file must have a name that only we give.
 pub fn is_whole(file: &DataFile, column_id: i32) -> bool {
-    file.nan_value_counts().get(&column_id) == Some(&0)
+    file.nan_value_counts().get(&column_id) == Some(&0) && names::data_file_ms(file.file_path()).is_some()
 }
 
 fn entry(

@@ -102,6 +102,7 @@ async fn filters_reach_files_row_groups_and_columns() -> anyhow::Result<()> {
         "attributes['http.route'] = '/b' AND name = 'work'",
         "attributes['server.port'] = '443'",
         "CAST(attributes['server.port'] AS BIGINT) > 400",
+        "attributes['server.port'] > 400",
         "resource_attributes['service.name'] = 'b'",
         "timestamp >= TIMESTAMP '2026-01-02T00:00:00Z'",
         "attributes['http.route'] = '/b' AND timestamp < TIMESTAMP '2026-02-01T00:00:00Z'",

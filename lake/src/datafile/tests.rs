@@ -52,6 +52,11 @@ fn span_with(attributes: Vec<KeyValue>) -> Span {
 
 /// The entry of a file with so many rows in each row group.
 fn written(table: SignalTable, rows: &RecordBatch, group_rows: usize) -> DataFile {
+    let location = names::data_file("file:///t", "1", uuid::Uuid::now_v7(), 0, 0);
+    written_as(table, rows, group_rows, &location)
+}
+
+fn written_as(table: SignalTable, rows: &RecordBatch, group_rows: usize, location: &str) -> DataFile {
     let properties = properties(table).into_builder().set_max_row_group_row_count(Some(group_rows)).build();
     let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), Some(properties)).expect("opens");
     writer.write(rows).expect("writes");
@@ -59,7 +64,7 @@ fn written(table: SignalTable, rows: &RecordBatch, group_rows: usize) -> DataFil
     assert_eq!(footer.num_row_groups(), rows.num_rows().div_ceil(group_rows));
     let mut counts = Counts::default();
     counts.add_rows(table, rows);
-    entry(table, counts, &footer, 0, "x", 1).expect("builds")
+    entry(table, counts, &footer, 0, location, 1).expect("builds")
 }
 
 fn id(table: SignalTable, column: &str) -> i32 {
@@ -235,6 +240,9 @@ fn a_promoted_column_is_whole_unless_a_value_is_in_the_map() {
     assert!(!is_whole(vec![fits(), other_type()], "http_route"));
     assert!(is_whole(vec![fits(), other_type()], "server_port"), "only the key whose value does not fit");
     assert!(!is_whole(vec![fits()], "name"), "only promoted columns");
+    let rows = decoded(vec![fits()]).to_batch().expect("small");
+    let foreign = written_as(TRACES, &rows, 1, "file:///t/data/00000-0-other.parquet");
+    assert!(!super::is_whole(&foreign, id(TRACES, "http_route")), "whatever others count");
     // A key without a value reads as null from column and map alike; of a repeated key the first value counts.
     let repeated = vec![attribute("http.route", text("/a")), attribute("http.route", integer(5))];
     assert!(is_whole(vec![span_with(vec![attribute("http.route", None)]), span_with(repeated)], "http_route"));
