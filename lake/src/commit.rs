@@ -6,7 +6,7 @@ use iceberg::ErrorKind;
 use iceberg::spec::TableMetadata;
 use signaldb_catalog::{CatalogError, Swap, SwapOutcome};
 use signaldb_model::TableId;
-use signaldb_signals::SignalTable;
+use signaldb_signals::{SignalTable, schema};
 use uuid::Uuid;
 
 use crate::error::LakeError;
@@ -49,7 +49,8 @@ pub(crate) async fn commit(
         if let Some(location) = unknown.take_if(|location| leads_to(&metadata, &base, location)) {
             return Ok(Committed::Done { location });
         }
-        let staged = match lake.stage(&metadata, &base, change.clone()).await {
+        let change = Change { add_columns: schema::of(table).columns.clone(), ..change.clone() };
+        let staged = match lake.stage(&metadata, &base, change).await {
             Err(LakeError::Iceberg(error)) if error.kind() == ErrorKind::PreconditionFailed => {
                 return Ok(Committed::Overtaken);
             }

@@ -4,7 +4,7 @@
 //! prune rows away. Here a bound is written only when every row group has one, and parquet's truncated bounds, which
 //! are rounded outwards, stay bounds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
@@ -20,11 +20,12 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnPath;
-use signaldb_signals::promoted;
+use signaldb_signals::promoted::{self, Promoted};
 use signaldb_signals::schema::{self, ColumnKind};
-use signaldb_signals::{Rows, SignalTable};
+use signaldb_signals::{Rows, SignalTable, found_in_map, promoted_into};
 
 use crate::error::LakeError;
+use crate::names;
 use crate::table::SORT_ORDER_ID;
 
 const ROW_GROUP_ROWS_MAX: usize = 128 << 10;
@@ -35,6 +36,9 @@ const SPREAD_ROWS_MAX: usize = 4096;
 /// An entry of the log is at most 8 MiB, so is what one row shares: the columns of such a chunk stay below 2 GiB.
 pub(crate) const SPREAD_ROWS_MIN: usize = 255;
 const MICROS_A_DAY: i64 = 86_400_000_000;
+/// Longest bound in a manifest. Parquet truncates at 64 bytes what can be rounded outwards; a maximum of nothing but the
+/// last character there is cannot, and comes whole.
+const BOUND_BYTES_MAX: usize = 256;
 /// Distinct ids that one row group's bloom filter is sized for; 1 % false positives.
 const BLOOM_IDS: u64 = ROW_GROUP_ROWS_MAX as u64;
 
@@ -209,8 +213,20 @@ fn bounded(table: SignalTable, column: &str) -> bool {
         "status_code",
         "event_name",
     ];
-    let promoted = promoted::RESOURCE.iter().chain(schema::record_promoted(table));
-    BOUNDED.contains(&column) || promoted.into_iter().any(|promoted| promoted.column == column)
+    BOUNDED.contains(&column) || promoted_of(table).any(|promoted| promoted.column == column)
+}
+
+fn promoted_of(table: SignalTable) -> impl Iterator<Item = &'static Promoted> {
+    promoted::RESOURCE.iter().chain(schema::record_promoted(table))
+}
+
+/// Whether all values that a promoted attribute has in `file` are in its column, so that the column alone decides what a
+/// filter on the attribute keeps (ADR 12). Other writers' files, and those of earlier builds, do not say so.
+///
+/// The entry says it by a count of NaN, 0, which only columns of doubles have otherwise; no promoted column is one. Should
+/// another writer count NaN in texts, it says nothing about the map: the file must have a name that only we give.
+pub fn is_whole(file: &DataFile, column_id: i32) -> bool {
+    file.nan_value_counts().get(&column_id) == Some(&0) && names::data_file_ms(file.file_path()).is_some()
 }
 
 fn entry(
@@ -224,6 +240,7 @@ fn entry(
     for chunks in columns(footer) {
         counts.add_column(table, &chunks);
     }
+    counts.add_whole(table);
     let split_offsets = footer.row_groups().iter().filter_map(|group| group.file_offset()).collect::<Vec<i64>>();
     let mut builder = DataFileBuilder::default();
     builder
@@ -262,6 +279,8 @@ struct Counts {
     nans: HashMap<i32, u64>,
     lower: HashMap<i32, Datum>,
     upper: HashMap<i32, Datum>,
+    /// Promoted columns whose attribute has a value in the map of some row.
+    partial: HashSet<&'static str>,
 }
 
 impl Counts {
@@ -269,6 +288,10 @@ impl Counts {
         self.rows += rows.num_rows() as u64;
         for column in &schema::of(table).columns {
             let Some(array) = rows.column_by_name(&column.name) else { continue };
+            let promoted = promoted_into(table, column);
+            if !promoted.is_empty() {
+                self.partial.extend(found_in_map(array.as_map(), promoted).map(|promoted| promoted.column));
+            }
             if array.data_type().is_nested() {
                 continue;
             }
@@ -279,6 +302,12 @@ impl Counts {
                 let nans = values.iter().flatten().filter(|value| value.is_nan()).count();
                 *self.nans.entry(column.id).or_default() += nans as u64;
             }
+        }
+    }
+
+    fn add_whole(&mut self, table: SignalTable) {
+        for promoted in promoted_of(table).filter(|promoted| !self.partial.contains(promoted.column)) {
+            self.nans.extend(schema::of(table).column(promoted.column).map(|column| (column.id, 0_u64)));
         }
     }
 
@@ -338,64 +367,9 @@ fn datum<'a>(
     side: impl Fn(&'a Statistics) -> Option<&'a [u8]>,
     kind: &PrimitiveType,
 ) -> Option<Datum> {
-    Datum::try_from_bytes(side(statistics)?, kind.clone()).ok()
+    let bytes = side(statistics).filter(|bytes| bytes.len() <= BOUND_BYTES_MAX)?;
+    Datum::try_from_bytes(bytes, kind.clone()).ok()
 }
 
 #[cfg(test)]
-mod tests {
-    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
-    use prost::Message;
-    use signaldb_signals::SignalKind;
-    use signaldb_signals::decode::decode;
-
-    use super::*;
-
-    const DAY: u64 = 86_400_000_000_000;
-
-    fn spans(names: &[(&str, u64)]) -> Rows {
-        let span = |(name, start): &(&str, u64)| Span {
-            name: (*name).to_owned(),
-            start_time_unix_nano: *start,
-            ..Span::default()
-        };
-        let scope = ScopeSpans { spans: names.iter().map(span).collect(), ..ScopeSpans::default() };
-        let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
-        let body = ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec();
-        decode(SignalKind::Traces, [(1, body.as_slice())]).remove(0).rows
-    }
-
-    #[test]
-    fn rows_are_split_by_day_and_sorted_by_time() {
-        let batches = [spans(&[("late", 2 * DAY + 5), ("first", 7)]), spans(&[("second", 9)])];
-        let mut files = Vec::new();
-        let mut keep = |file| {
-            files.push(file);
-            Ok(())
-        };
-        encode(SignalTable::Traces, &batches, |n, day| format!("file:///{day}-{n}"), &mut keep).expect("encodes");
-        let counts: Vec<_> = files.iter().map(|file| (file.location.as_str(), file.entry.record_count())).collect();
-        assert_eq!(counts, [("file:///0-0", 2), ("file:///2-1", 1)]);
-        assert_eq!(files[0].entry.lower_bounds()[&2], Datum::long(7));
-        assert_eq!(files[0].entry.upper_bounds()[&2], Datum::long(9));
-    }
-
-    #[test]
-    fn long_texts_get_outward_bounds_over_all_row_groups() {
-        let long = "z".repeat(100);
-        let rows = spans(&[("a", 1), (&long, 2)]).to_batch().expect("small");
-        let mut content = Vec::new();
-        let properties = properties(SignalTable::Traces).into_builder().set_max_row_group_row_count(Some(1)).build();
-        let mut writer = ArrowWriter::try_new(&mut content, rows.schema(), Some(properties)).expect("opens");
-        writer.write(&rows).expect("writes");
-        let footer = writer.close().expect("closes");
-        assert_eq!(footer.num_row_groups(), 2);
-        let mut counts = Counts::default();
-        counts.add_rows(SignalTable::Traces, &rows);
-        let entry = entry(SignalTable::Traces, counts, &footer, 0, "x", 1).expect("builds");
-        let name = schema::of(SignalTable::Traces).column("name").expect("exists").id;
-        assert_eq!(entry.lower_bounds()[&name], Datum::string("a"));
-        assert!(entry.upper_bounds()[&name] >= Datum::string(&long), "{:?}", entry.upper_bounds()[&name]);
-        assert_eq!(entry.split_offsets().map(<[i64]>::len), Some(2));
-    }
-}
+mod tests;

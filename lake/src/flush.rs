@@ -12,6 +12,7 @@ use iceberg::spec::{DataFile, Snapshot, TableMetadata};
 use signaldb_catalog::{Swap, SwapOutcome};
 use signaldb_model::{GroupId, TableId, UnixNanos};
 use signaldb_raft::{Command, Group, GroupState};
+use signaldb_signals::schema::{self, Column};
 use signaldb_signals::{Rows, SignalTable};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -329,7 +330,7 @@ impl Flusher {
             commit,
             lineage,
         };
-        let staged = self.stage(&metadata, &location, files, &mark).await?;
+        let staged = self.stage(&metadata, &location, files, &schema::of(table).columns, &mark).await?;
         let swap = Swap {
             namespace: id.namespace(),
             table: table.name().to_owned(),
@@ -397,12 +398,14 @@ impl Flusher {
         metadata: &TableMetadata,
         location: &str,
         files: Vec<DataFile>,
+        columns: &[Column],
         mark: &FlushMark,
     ) -> Result<Staged, LakeError> {
         let mark = serde_json::to_string(mark).map_err(iceberg::Error::from)?;
         let key = mark_key(self.group.id());
         let change = Change {
             add: files,
+            add_columns: columns.to_vec(),
             set_properties: HashMap::from([(key.clone(), mark.clone())]),
             summary: HashMap::from([(key, mark)]),
             expire: true,

@@ -12,6 +12,7 @@ use iceberg::spec::{
     DataFile, MAIN_BRANCH, Manifest, ManifestFile, Operation, Snapshot, SnapshotSummaryCollector, Summary,
     TableMetadata,
 };
+use signaldb_signals::schema::Column;
 
 mod expiry;
 mod history;
@@ -43,6 +44,8 @@ pub struct Change {
     /// Data files that the table no longer has; each must be live in the base. With `add` the rows are the same in
     /// other files (compaction), without it they are gone (retention).
     pub remove: Vec<DataFile>,
+    /// Columns that the table has from here on; those that it has already stay as they are.
+    pub add_columns: Vec<Column>,
     pub set_properties: HashMap<String, String>,
     /// Goes into the snapshot's summary, for audit.
     pub summary: HashMap<String, String>,
@@ -80,7 +83,8 @@ pub struct Staged {
 /// [`iceberg::ErrorKind::FeatureUnsupported`] when files are to be removed from under delete files of somebody else;
 /// others when the base's manifests do not fit its metadata. Nothing was written.
 pub fn next_metadata(base: Base<'_>, change: Change, seeds: Seeds) -> Result<Staged> {
-    let metadata = base.metadata;
+    let evolved = crate::table::with_columns(base.metadata, &change.add_columns)?;
+    let metadata = evolved.as_ref().unwrap_or(base.metadata);
     // Never before the base: readers refuse snapshots that go back in time.
     let now_ms = seeds.now_ms.max(metadata.last_updated_ms());
     let mut stage = Stage::new(metadata, seeds);

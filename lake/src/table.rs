@@ -1,8 +1,9 @@
 //! Iceberg tables as we make them: schema, partitioning, sort order and names.
 
 use iceberg::spec::{
-    DataFile, ListType, Literal, MapType, NestedField, NullOrder, PartitionSpec, PrimitiveLiteral, PrimitiveType,
-    Schema, SortDirection, SortField, SortOrder, StructType, TableMetadata, Transform, Type, UnboundPartitionField,
+    DataFile, ListType, Literal, MapType, NestedField, NestedFieldRef, NullOrder, PartitionSpec, PrimitiveLiteral,
+    PrimitiveType, Schema, SortDirection, SortField, SortOrder, StructType, TableMetadata, Transform, Type,
+    UnboundPartitionField,
 };
 use serde_json::json;
 use signaldb_model::TableId;
@@ -77,6 +78,30 @@ pub(crate) fn new_table(
         "refs": {},
     });
     Ok(serde_json::from_value(metadata)?)
+}
+
+/// `metadata` with those of `columns` that its schema lacks, as a new schema; `None` when it lacks none. The files that
+/// are there stay as they are: what a file does not have reads as null.
+///
+/// A name that somebody else gave to another field stays theirs.
+pub(crate) fn with_columns(metadata: &TableMetadata, columns: &[Column]) -> iceberg::Result<Option<TableMetadata>> {
+    let current = metadata.current_schema();
+    let lacks =
+        |column: &&Column| current.field_by_id(column.id).is_none() && current.field_by_name(&column.name).is_none();
+    let missing: Vec<NestedFieldRef> = columns.iter().filter(lacks).map(|column| nested_field(column).into()).collect();
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    let id = metadata.schemas_iter().map(|schema| schema.schema_id()).max().unwrap_or(0) + 1;
+    let schema = current.as_ref().clone().into_builder().with_schema_id(id).with_fields(missing).build()?;
+    // Not by the crate's builder: it asks the machine's clock.
+    let mut json = serde_json::to_value(metadata)?;
+    json["current-schema-id"] = id.into();
+    json["last-column-id"] = metadata.last_column_id().max(schema.highest_field_id()).into();
+    if let Some(schemas) = json["schemas"].as_array_mut() {
+        schemas.push(serde_json::to_value(&schema)?);
+    }
+    Ok(Some(serde_json::from_value(json)?))
 }
 
 fn field_id(table: SignalTable, column: &str) -> i32 {

@@ -146,6 +146,7 @@ fn check_entry(file: &DataFile, rows: &[Row]) {
     let times = || rows.iter().map(|row| row.2);
     assert_eq!(Some(&Datum::long(times().min().expect("has rows"))), file.lower_bounds().get(&time), "{path}");
     assert_eq!(Some(&Datum::long(times().max().expect("has rows"))), file.upper_bounds().get(&time), "{path}");
+    assert!(datafile::is_whole(file, service), "{path}");
     let services = || rows.iter().map(|row| row.0.as_str());
     let (first, last) = (services().min().expect("has rows"), services().max().expect("has rows"));
     assert_eq!(Some(&Datum::string(first)), file.lower_bounds().get(&service), "{path}");

@@ -30,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::as_of;
 use crate::error::{QueryError, QueryErrorKind};
-use crate::logical_view::{ATTRIBUTES, HEX_ID};
+use crate::logical_view::{ATTRIBUTE, ATTRIBUTES, HEX_ID};
 use crate::names::{CATALOG, OneCatalog, TenantCatalog};
 use crate::remote::{self, Lease, RemoteRows, ViewQuestion};
 use crate::rewrite::CollapseView;
@@ -340,7 +340,7 @@ fn template(config: &QueryConfig, runtime: &Arc<RuntimeEnv>) -> SessionState {
         .with_default_features()
         .with_optimizer_rules(rules);
     let functions = builder.scalar_functions().get_or_insert_default();
-    functions.extend([Arc::clone(&HEX_ID), Arc::clone(&ATTRIBUTES)]);
+    functions.extend([Arc::clone(&HEX_ID), Arc::clone(&ATTRIBUTES), Arc::clone(&ATTRIBUTE)]);
     builder.build()
 }
 

@@ -1,8 +1,10 @@
-//! The two functions of the logical view: ids as hex, and the whole attribute map.
+//! The functions of the logical view: ids as hex, the whole attribute map, and one attribute of it.
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, StringArray};
+use arrow::compute::kernels::zip::zip;
+use arrow::compute::{cast, is_not_null};
 use arrow::datatypes::DataType;
 use datafusion::common::{Result, plan_err};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
@@ -11,6 +13,7 @@ use signaldb_signals::promoted::{self, Promoted};
 
 pub(crate) const HEX_ID: &str = "signaldb_hex_id";
 pub(crate) const ATTRIBUTES: &str = "signaldb_attributes";
+pub(crate) const ATTRIBUTE: &str = "signaldb_attribute";
 
 /// `signaldb_hex_id(fixed binary) -> text`, lower-case hex.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -98,6 +101,47 @@ impl ScalarUDFImpl for Attributes {
         let columns = columns.collect::<Result<Vec<Option<ArrayRef>>>>()?;
         let merged = merge_attributes(map.as_map(), promoted_list(columns.len()), &columns);
         Ok(ColumnarValue::Array(Arc::new(merged)))
+    }
+}
+
+/// `signaldb_attribute(promoted column, map['its key']) -> text`: the column's value, where there is none the map's.
+///
+/// Like `coalesce`, but nobody takes it apart: [`crate::whole`] has to find it in the filters of a scan.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Attribute(Signature);
+
+impl Attribute {
+    pub(crate) fn new() -> Self {
+        Self(Signature::any(2, Volatility::Immutable))
+    }
+}
+
+impl ScalarUDFImpl for Attribute {
+    fn name(&self) -> &str {
+        ATTRIBUTE
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.0
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+        match arguments {
+            [DataType::Utf8 | DataType::Int64, DataType::Utf8] => Ok(DataType::Utf8),
+            other => plan_err!("{ATTRIBUTE} takes a promoted column and a text, not {other:?}"),
+        }
+    }
+
+    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let rows = arguments.number_rows;
+        let (column, in_map) = (arguments.args[0].to_array(rows)?, arguments.args[1].to_array(rows)?);
+        let column = cast(&column, &DataType::Utf8)?;
+        let value = match column.null_count() {
+            0 => column,
+            nulls if nulls == column.len() => in_map,
+            _ => zip(&is_not_null(&column)?, &column, &in_map)?,
+        };
+        Ok(ColumnarValue::Array(value))
     }
 }
 

@@ -20,6 +20,7 @@ mod remote;
 mod rewrite;
 mod system;
 mod table;
+mod whole;
 
 pub use engine::{Consistency, Query, QueryConfig, QueryEngine, RunningQuery};
 pub use error::{QueryError, QueryErrorKind};

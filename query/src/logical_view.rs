@@ -13,10 +13,11 @@ use signaldb_signals::promoted::Promoted;
 use signaldb_signals::schema::{self, Column, ColumnKind};
 use signaldb_signals::{SignalTable, promoted_into};
 
-use crate::functions::{Attributes, HexId};
+use crate::functions::{Attribute, Attributes, HexId};
 
 pub(crate) static HEX_ID: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(HexId::new())));
 pub(crate) static ATTRIBUTES: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(Attributes::new())));
+pub(crate) static ATTRIBUTE: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(Attribute::new())));
 
 pub(crate) fn over(table: SignalTable, stored: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
     let columns = schema::of(table).columns.iter().filter(|column| !column.is_helper());

@@ -37,7 +37,7 @@ struct RowFilter {
     keep: Arc<dyn PhysicalExpr>,
 }
 
-/// A plan that yields `rows` with the columns of `projection`. Rows that the filters reject may be left out or not.
+/// A plan that yields the `rows` that the filters keep, with the columns of `projection`.
 pub(crate) fn scan(
     state: &dyn Session,
     schema: &SchemaRef,

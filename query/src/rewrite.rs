@@ -4,19 +4,21 @@
 //! |---|---|
 //! | `signaldb_hex_id(trace_id) = '4bf9..'` | `trace_id = 0x4bf9..` |
 //! | `signaldb_hex_id(trace_id) IN (..)` | `trace_id IN (..)` |
-//! | `signaldb_attributes(m, ..)['http.route']` | `coalesce(http_route, m['http.route'])` |
+//! | `signaldb_hex_id(trace_id) IS NULL` | `trace_id IS NULL` |
+//! | `signaldb_attributes(m, ..)['http.route']` | `signaldb_attribute(http_route, m['http.route'])` |
 //! | `signaldb_attributes(m, ..)['k']` | `m['k']` |
+//!
+//! What becomes of `signaldb_attribute` depends on the data file: [`crate::whole`].
 
-use arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Result, ScalarValue};
-use datafusion::functions::core::expr_fn::coalesce;
 use datafusion::logical_expr::expr::{InList, ScalarFunction};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
-use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator, cast, lit};
+use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator, lit};
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 
 use crate::functions::{self, promoted_list, unhex};
+use crate::logical_view::ATTRIBUTE;
 
 /// The rule; runs before `push_down_filter` in each optimizer pass.
 #[derive(Debug)]
@@ -55,11 +57,20 @@ fn collapse(expression: Expr) -> Result<Transformed<Expr>> {
             Some(collapsed) => Transformed::yes(collapsed),
             None => Transformed::no(Expr::ScalarFunction(function)),
         },
+        Expr::IsNull(id) => match hex_column(&id) {
+            Some((column, _)) => Transformed::yes(column.clone().is_null()),
+            None => Transformed::no(Expr::IsNull(id)),
+        },
+        Expr::IsNotNull(id) => match hex_column(&id) {
+            Some((column, _)) => Transformed::yes(column.clone().is_not_null()),
+            None => Transformed::no(Expr::IsNotNull(id)),
+        },
         other => Transformed::no(other),
     })
 }
 
-fn text(expression: &Expr) -> Option<&str> {
+/// The text of a literal.
+pub(crate) fn text(expression: &Expr) -> Option<&str> {
     match expression {
         Expr::Literal(value, _) => value.try_as_str().flatten(),
         _ => None,
@@ -81,6 +92,11 @@ fn id_literal(hex: &str, bytes: usize) -> Option<Expr> {
     Some(Expr::Literal(ScalarValue::FixedSizeBinary(i32::try_from(bytes).ok()?, Some(id)), None))
 }
 
+/// What a comparison of `column` with a value that it cannot have comes to: null stays null.
+pub(crate) fn false_or_null(column: &Expr) -> Expr {
+    column.clone().is_null().and(lit(ScalarValue::Boolean(None)))
+}
+
 fn collapse_comparison(binary: &BinaryExpr) -> Option<Expr> {
     let (left, right) = (hex_column(&binary.left), hex_column(&binary.right));
     let ((column, bytes), hex) = match (left, right) {
@@ -91,8 +107,8 @@ fn collapse_comparison(binary: &BinaryExpr) -> Option<Expr> {
     match (binary.op, id_literal(hex, bytes)) {
         (Operator::Eq, Some(id)) => Some(column.clone().eq(id)),
         (Operator::NotEq, Some(id)) => Some(column.clone().not_eq(id)),
-        // A text that is no id equals none; null stays null.
-        (Operator::Eq, None) => Some(column.clone().is_null().and(lit(ScalarValue::Boolean(None)))),
+        // A text that is no id equals none.
+        (Operator::Eq, None) => Some(false_or_null(column)),
         _ => None,
     }
 }
@@ -113,7 +129,7 @@ fn collapse_get_field(function: &ScalarFunction) -> Option<Expr> {
     let in_map = Expr::ScalarFunction(ScalarFunction { args: vec![map.clone(), key.clone()], ..function.clone() });
     let at = promoted_list(columns.len()).iter().position(|promoted| promoted.key == key_text);
     match at {
-        Some(at) => Some(coalesce(vec![cast(columns.get(at)?.clone(), DataType::Utf8), in_map])),
+        Some(at) => Some(ATTRIBUTE.call(vec![columns.get(at)?.clone(), in_map])),
         None => Some(in_map),
     }
 }

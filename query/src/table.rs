@@ -19,6 +19,7 @@ use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::filter::FilterExecBuilder;
 use datafusion::physical_plan::union::UnionExec;
 use iceberg::spec::DataFile;
 use object_store::ObjectMeta;
@@ -28,7 +29,7 @@ use signaldb_signals::schema::TableSchema;
 
 use crate::error::{QueryError, QueryErrorKind};
 use crate::remote::{self, RemoteRows};
-use crate::{memory, prune};
+use crate::{memory, prune, whole};
 
 /// One consistent state of a table. Made for one query.
 #[derive(Debug)]
@@ -52,9 +53,10 @@ impl TableProvider for StoredTable {
         TableType::Base
     }
 
-    /// Inexact: DataFusion keeps the filter and pushes it into the Parquet scan by itself.
+    /// All of them: what a filter on an attribute comes to depends on the file. DataFusion pushes what can be pushed from
+    /// there into the Parquet scan by itself.
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+        Ok(vec![TableProviderFilterPushDown::Exact; filters.len()])
     }
 
     async fn scan(
@@ -64,18 +66,25 @@ impl TableProvider for StoredTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let filter = physical_filter(state, &self.schema.arrow, filters)?;
-        let files = self.files.iter().flat_map(|files| files.iter()).collect();
-        let files = prune::files(self.schema, files, filter)?;
+        let schema = &self.schema.arrow;
+        // A limit counts what the filters keep.
+        let limit = limit.filter(|_| filters.is_empty());
         let mut plans = Vec::new();
-        if !files.is_empty() {
-            plans.push(self.scan_files(state, &files, projection, filters.is_empty(), limit)?);
+        let files = self.files.iter().flat_map(|files| files.iter()).collect();
+        for part in whole::split(self.schema, filters, files)? {
+            let files = prune::files(self.schema, part.files, physical_filter(state, schema, &part.filters)?)?;
+            if !files.is_empty() {
+                let scan =
+                    |columns: Option<&Vec<usize>>| self.scan_files(state, &files, columns, filters.is_empty(), limit);
+                plans.push(filtered(state, schema, &part.filters, projection, scan)?);
+            }
         }
         for rows in &self.remote {
-            plans.push(remote::scan(rows, &self.schema.arrow, projection)?);
+            let scan = |columns: Option<&Vec<usize>>| remote::scan(rows, schema, columns);
+            plans.push(filtered(state, schema, filters, projection, scan)?);
         }
         if !self.rows.is_empty() || plans.is_empty() {
-            plans.push(memory::scan(state, &self.schema.arrow, &self.rows, projection, filters)?);
+            plans.push(memory::scan(state, schema, &self.rows, projection, filters)?);
         }
         match plans.len() {
             1 => Ok(plans.remove(0)),
@@ -138,6 +147,29 @@ fn physical_filter(state: &dyn Session, schema: &SchemaRef, filters: &[Expr]) ->
     let Some(filter) = conjunction(filters.to_vec()) else { return Ok(None) };
     let schema = DFSchema::try_from(Arc::clone(schema))?;
     state.create_physical_expr(filter, &schema).map(Some)
+}
+
+/// What `filters` keep of a scan, with the columns of `projection`. The scan is asked for those that the filters need, too.
+fn filtered(
+    state: &dyn Session,
+    schema: &SchemaRef,
+    filters: &[Expr],
+    projection: Option<&Vec<usize>>,
+    scan: impl FnOnce(Option<&Vec<usize>>) -> Result<Arc<dyn ExecutionPlan>>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let Some(filter) = conjunction(filters.to_vec()) else { return scan(projection) };
+    let mut columns = projection.cloned().unwrap_or_else(|| (0..schema.fields().len()).collect());
+    let wanted = columns.len();
+    let needed = filter.column_refs().into_iter().map(|column| Ok(schema.index_of(&column.name)?));
+    let mut needed = needed.collect::<Result<Vec<usize>>>()?;
+    needed.retain(|column| !columns.contains(column));
+    // In the same order in every run.
+    needed.sort_unstable();
+    columns.extend(needed);
+    let input = scan(Some(&columns))?;
+    let filter = state.create_physical_expr(filter, &DFSchema::try_from(input.schema())?)?;
+    let projection = (columns.len() > wanted).then(|| (0..wanted).collect());
+    Ok(Arc::new(FilterExecBuilder::new(filter, input).apply_projection(projection)?.build()?))
 }
 
 /// The store that holds a file, and the file in it.

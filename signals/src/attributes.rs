@@ -303,6 +303,18 @@ impl<'a> AttributesReader<'a> {
     }
 }
 
+/// The promoted attributes that have a value in the map of some row, where it does not fit their column; once a value.
+pub fn found_in_map<'a>(map: &'a MapArray, promoted: &'a [Promoted]) -> impl Iterator<Item = &'a Promoted> {
+    let (keys, values) = (map.keys().as_string::<i32>(), map.values().as_string::<i32>());
+    let offset = |offset: Option<&i32>| offset.map_or(0, |offset| *offset as usize);
+    let entries = offset(map.value_offsets().first())..offset(map.value_offsets().last());
+    let with_value = entries.filter(move |at| values.is_valid(*at));
+    with_value.filter_map(move |at| {
+        let position = promoted::position(promoted, keys.value(at).as_bytes())?;
+        Some(&promoted[position])
+    })
+}
+
 /// The whole map again, promoted attributes included, as texts; repeated keys keep their first value.
 ///
 /// `columns` are the promoted columns in the order of `promoted`, `None` for one that is not there. The result has the

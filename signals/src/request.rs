@@ -86,8 +86,8 @@ pub const EXPANDED_BYTES_MAX: u64 = 256 << 20;
 /// Bytes that what records share takes when it is written once a record.
 pub fn expanded_bytes(kind: SignalKind, request: &[u8]) -> u64 {
     let head = |message: &[u8]| -> u64 {
-        let nested: usize = messages(message, 2).map(<[u8]>::len).sum();
-        (message.len() - nested) as u64
+        let nested: usize = messages(message, 2).map(field_bytes).sum();
+        message.len().saturating_sub(nested) as u64
     };
     let mut total = 0u64;
     for resource in messages(request, 1) {
@@ -109,10 +109,16 @@ fn points(metric: &[u8]) -> (u64, u64) {
     for (_, data) in Fields::of(metric).filter(|(field, _)| metric_table(*field).is_some()) {
         for point in messages(data.bytes(), 1) {
             count += 1;
-            bytes += point.len();
+            bytes += field_bytes(point);
         }
     }
-    (count, (metric.len() - bytes) as u64)
+    (count, metric.len().saturating_sub(bytes) as u64)
+}
+
+/// Bytes of a message as a field of another, tag and length included: of very many small ones these alone are much.
+fn field_bytes(message: &[u8]) -> usize {
+    let length_bits = usize::BITS - message.len().leading_zeros();
+    1 + length_bits.div_ceil(7).max(1) as usize + message.len()
 }
 
 /// Checks a request: malformed protobuf is an error, a record that cannot be stored is rejected alone.

@@ -166,6 +166,33 @@ async fn duckdb_shows_the_same_logical_view() -> anyhow::Result<()> {
     run(&python, "duckdb_view.py", &[("SIGNALDB", node.url(""))], "the views agree")
 }
 
+/// Scenario: requests of every shape and with every odd value (`cluster-tests/python/columns.py`): integers at their limits,
+/// NaN and -0.0, texts of 100 bytes and of zero bytes, nested lists, repeated keys, values that do not fit their promoted
+/// columns, times from 1970 to 2554. They are read before and after the flush, by PyIceberg and DuckDB too.
+/// Guarantees: every column of all seven tables shows the same values, row by row.
+#[tokio::test(flavor = "multi_thread")]
+async fn pyiceberg_and_duckdb_agree_on_every_column() -> anyhow::Result<()> {
+    let Some(python) = python()? else { return Ok(()) };
+    let dir = tempfile::tempdir()?;
+    let (node, _) = start(dir.path()).await?;
+    let environment = [("SIGNALDB", node.url("")), ("OTLP", node.otlp_http(""))];
+    run(&python, "columns.py", &environment, "every column agrees")
+}
+
+/// Scenario: a data file of two row groups; the greatest texts have 100 bytes, one of them of characters after which none
+/// comes, and are in one row group only (`cluster-tests/python/predicates.py`).
+/// Guarantees: PyIceberg's predicates, which skip files by the manifests' bounds, and ours hide no row.
+#[tokio::test(flavor = "multi_thread")]
+async fn bounds_hide_no_row_from_predicates() -> anyhow::Result<()> {
+    let Some(python) = python()? else { return Ok(()) };
+    let dir = tempfile::tempdir()?;
+    // One flush, so that it is one file.
+    let settings = ["flush.interval=10m", "flush.max_bytes=1GiB", "compaction.enabled=false"];
+    let node = Node::start(dir.path(), &settings).await?;
+    let environment = [("SIGNALDB", node.url("")), ("OTLP", node.otlp_http(""))];
+    run(&python, "predicates.py", &environment, "every row comes")
+}
+
 /// A Python with the clients; without one, which only CI must have, the scenarios are skipped.
 pub(crate) fn python() -> anyhow::Result<Option<PathBuf>> {
     let python = std::env::var_os("SIGNALDB_PYTHON").map(PathBuf::from).filter(|python| python.exists());

@@ -26,6 +26,7 @@ mod old_copy;
 mod otlp;
 mod peer_port;
 mod power_loss;
+mod pruning;
 mod recover;
 mod recovery_model;
 mod rust_sdk;

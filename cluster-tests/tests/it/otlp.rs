@@ -1,15 +1,17 @@
+use prost::Message;
 use signaldb_proto::otlp::collector::logs::v1::ExportLogsServiceRequest;
 use signaldb_proto::otlp::collector::logs::v1::logs_service_client::LogsServiceClient;
 use signaldb_proto::otlp::collector::metrics::v1::ExportMetricsServiceRequest;
 use signaldb_proto::otlp::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
 use signaldb_proto::otlp::collector::trace::v1::trace_service_client::TraceServiceClient;
-use signaldb_proto::otlp::common::v1::{AnyValue, any_value};
+use signaldb_proto::otlp::common::v1::{AnyValue, KeyValue, any_value};
 use signaldb_proto::otlp::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use signaldb_proto::otlp::metrics::v1::metric::Data;
 use signaldb_proto::otlp::metrics::v1::{
     ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
     ResourceMetrics, ScopeMetrics, Sum, Summary, SummaryDataPoint, number_data_point,
 };
+use signaldb_proto::otlp::trace::v1::Span;
 use tonic::codec::CompressionEncoding;
 
 use crate::node::Node;
@@ -117,6 +119,39 @@ fn metrics_request() -> ExportMetricsServiceRequest {
     ExportMetricsServiceRequest {
         resource_metrics: vec![ResourceMetrics { scope_metrics, ..ResourceMetrics::default() }],
     }
+}
+
+/// Scenario: spans with 10,000 different attribute keys in one request, one of the spans with all of them.
+/// Guarantees: every key is found, before the flush and after it; the table has the columns that it had, and its file is no
+/// larger than the request.
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_keys_in_one_request_are_all_found() -> anyhow::Result<()> {
+    const COLUMNS: &str = "SELECT count(*) FROM information_schema.columns WHERE table_schema = 'default'";
+    let dir = tempfile::tempdir()?;
+    let node = Node::start(dir.path(), &[]).await?;
+    let columns = node.number(COLUMNS).await?;
+    let keys: Vec<_> = (0..10_000).map(|n| text(&format!("key.{n:05}"), &format!("value {n}"))).collect();
+    let with = |keys: &[KeyValue]| Span { attributes: keys.to_vec(), ..span("many") };
+    let spans: Vec<Span> = keys.chunks(5).map(with).chain([with(&keys)]).collect();
+    let body = request("shop", spans);
+    let sent = body.encoded_len();
+    TraceServiceClient::connect(node.otlp_grpc()).await?.export(body).await?;
+    for flushed in [false, true] {
+        if flushed {
+            node.flush().await?;
+        }
+        for key in ["key.00000", "key.04711", "key.09999"] {
+            let present = format!("SELECT count(*) FROM traces WHERE attributes['{key}'] IS NOT NULL");
+            assert_eq!(node.number(&present).await?, 2, "{key}");
+        }
+        let equal = "SELECT count(*) FROM traces WHERE attributes['key.04711'] = 'value 4711'";
+        assert_eq!(node.number(equal).await?, 2);
+        assert_eq!(node.number("SELECT max(cardinality(attributes)) FROM traces").await?, 10_000);
+        assert_eq!(node.number(COLUMNS).await?, columns);
+    }
+    let bytes = node.number("SELECT sum(bytes) FROM system.files WHERE \"table\" = 'traces'").await?;
+    assert!(usize::try_from(bytes)? < sent, "{bytes} bytes of {sent}");
+    Ok(())
 }
 
 /// Scenario: a request of 12 MB, which becomes several log entries, sent twice.

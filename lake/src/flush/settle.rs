@@ -93,7 +93,7 @@ impl Flusher {
         metadata: &TableMetadata,
         mark: &FlushMark,
     ) -> Result<Option<String>, LakeError> {
-        let staged = self.stage(metadata, location, Vec::new(), mark).await?;
+        let staged = self.stage(metadata, location, Vec::new(), &[], mark).await?;
         for (location, content) in &staged.files {
             self.lake.store().write(location, content.clone()).await?;
         }

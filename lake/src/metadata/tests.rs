@@ -5,7 +5,7 @@ use iceberg::spec::{
     DataContentType, DataFileBuilder, DataFileFormat, FormatVersion, Literal, ManifestContentType, ManifestList,
     ManifestStatus, Struct,
 };
-use signaldb_signals::SignalTable;
+use signaldb_signals::{SignalTable, schema};
 
 use super::manifests::SMALL_MANIFESTS_MAX;
 use super::*;
@@ -439,4 +439,45 @@ fn any_order_of_commits_keeps_exactly_the_files_that_were_not_removed() {
             assert_eq!(table.summary("total-data-files"), model.len().to_string());
         }
     }
+}
+
+#[test]
+fn a_table_of_an_older_build_gets_the_columns_that_it_lacks() {
+    let columns = &schema::of(SignalTable::Traces).columns;
+    let mut table = Table::new();
+    let mut json = serde_json::to_value(&table.metadata).expect("is JSON");
+    let fields = json["schemas"][0]["fields"].as_array_mut().expect("is a list");
+    fields.truncate(columns.len() - 10);
+    table.metadata = serde_json::from_value(json).expect("parses");
+    table.append(file("old", 1), 10);
+    assert_eq!(table.metadata.current_schema().as_struct().fields().len(), columns.len() - 10);
+    for (name, now_ms) in [("new", 20), ("newer", 30)] {
+        let change = Change { add: vec![file(name, 1)], add_columns: columns.clone(), ..Change::default() };
+        table.commit(change, now_ms).expect("stages");
+        let current = table.metadata.current_schema();
+        for column in columns {
+            assert_eq!(current.name_by_field_id(column.id), Some(column.name.as_str()));
+        }
+        let snapshot = table.metadata.current_snapshot().expect("has one");
+        assert_eq!((current.schema_id(), snapshot.schema_id(), snapshot.timestamp_ms()), (1, Some(1), now_ms));
+        assert_eq!((table.metadata.schemas_iter().count(), table.metadata.last_updated_ms()), (2, now_ms));
+    }
+    assert_eq!(table.data_files(), ["new", "newer", "old"]);
+    let first = table.metadata.snapshots().min_by_key(|snapshot| snapshot.sequence_number()).expect("has one");
+    assert_eq!(first.schema_id(), Some(0), "the past keeps its columns");
+}
+
+#[test]
+fn a_name_that_somebody_else_gave_to_another_field_stays_theirs() {
+    let columns = &schema::of(SignalTable::Traces).columns;
+    let mut table = Table::new();
+    let mut json = serde_json::to_value(&table.metadata).expect("is JSON");
+    let fields = json["schemas"][0]["fields"].as_array_mut().expect("is a list");
+    let last = fields.len() - 1;
+    fields[last]["id"] = 500_000.into();
+    json["last-column-id"] = 500_000.into();
+    table.metadata = serde_json::from_value(json).expect("parses");
+    let change = Change { add: vec![file("a", 1)], add_columns: columns.clone(), ..Change::default() };
+    table.commit(change, 10).expect("stages");
+    assert_eq!(table.metadata.schemas_iter().count(), 1);
 }

@@ -131,6 +131,21 @@ fn what_would_expand_beyond_bounds_is_refused() {
 }
 
 #[test]
+fn many_small_records_of_one_scope_expand_to_little() {
+    let body = request(vec![span(1, "a"); 30_000]).encode_to_vec();
+    let shared = "scope".len() + "resource".len() + 4;
+    assert_eq!(expanded_bytes(SignalKind::Traces, &body), 30_000 * shared as u64);
+    assert_eq!(check(SignalKind::Traces, &body).map(|checked| checked.rows()), Ok(30_000));
+    let gauge =
+        Gauge { data_points: vec![NumberDataPoint { time_unix_nano: 1, ..NumberDataPoint::default() }; 30_000] };
+    let metric = Metric { data: Some(metric::Data::Gauge(gauge)), ..Metric::default() };
+    let scope_metrics = vec![ScopeMetrics { metrics: vec![metric], ..ScopeMetrics::default() }];
+    let resource_metrics = vec![ResourceMetrics { scope_metrics, ..ResourceMetrics::default() }];
+    let body = ExportMetricsServiceRequest { resource_metrics }.encode_to_vec();
+    assert_eq!(check(SignalKind::Metrics, &body).map(|checked| checked.rows()), Ok(30_000));
+}
+
+#[test]
 fn a_year_of_days_fits_and_more_is_refused_by_name() {
     let day = |day: u64| Span { start_time_unix_nano: day * NANOS_A_DAY, ..span(1, "s") };
     let year = request((0..366).map(day).chain([day(20_000)]).collect()).encode_to_vec();
