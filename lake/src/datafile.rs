@@ -35,8 +35,44 @@ const SPREAD_ROWS_MAX: usize = 4096;
 /// An entry of the log is at most 8 MiB, so is what one row shares: the columns of such a chunk stay below 2 GiB.
 pub(crate) const SPREAD_ROWS_MIN: usize = 255;
 const MICROS_A_DAY: i64 = 86_400_000_000;
-/// Distinct ids that one row group's bloom filter is sized for; 1 % false positives.
+/// Distinct ids that one row group's bloom filter is sized for; the writer folds it to what it needs.
 const BLOOM_IDS: u64 = ROW_GROUP_ROWS_MAX as u64;
+/// False positives of the filters. A row group has few traces and a full set of span ids, whose filter would take 2 bytes
+/// a span at 1 %; at 3 % it takes one, and a span is rarely looked for without its trace.
+const BLOOM_TRACES_FPP: f64 = 0.01;
+const BLOOM_SPANS_FPP: f64 = 0.03;
+/// Bodies come from few templates: they compress best side by side, and as a dictionary they are.
+const BODIES_DICTIONARY_BYTES: usize = 4 << 20;
+
+/// How dense a file is: bench/RESULTS.md has the measurement behind the levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Density {
+    /// Of flushes, which ingest waits for, and whose files are soon rewritten.
+    Flushed,
+    /// Of rewrites: the last one lasts.
+    Compacted,
+}
+
+impl Density {
+    fn compression(self) -> Compression {
+        zstd(match self {
+            Self::Flushed => 1,
+            Self::Compacted => 6,
+        })
+    }
+
+    /// Rows of a trace are apart in a file: from level 3 on the compression looks that far back.
+    fn compression_of_traces(self) -> Compression {
+        zstd(match self {
+            Self::Flushed => 3,
+            Self::Compacted => 6,
+        })
+    }
+}
+
+fn zstd(level: i32) -> Compression {
+    Compression::ZSTD(ZstdLevel::try_new(level).unwrap_or_default())
+}
 
 /// A file in memory and its manifest entry.
 #[derive(Debug)]
@@ -109,7 +145,7 @@ fn encode_file(
     day: i32,
     location: String,
 ) -> Result<EncodedFile, LakeError> {
-    let mut writer = DataFileWriter::new(table, rows.schema(), day, location)?;
+    let mut writer = DataFileWriter::new(table, rows.schema(), Density::Flushed, day, location)?;
     // Even if every row had all that is shared, a spread column would stay below the 2 GiB that offsets can address.
     let spread_rows = (i32::MAX as usize / rows.shared_bytes().max(1)).clamp(SPREAD_ROWS_MIN, SPREAD_ROWS_MAX);
     for chunk in order.chunks(spread_rows) {
@@ -128,8 +164,14 @@ pub(crate) struct DataFileWriter {
 }
 
 impl DataFileWriter {
-    pub(crate) fn new(table: SignalTable, schema: &SchemaRef, day: i32, location: String) -> Result<Self, LakeError> {
-        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties(table)))?;
+    pub(crate) fn new(
+        table: SignalTable,
+        schema: &SchemaRef,
+        density: Density,
+        day: i32,
+        location: String,
+    ) -> Result<Self, LakeError> {
+        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties(table, density)))?;
         Ok(Self { table, day, location, writer, counts: Counts::default() })
     }
 
@@ -156,9 +198,9 @@ impl DataFileWriter {
     }
 }
 
-fn properties(table: SignalTable) -> WriterProperties {
+fn properties(table: SignalTable, density: Density) -> WriterProperties {
     let mut builder = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()))
+        .set_compression(density.compression())
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
         // Bounds of map entries and nested leaves help nobody and cost a comparison a value.
         .set_statistics_enabled(EnabledStatistics::None);
@@ -167,7 +209,7 @@ fn properties(table: SignalTable) -> WriterProperties {
         if bounded(table, &column.name) {
             builder = builder.set_column_statistics_enabled(path.clone(), EnabledStatistics::Page);
         }
-        builder = encoding(builder, &column.name, &column.kind, path);
+        builder = encoding(builder, &column.name, &column.kind, density, &path);
     }
     builder.build()
 }
@@ -176,18 +218,33 @@ fn encoding(
     builder: WriterPropertiesBuilder,
     name: &str,
     kind: &ColumnKind,
-    path: ColumnPath,
+    density: Density,
+    path: &ColumnPath,
 ) -> WriterPropertiesBuilder {
-    match (kind, name) {
-        (ColumnKind::Timestamp, _) | (ColumnKind::Long, _) if name.contains("time") => builder
-            .set_column_dictionary_enabled(path.clone(), false)
-            .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED),
-        (ColumnKind::Fixed(_), "trace_id" | "span_id") => builder
-            .set_column_dictionary_enabled(path.clone(), false)
+    let bloom = |builder: WriterPropertiesBuilder, fpp: f64| {
+        builder
             .set_column_bloom_filter_enabled(path.clone(), true)
-            .set_column_bloom_filter_fpp(path.clone(), 0.01)
-            .set_column_bloom_filter_ndv(path, BLOOM_IDS),
-        (ColumnKind::Fixed(_), _) => builder.set_column_dictionary_enabled(path, false),
+            .set_column_bloom_filter_fpp(path.clone(), fpp)
+            .set_column_bloom_filter_ndv(path.clone(), BLOOM_IDS)
+    };
+    match (kind, name) {
+        // Nearly all different: a dictionary would be given up halfway.
+        (ColumnKind::Timestamp | ColumnKind::Long, _) if name.contains("time") || name == "duration_nano" => builder
+            .set_column_dictionary_enabled(path.clone(), false)
+            .set_column_encoding(path.clone(), Encoding::DELTA_BINARY_PACKED),
+        // Random, or the same as in a row nearby: parquet has no dictionaries of them in pages of version 1.
+        (ColumnKind::Fixed(_), _) => {
+            let builder = builder.set_column_dictionary_enabled(path.clone(), false);
+            match name {
+                "trace_id" => bloom(builder, BLOOM_TRACES_FPP)
+                    .set_column_compression(path.clone(), density.compression_of_traces()),
+                "span_id" => bloom(builder, BLOOM_SPANS_FPP),
+                _ => builder,
+            }
+        }
+        (ColumnKind::String, "body") => {
+            builder.set_column_dictionary_page_size_limit(path.clone(), BODIES_DICTIONARY_BYTES)
+        }
         _ => builder,
     }
 }
@@ -380,12 +437,56 @@ mod tests {
         assert_eq!(files[0].entry.upper_bounds()[&2], Datum::long(9));
     }
 
+    /// Spans and where they belong, as much as the encodings see of it: traces of twenty spans, a millisecond apart.
+    fn traces(count: u64) -> Rows {
+        let span = |n: u64| Span {
+            trace_id: (1 + n % (count / 20)).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes().repeat(2),
+            span_id: n.wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes().to_vec(),
+            name: format!("GET /{}", n % 7),
+            start_time_unix_nano: DAY + n * 1_000_000,
+            end_time_unix_nano: DAY + n * 1_000_000 + 1000 * (n % 977),
+            ..Span::default()
+        };
+        let scope = ScopeSpans { spans: (1..=count).map(span).collect(), ..ScopeSpans::default() };
+        let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
+        let body = ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec();
+        decode(SignalKind::Traces, [(1, body.as_slice())]).remove(0).rows
+    }
+
+    /// Bytes a row of one column, and its encodings.
+    fn column(footer: &ParquetMetaData, name: &str) -> (f64, Vec<Encoding>) {
+        let group = footer.row_group(0);
+        let chunk = group.columns().iter().find(|chunk| chunk.column_path().string() == name).expect("exists");
+        (chunk.compressed_size() as f64 / group.num_rows() as f64, chunk.encodings().collect())
+    }
+
+    #[test]
+    fn times_and_durations_are_kept_as_differences_and_a_trace_once() {
+        let rows = traces(20_000).to_batch().expect("small");
+        let properties = properties(SignalTable::Traces, Density::Flushed);
+        let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), Some(properties)).expect("opens");
+        writer.write(&rows).expect("writes");
+        let footer = writer.close().expect("closes");
+        for name in ["timestamp", "time_unix_nano", "end_time_unix_nano", "duration_nano"] {
+            let (bytes, encodings) = column(&footer, name);
+            assert!(encodings.contains(&Encoding::DELTA_BINARY_PACKED), "{name}: {encodings:?}");
+            assert!(bytes < 4.0, "{name}: {bytes} bytes");
+        }
+        let (trace_ids, _) = column(&footer, "trace_id");
+        assert!(trace_ids < 4.0, "{trace_ids} bytes for an id that twenty spans have");
+        let (span_ids, _) = column(&footer, "span_id");
+        assert!(span_ids < 8.2, "{span_ids} bytes for eight that are all different");
+    }
+
     #[test]
     fn long_texts_get_outward_bounds_over_all_row_groups() {
         let long = "z".repeat(100);
         let rows = spans(&[("a", 1), (&long, 2)]).to_batch().expect("small");
         let mut content = Vec::new();
-        let properties = properties(SignalTable::Traces).into_builder().set_max_row_group_row_count(Some(1)).build();
+        let properties = properties(SignalTable::Traces, Density::Flushed)
+            .into_builder()
+            .set_max_row_group_row_count(Some(1))
+            .build();
         let mut writer = ArrowWriter::try_new(&mut content, rows.schema(), Some(properties)).expect("opens");
         writer.write(&rows).expect("writes");
         let footer = writer.close().expect("closes");
