@@ -104,6 +104,20 @@ pub(crate) fn encode(
     Ok(())
 }
 
+/// The data files that a flush would write of `parts`: for measurements, without a table.
+///
+/// # Errors
+/// When Arrow or Parquet refuse.
+pub fn data_files_of(table: SignalTable, parts: &[Rows]) -> Result<Vec<Bytes>, LakeError> {
+    let mut files = Vec::new();
+    let mut keep = |file: EncodedFile| {
+        files.push(file.content);
+        Ok(())
+    };
+    encode(table, parts, |n, day| format!("memory:///{day}-{n}.parquet"), &mut keep)?;
+    Ok(files)
+}
+
 /// Parts that are sorted together; no column of a run comes near the 2 GiB that Arrow's offsets can address.
 fn runs(parts: &[Rows]) -> Vec<Vec<&Rows>> {
     let mut runs: Vec<Vec<&Rows>> = Vec::new();

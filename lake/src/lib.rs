@@ -29,6 +29,7 @@ mod table;
 mod testing;
 
 pub use config::{CompactionConfig, LakeConfig, RetentionConfig, RetentionRule};
+pub use datafile::data_files_of;
 pub use error::LakeError;
 pub use flush::flush_of;
 pub use lake::Lake;
