@@ -63,8 +63,9 @@ jepsen-full: jepsen-deps
 lint: deps
 	@$(ENV) cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings
 
-bench: deps
+bench: test-deps
 	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench -p signaldb-jepsen; \
+	export SIGNALDB_BENCH_PYTHON="$$(scripts/bench-venv.sh)"; \
 	target=$${CARGO_TARGET_DIR:-target}; bench() { "$$target/release/signaldb-bench" --node "$$target/release/signaldb" --results bench/RESULTS.md "$$@"; }; \
 	bench; bench --nodes 3
 
@@ -74,4 +75,4 @@ install: deps
 	install -D "$${CARGO_TARGET_DIR:-target}/release/signaldb" "$(PREFIX)/bin/signaldb"
 
 clean:
-	rm -rf .data .venv
+	rm -rf .data .venv .venv-bench

@@ -8,9 +8,13 @@ use anyhow::Context;
 use bytes::Bytes;
 use prost::Message;
 use signaldb_proto::otlp::collector::logs::v1::ExportLogsServiceRequest;
+use signaldb_proto::otlp::collector::metrics::v1::ExportMetricsServiceRequest;
 use signaldb_proto::otlp::collector::trace::v1::ExportTraceServiceRequest;
 use signaldb_proto::otlp::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value::Value};
 use signaldb_proto::otlp::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
+use signaldb_proto::otlp::metrics::v1::{
+    Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, metric, number_data_point,
+};
 use signaldb_proto::otlp::resource::v1::Resource;
 use signaldb_proto::otlp::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use tokio::task::JoinSet;
@@ -34,6 +38,8 @@ const END: u64 = 0x454e_445f_5f5f_4e53;
 pub(crate) enum Signal {
     Spans,
     Logs,
+    /// Gauges.
+    Points,
 }
 
 impl Signal {
@@ -41,6 +47,7 @@ impl Signal {
         match self {
             Self::Spans => "/v1/traces",
             Self::Logs => "/v1/logs",
+            Self::Points => "/v1/metrics",
         }
     }
 
@@ -48,6 +55,7 @@ impl Signal {
         match self {
             Self::Spans => "traces",
             Self::Logs => "logs",
+            Self::Points => "metrics_gauge",
         }
     }
 
@@ -55,14 +63,19 @@ impl Signal {
         match self {
             Self::Spans => "spans",
             Self::Logs => "log records",
+            Self::Points => "data points",
         }
     }
 }
 
 /// A small generator, seeded, so that runs are alike.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     fn next(&mut self) -> u64 {
         // SplitMix64 (Steele, Lea, Flood, 2014).
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -72,30 +85,49 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+    pub(crate) fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
         from[self.below(from.len() as u64) as usize]
+    }
+
+    /// Above 0, at most 1.
+    pub(crate) fn unit(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Box and Muller, 1958.
+    pub(crate) fn log_normal(&mut self, median: f64, sigma: f64) -> f64 {
+        let normal = (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos();
+        median * (sigma * normal).exp()
+    }
+
+    /// Below `bound`; the n-th is about 1/n as frequent as the first.
+    pub(crate) fn zipf(&mut self, bound: u64) -> u64 {
+        ((bound as f64 + 1.0).powf(self.unit()) as u64).clamp(1, bound) - 1
+    }
+
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
+        bytes
     }
 }
 
 /// Bytes that do not compress.
 pub(crate) fn random_bytes(len: usize) -> Vec<u8> {
-    let mut random = Random(7);
-    let mut bytes = vec![0; len];
-    for chunk in bytes.chunks_mut(8) {
-        chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
-    }
-    bytes
+    Random(7).bytes(len)
 }
 
-fn text(key: &str, value: impl Into<String>) -> KeyValue {
+pub(crate) fn text(key: &str, value: impl Into<String>) -> KeyValue {
     attribute(key, Value::StringValue(value.into()))
 }
 
-fn int(key: &str, value: i64) -> KeyValue {
+pub(crate) fn int(key: &str, value: i64) -> KeyValue {
     attribute(key, Value::IntValue(value))
 }
 
@@ -277,7 +309,37 @@ fn encode(signal: Signal, variant: u64, random: &mut Random) -> Vec<u8> {
             });
             ExportLogsServiceRequest { resource_logs: resource_logs.collect() }.encode_to_vec()
         }
+        Signal::Points => {
+            let resource_metrics = services.map(|service| ResourceMetrics {
+                resource: Some(resource(service)),
+                scope_metrics: vec![ScopeMetrics {
+                    scope: scope(),
+                    metrics: gauges(each, random),
+                    ..Default::default()
+                }],
+                ..ResourceMetrics::default()
+            });
+            ExportMetricsServiceRequest { resource_metrics: resource_metrics.collect() }.encode_to_vec()
+        }
     }
+}
+
+/// Ten gauges with `points` data points between them.
+fn gauges(points: u64, random: &mut Random) -> Vec<Metric> {
+    const GAUGES: u64 = 10;
+    let mut point = |n: u64| NumberDataPoint {
+        attributes: vec![text("jvm.memory.pool.name", format!("pool-{n}")), text("jvm.memory.type", "heap")],
+        time_unix_nano: START,
+        value: Some(number_data_point::Value::AsDouble(random.below(1 << 30) as f64 / 8.0)),
+        ..NumberDataPoint::default()
+    };
+    let gauge = |n: u64| Metric {
+        name: format!("jvm.memory.gauge_{n}"),
+        unit: "By".to_owned(),
+        data: Some(metric::Data::Gauge(Gauge { data_points: (0..points / GAUGES).map(&mut point).collect() })),
+        ..Metric::default()
+    };
+    (0..GAUGES).map(gauge).collect()
 }
 
 impl Variant {
@@ -521,9 +583,15 @@ pub(crate) async fn failover_gaps(node: &mut Node, binary: &std::path::Path, rou
     Ok(gaps)
 }
 
-async fn send(http: &reqwest::Client, url: &str, body: Bytes) -> anyhow::Result<()> {
+pub(crate) async fn send(http: &reqwest::Client, url: &str, body: Bytes) -> anyhow::Result<()> {
+    send_as(http, url, "default", body).await
+}
+
+/// Sends one request of a tenant; throttled, again and again for a minute.
+pub(crate) async fn send_as(http: &reqwest::Client, url: &str, tenant: &str, body: Bytes) -> anyhow::Result<()> {
     for _ in 0..600 {
-        let sent = http.post(url).header("content-type", "application/x-protobuf").body(body.clone()).send().await?;
+        let request = http.post(url).header("content-type", "application/x-protobuf").header("x-tenant-id", tenant);
+        let sent = request.body(body.clone()).send().await?;
         if !matches!(sent.status().as_u16(), 429 | 503) {
             sent.error_for_status()?;
             return Ok(());

@@ -3,11 +3,14 @@
 //! It starts its own node in a temporary directory, sends pre-encoded requests in which only times and ids are fresh,
 //! and appends a section to the results with commit, command and machine. It bounds itself in count and time.
 
+mod lake;
 mod load;
 mod log;
 mod node;
 mod overload;
+mod postgres;
 mod report;
+mod shop;
 mod wal;
 
 use std::path::{Path, PathBuf};
@@ -58,6 +61,13 @@ struct Args {
     /// `memory.limit` of each node in the overload.
     #[arg(long, default_value_t = 1024)]
     memory_limit_mib: u64,
+    /// Interpreter with DuckDB and chdb, to compare sizes with (scripts/bench-venv.sh); else what the environment says in
+    /// `SIGNALDB_BENCH_PYTHON`, and without that there is no comparison.
+    #[arg(long)]
+    python: Option<PathBuf>,
+    /// Length of the load of a hundred tenants; 600 is what the promise is about.
+    #[arg(long, default_value_t = 60)]
+    tenants_seconds: u64,
     #[command(subcommand)]
     command: Option<Part>,
 }
@@ -73,6 +83,8 @@ enum Section {
     /// The log apart from what is built on it: on one node its engine, in a cluster with replication.
     Log,
     Overload,
+    /// On one node: sizes beside other stores, OTLP to Parquet on one core, commits, compaction, many tenants.
+    Lake,
 }
 
 impl Section {
@@ -125,6 +137,17 @@ async fn main() -> anyhow::Result<()> {
     } else if args.wants(Section::Log) {
         let rounds = args.pairs;
         text.push_str(&report::render_wal(&tokio::task::spawn_blocking(move || wal::measure(rounds)).await??));
+    }
+    if !cluster && args.wants(Section::Lake) {
+        let python = args.python.clone().or_else(|| std::env::var_os("SIGNALDB_BENCH_PYTHON").map(PathBuf::from));
+        let plan = lake::Plan {
+            binary: &binary,
+            spans: args.spans,
+            logs: args.logs,
+            python: python.as_deref(),
+            tenants_last: Duration::from_secs(args.tenants_seconds),
+        };
+        text.push_str(&lake::render(&Box::pin(lake::measure(&plan)).await?));
     }
     if args.wants(Section::Overload) {
         let (limit, lasts) = (args.memory_limit_mib, args.overload_lasts());

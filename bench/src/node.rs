@@ -1,7 +1,7 @@
 //! The nodes under measurement.
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -119,13 +119,14 @@ impl Node {
 
     /// Rows of a query, and how long it took.
     pub(crate) async fn sql(&self, query: &str) -> anyhow::Result<(Value, Duration)> {
+        self.sql_as("default", query).await
+    }
+
+    /// Rows of a tenant's query, and how long it took.
+    pub(crate) async fn sql_as(&self, tenant: &str, query: &str) -> anyhow::Result<(Value, Duration)> {
         let begun = Instant::now();
-        let sent = self
-            .http
-            .post(self.url(self.processes.len() - 1, "/api/v1/sql"))
-            .json(&json!({"query": query}))
-            .send()
-            .await?;
+        let request = self.http.post(self.url(self.processes.len() - 1, "/api/v1/sql")).header("x-tenant-id", tenant);
+        let sent = request.json(&json!({"query": query})).send().await?;
         let body: Value = sent.error_for_status()?.json().await?;
         Ok((body["rows"].clone(), begun.elapsed()))
     }
@@ -175,6 +176,22 @@ impl Node {
             written.iceberg += counter("signaldb_flush_bytes_total");
         }
         Ok(written)
+    }
+
+    /// What the first node answers to a request without a body.
+    pub(crate) async fn post(&self, path: &str) -> anyhow::Result<Value> {
+        Ok(self.http.post(self.url(0, path)).send().await?.error_for_status()?.json().await?)
+    }
+
+    /// Sum of the first node's series of a metric; 0 if it has none.
+    pub(crate) async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let metrics = self.http.get(self.url(0, "/metrics")).send().await?.error_for_status()?.text().await?;
+        Ok(sum_of(&metrics, name))
+    }
+
+    /// Where the first node keeps its tables.
+    pub(crate) fn storage(&self) -> PathBuf {
+        self.dir.path().join("node-1/data/storage")
     }
 
     /// The node that leads the busiest data group.
@@ -241,7 +258,16 @@ impl Node {
 
 /// User and system seconds of a process.
 pub(crate) fn cpu_seconds_of(pid: u32) -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    cpu_seconds_in(&format!("/proc/{pid}/stat"))
+}
+
+/// User and system seconds of the thread that asks.
+pub(crate) fn cpu_seconds_of_thread() -> anyhow::Result<f64> {
+    cpu_seconds_in("/proc/thread-self/stat")
+}
+
+fn cpu_seconds_in(path: &str) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(path)?;
     // Fields 14 and 15, counted behind the parenthesized name; Linux counts 100 ticks a second.
     let rest = stat.rsplit_once(')').context("a stat line")?.1;
     let fields: Vec<&str> = rest.split_whitespace().collect();
@@ -253,6 +279,15 @@ fn status_bytes(pid: u32, name: &str) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with(name)).with_context(|| name.to_owned())?;
     Ok(line.split_whitespace().nth(1).context("a number")?.parse::<u64>()? * 1024)
+}
+
+/// Sum of the series of `name`, with whatever labels.
+fn sum_of(metrics: &str, name: &str) -> f64 {
+    let of = |line: &str| {
+        let (series, value) = line.rsplit_once(' ')?;
+        (series.split('{').next() == Some(name)).then(|| value.parse::<f64>().ok()).flatten()
+    };
+    metrics.lines().filter_map(of).sum()
 }
 
 /// The node that leads a group, counted from 0.
@@ -304,5 +339,18 @@ impl Drop for Node {
             let _ = process.child.kill();
             let _ = process.child.wait();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_the_sum_of_its_series() {
+        let text = "# HELP a_total b\na_total{x=\"1\"} 2\na_total{x=\"2\"} 3.5\na_total_more 9\nb 7\n";
+        assert!((sum_of(text, "a_total") - 5.5).abs() < 1e-9);
+        assert!((sum_of(text, "b") - 7.0).abs() < 1e-9);
+        assert!(sum_of(text, "c").abs() < 1e-9);
     }
 }

@@ -39,8 +39,44 @@ const MICROS_A_DAY: i64 = 86_400_000_000;
 /// Longest bound in a manifest. Parquet truncates at 64 bytes what can be rounded outwards; a maximum of nothing but the
 /// last character there is cannot, and comes whole.
 const BOUND_BYTES_MAX: usize = 256;
-/// Distinct ids that one row group's bloom filter is sized for; 1 % false positives.
+/// Distinct ids that one row group's bloom filter is sized for; the writer folds it to what it needs.
 const BLOOM_IDS: u64 = ROW_GROUP_ROWS_MAX as u64;
+/// False positives of the filters. A row group has few traces and a full set of span ids, whose filter would take 2 bytes
+/// a span at 1 %; at 3 % it takes one, and a span is rarely looked for without its trace.
+const BLOOM_TRACES_FPP: f64 = 0.01;
+const BLOOM_SPANS_FPP: f64 = 0.03;
+/// Bodies come from few templates: they compress best side by side, and as a dictionary they are.
+const BODIES_DICTIONARY_BYTES: usize = 4 << 20;
+
+/// How dense a file is: bench/RESULTS.md has the measurement behind the levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Density {
+    /// Of flushes, which ingest waits for, and whose files are soon rewritten.
+    Flushed,
+    /// Of rewrites: the last one lasts.
+    Compacted,
+}
+
+impl Density {
+    fn compression(self) -> Compression {
+        zstd(match self {
+            Self::Flushed => 1,
+            Self::Compacted => 6,
+        })
+    }
+
+    /// Rows of a trace are apart in a file: from level 3 on the compression looks that far back.
+    fn compression_of_traces(self) -> Compression {
+        zstd(match self {
+            Self::Flushed => 3,
+            Self::Compacted => 6,
+        })
+    }
+}
+
+fn zstd(level: i32) -> Compression {
+    Compression::ZSTD(ZstdLevel::try_new(level).unwrap_or_default())
+}
 
 /// A file in memory and its manifest entry.
 #[derive(Debug)]
@@ -70,6 +106,20 @@ pub(crate) fn encode(
         }
     }
     Ok(())
+}
+
+/// The data files that a flush would write of `parts`: for measurements, without a table.
+///
+/// # Errors
+/// When Arrow or Parquet refuse.
+pub fn data_files_of(table: SignalTable, parts: &[Rows]) -> Result<Vec<Bytes>, LakeError> {
+    let mut files = Vec::new();
+    let mut keep = |file: EncodedFile| {
+        files.push(file.content);
+        Ok(())
+    };
+    encode(table, parts, |n, day| format!("memory:///{day}-{n}.parquet"), &mut keep)?;
+    Ok(files)
 }
 
 /// Parts that are sorted together; no column of a run comes near the 2 GiB that Arrow's offsets can address.
@@ -113,7 +163,7 @@ fn encode_file(
     day: i32,
     location: String,
 ) -> Result<EncodedFile, LakeError> {
-    let mut writer = DataFileWriter::new(table, rows.schema(), day, location)?;
+    let mut writer = DataFileWriter::new(table, rows.schema(), Density::Flushed, day, location)?;
     // Even if every row had all that is shared, a spread column would stay below the 2 GiB that offsets can address.
     let spread_rows = (i32::MAX as usize / rows.shared_bytes().max(1)).clamp(SPREAD_ROWS_MIN, SPREAD_ROWS_MAX);
     for chunk in order.chunks(spread_rows) {
@@ -132,8 +182,14 @@ pub(crate) struct DataFileWriter {
 }
 
 impl DataFileWriter {
-    pub(crate) fn new(table: SignalTable, schema: &SchemaRef, day: i32, location: String) -> Result<Self, LakeError> {
-        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties(table)))?;
+    pub(crate) fn new(
+        table: SignalTable,
+        schema: &SchemaRef,
+        density: Density,
+        day: i32,
+        location: String,
+    ) -> Result<Self, LakeError> {
+        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties(table, density)))?;
         Ok(Self { table, day, location, writer, counts: Counts::default() })
     }
 
@@ -160,9 +216,9 @@ impl DataFileWriter {
     }
 }
 
-fn properties(table: SignalTable) -> WriterProperties {
+fn properties(table: SignalTable, density: Density) -> WriterProperties {
     let mut builder = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()))
+        .set_compression(density.compression())
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
         // Bounds of map entries and nested leaves help nobody and cost a comparison a value.
         .set_statistics_enabled(EnabledStatistics::None);
@@ -171,7 +227,7 @@ fn properties(table: SignalTable) -> WriterProperties {
         if bounded(table, &column.name) {
             builder = builder.set_column_statistics_enabled(path.clone(), EnabledStatistics::Page);
         }
-        builder = encoding(builder, &column.name, &column.kind, path);
+        builder = encoding(builder, &column.name, &column.kind, density, &path);
     }
     builder.build()
 }
@@ -180,18 +236,33 @@ fn encoding(
     builder: WriterPropertiesBuilder,
     name: &str,
     kind: &ColumnKind,
-    path: ColumnPath,
+    density: Density,
+    path: &ColumnPath,
 ) -> WriterPropertiesBuilder {
-    match (kind, name) {
-        (ColumnKind::Timestamp, _) | (ColumnKind::Long, _) if name.contains("time") => builder
-            .set_column_dictionary_enabled(path.clone(), false)
-            .set_column_encoding(path, Encoding::DELTA_BINARY_PACKED),
-        (ColumnKind::Fixed(_), "trace_id" | "span_id") => builder
-            .set_column_dictionary_enabled(path.clone(), false)
+    let bloom = |builder: WriterPropertiesBuilder, fpp: f64| {
+        builder
             .set_column_bloom_filter_enabled(path.clone(), true)
-            .set_column_bloom_filter_fpp(path.clone(), 0.01)
-            .set_column_bloom_filter_ndv(path, BLOOM_IDS),
-        (ColumnKind::Fixed(_), _) => builder.set_column_dictionary_enabled(path, false),
+            .set_column_bloom_filter_fpp(path.clone(), fpp)
+            .set_column_bloom_filter_ndv(path.clone(), BLOOM_IDS)
+    };
+    match (kind, name) {
+        // Nearly all different: a dictionary would be given up halfway.
+        (ColumnKind::Timestamp | ColumnKind::Long, _) if name.contains("time") || name == "duration_nano" => builder
+            .set_column_dictionary_enabled(path.clone(), false)
+            .set_column_encoding(path.clone(), Encoding::DELTA_BINARY_PACKED),
+        // Random, or the same as in a row nearby: parquet has no dictionaries of them in pages of version 1.
+        (ColumnKind::Fixed(_), _) => {
+            let builder = builder.set_column_dictionary_enabled(path.clone(), false);
+            match name {
+                "trace_id" => bloom(builder, BLOOM_TRACES_FPP)
+                    .set_column_compression(path.clone(), density.compression_of_traces()),
+                "span_id" => bloom(builder, BLOOM_SPANS_FPP),
+                _ => builder,
+            }
+        }
+        (ColumnKind::String, "body") => {
+            builder.set_column_dictionary_page_size_limit(path.clone(), BODIES_DICTIONARY_BYTES)
+        }
         _ => builder,
     }
 }

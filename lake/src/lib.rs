@@ -29,7 +29,7 @@ mod table;
 mod testing;
 
 pub use config::{CompactionConfig, LakeConfig, RetentionConfig, RetentionRule};
-pub use datafile::is_whole;
+pub use datafile::{data_files_of, is_whole};
 pub use error::LakeError;
 pub use flush::flush_of;
 pub use lake::Lake;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::merge::{Source, merge};
 use super::plan::Rewrite;
 use super::read::{BlockingStore, FileSource};
-use crate::datafile::{DataFileWriter, EncodedFile};
+use crate::datafile::{DataFileWriter, Density, EncodedFile};
 use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::names;
@@ -109,6 +109,6 @@ impl Job {
     fn writer(&self, n: usize) -> Result<DataFileWriter, LakeError> {
         let day = self.rewrite.day;
         let location = names::data_file(&self.root, names::COMPACTION, self.commit, n, day);
-        DataFileWriter::new(self.table, &schema::of(self.table).arrow, day, location)
+        DataFileWriter::new(self.table, &schema::of(self.table).arrow, Density::Compacted, day, location)
     }
 }

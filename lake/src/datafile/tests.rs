@@ -57,7 +57,8 @@ fn written(table: SignalTable, rows: &RecordBatch, group_rows: usize) -> DataFil
 }
 
 fn written_as(table: SignalTable, rows: &RecordBatch, group_rows: usize, location: &str) -> DataFile {
-    let properties = properties(table).into_builder().set_max_row_group_row_count(Some(group_rows)).build();
+    let properties =
+        properties(table, Density::Flushed).into_builder().set_max_row_group_row_count(Some(group_rows)).build();
     let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), Some(properties)).expect("opens");
     writer.write(rows).expect("writes");
     let footer = writer.close().expect("closes");
@@ -264,4 +265,45 @@ fn ten_thousand_keys_make_no_large_file_and_no_large_entry() {
     assert!(file.content.len() < sent, "{} bytes of {sent}", file.content.len());
     let columns = schema::of(TRACES).columns.len();
     assert!(file.entry.value_counts().len() <= columns && file.entry.column_sizes().len() <= columns);
+}
+
+/// Spans and where they belong, as much as the encodings see of it: traces of twenty spans, a millisecond apart.
+fn traces(count: u64) -> Rows {
+    let span = |n: u64| Span {
+        trace_id: (1 + n % (count / 20)).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes().repeat(2),
+        span_id: n.wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes().to_vec(),
+        name: format!("GET /{}", n % 7),
+        start_time_unix_nano: DAY + n * 1_000_000,
+        end_time_unix_nano: DAY + n * 1_000_000 + 1000 * (n % 977),
+        ..Span::default()
+    };
+    let scope = ScopeSpans { spans: (1..=count).map(span).collect(), ..ScopeSpans::default() };
+    let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
+    let body = ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec();
+    decode(SignalKind::Traces, [(1, body.as_slice())]).remove(0).rows
+}
+
+/// Bytes a row of one column, and its encodings.
+fn column(footer: &ParquetMetaData, name: &str) -> (f64, Vec<Encoding>) {
+    let group = footer.row_group(0);
+    let chunk = group.columns().iter().find(|chunk| chunk.column_path().string() == name).expect("exists");
+    (chunk.compressed_size() as f64 / group.num_rows() as f64, chunk.encodings().collect())
+}
+
+#[test]
+fn times_and_durations_are_kept_as_differences_and_a_trace_once() {
+    let rows = traces(20_000).to_batch().expect("small");
+    let properties = properties(SignalTable::Traces, Density::Flushed);
+    let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), Some(properties)).expect("opens");
+    writer.write(&rows).expect("writes");
+    let footer = writer.close().expect("closes");
+    for name in ["timestamp", "time_unix_nano", "end_time_unix_nano", "duration_nano"] {
+        let (bytes, encodings) = column(&footer, name);
+        assert!(encodings.contains(&Encoding::DELTA_BINARY_PACKED), "{name}: {encodings:?}");
+        assert!(bytes < 4.0, "{name}: {bytes} bytes");
+    }
+    let (trace_ids, _) = column(&footer, "trace_id");
+    assert!(trace_ids < 4.0, "{trace_ids} bytes for an id that twenty spans have");
+    let (span_ids, _) = column(&footer, "span_id");
+    assert!(span_ids < 8.2, "{span_ids} bytes for eight that are all different");
 }
