@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use iceberg::spec::{DataFile, Snapshot, TableMetadata};
 use signaldb_catalog::{Swap, SwapOutcome};
 use signaldb_model::{GroupId, TableId, UnixNanos};
-use signaldb_raft::{Command, Group, GroupState};
+use signaldb_raft::{Command, Group, GroupState, WriteError};
 use signaldb_signals::{Rows, SignalTable};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,8 @@ use crate::metadata::{Change, Staged};
 use crate::names;
 use crate::table;
 
+#[cfg(test)]
+mod exactly_once;
 mod mark;
 mod settle;
 
@@ -49,10 +52,25 @@ pub(crate) struct FlushRequest {
     pub(crate) done: oneshot::Sender<Result<(), LakeError>>,
 }
 
+/// Where the flusher's commands go: to the group's leader; tests put something in between that fails on time.
+#[async_trait]
+pub(crate) trait Proposer: Send + Sync {
+    /// Returns the index of the command's entry.
+    async fn propose_for_flush(&self, command: &Command) -> Result<u64, WriteError>;
+}
+
+#[async_trait]
+impl Proposer for Group {
+    async fn propose_for_flush(&self, command: &Command) -> Result<u64, WriteError> {
+        self.propose_index(command, PROPOSE_TIMEOUT).await
+    }
+}
+
 /// Flushes one group.
 pub(crate) struct Flusher {
     lake: Lake,
     group: Arc<Group>,
+    proposer: Arc<dyn Proposer>,
     memtable: Arc<GroupMemtable>,
     cluster_id: String,
     /// A cut whose tables are not all committed yet; it is finished before another is made.
@@ -78,10 +96,21 @@ type Encoded = HashMap<(TableId, u64), (uuid::Uuid, Vec<DataFile>)>;
 
 impl Flusher {
     pub(crate) fn new(lake: Lake, group: Arc<Group>, cluster_id: String) -> Self {
+        let proposer = Arc::<Group>::clone(&group);
+        Self::with_proposer(lake, group, proposer, cluster_id)
+    }
+
+    pub(crate) fn with_proposer(
+        lake: Lake,
+        group: Arc<Group>,
+        proposer: Arc<dyn Proposer>,
+        cluster_id: String,
+    ) -> Self {
         let memtable = lake.memtable(group.id());
         Self {
             lake,
             group,
+            proposer,
             memtable,
             cluster_id,
             pending: None,
@@ -152,7 +181,7 @@ impl Flusher {
     }
 
     /// Prepares if that is due, and flushes if that is; whether it flushed.
-    async fn step(&mut self, asked: bool) -> Result<bool, LakeError> {
+    pub(crate) async fn step(&mut self, asked: bool) -> Result<bool, LakeError> {
         self.prepare().await?;
         if !asked && !self.cut_is_due(self.lake.clock().elapsed()) {
             return Ok(false);
@@ -204,7 +233,7 @@ impl Flusher {
             }
         }
         let cut = Command::FlushCut { at: UnixNanos::default() };
-        let hi = self.group.propose_index(&cut, PROPOSE_TIMEOUT).await?;
+        let hi = self.proposer.propose_for_flush(&cut).await?;
         self.pending = Some(hi);
         self.finish_cut(hi).await
     }
@@ -284,7 +313,7 @@ impl Flusher {
             encoded.clear();
             return Ok(None);
         }
-        match self.lake.catalog().swap(&swaps).await {
+        match self.lake.pointers().swap(&swaps).await {
             Ok(SwapOutcome::Moved) => Ok(Some(planned)),
             Ok(SwapOutcome::Conflict) => Ok(None),
             Err(error) => {
@@ -415,7 +444,7 @@ impl Flusher {
             self.lake.remember(&plan.location, Arc::new(staged.metadata));
         }
         let committed = Command::FlushCommitted { table: plan.id, hi, version: plan.version, location: plan.location };
-        self.group.propose_index(&committed, PROPOSE_TIMEOUT).await?;
+        self.proposer.propose_for_flush(&committed).await?;
         Ok(())
     }
 }

@@ -25,6 +25,7 @@ use crate::memtable::{GroupMemtable, LogReader, ROW_BYTES_A_REQUEST_BYTE, TableV
 use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metadata};
 use crate::names;
 use crate::orphans::COMMIT_WITHIN;
+use crate::pointers::TablePointers;
 use crate::storage::Store;
 use crate::table;
 
@@ -45,6 +46,7 @@ pub struct Lake(Arc<Inner>);
 struct Inner {
     config: LakeConfig,
     catalog: IcebergCatalog,
+    pointers: Arc<dyn TablePointers>,
     store: Store,
     clock: Arc<dyn Clock>,
     cpu: tokio::runtime::Handle,
@@ -70,9 +72,23 @@ impl Lake {
         clock: Arc<dyn Clock>,
         cpu: tokio::runtime::Handle,
     ) -> Self {
+        let pointers = Arc::new(catalog.clone());
+        Self::with_pointers(config, catalog, pointers, store, clock, cpu)
+    }
+
+    /// The same with another way to the catalog for commits.
+    pub(crate) fn with_pointers(
+        config: LakeConfig,
+        catalog: IcebergCatalog,
+        pointers: Arc<dyn TablePointers>,
+        store: Store,
+        clock: Arc<dyn Clock>,
+        cpu: tokio::runtime::Handle,
+    ) -> Self {
         Self(Arc::new(Inner {
             config,
             catalog,
+            pointers,
             store,
             clock,
             cpu,
@@ -95,6 +111,10 @@ impl Lake {
 
     pub fn catalog(&self) -> &IcebergCatalog {
         &self.0.catalog
+    }
+
+    pub(crate) fn pointers(&self) -> &dyn TablePointers {
+        self.0.pointers.as_ref()
     }
 
     pub(crate) fn config(&self) -> &LakeConfig {
@@ -267,7 +287,7 @@ impl Lake {
         namespace: &str,
         table: &str,
     ) -> Result<Option<(String, Arc<TableMetadata>)>, LakeError> {
-        let Some(location) = self.0.catalog.load(namespace, table).await? else { return Ok(None) };
+        let Some(location) = self.0.pointers.load(namespace, table).await? else { return Ok(None) };
         let metadata = self.metadata_at(&location).await?;
         Ok(Some((location, metadata)))
     }
@@ -445,7 +465,7 @@ impl Lake {
     /// Location of the table's current metadata, as the catalog says; creates the table if there is none.
     pub(crate) async fn ensure_table(&self, id: &TableId, table: SignalTable) -> Result<String, LakeError> {
         let (namespace, name) = (id.namespace(), table.name());
-        if let Some(location) = self.0.catalog.load(&namespace, name).await? {
+        if let Some(location) = self.0.pointers.load(&namespace, name).await? {
             return Ok(location);
         }
         let root = table::table_location(self.0.store.root(), id, table);
@@ -454,9 +474,9 @@ impl Lake {
         let location = format!("{root}/metadata/00000-{}.metadata.json", uuid::Uuid::new_v4());
         let content = serde_json::to_vec(&metadata).map_err(iceberg::Error::from)?;
         self.0.store.write(&location, content.into()).await?;
-        match self.0.catalog.create(&namespace, name, &location).await {
+        match self.0.pointers.create(&namespace, name, &location).await {
             Err(CatalogError::Unknown(_)) => {
-                let found = self.0.catalog.load(&namespace, name).await?;
+                let found = self.0.pointers.load(&namespace, name).await?;
                 found.ok_or(LakeError::Stopped("the table was not created"))
             }
             outcome => Ok(outcome?),

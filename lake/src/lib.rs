@@ -20,6 +20,7 @@ pub mod metadata;
 pub mod metrics;
 mod names;
 mod orphans;
+mod pointers;
 mod retention;
 mod storage;
 mod table;

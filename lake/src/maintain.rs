@@ -22,6 +22,8 @@ use crate::{metrics, table};
 mod upkeep;
 
 #[cfg(test)]
+mod exactly_once;
+#[cfg(test)]
 mod tests;
 
 pub(crate) use upkeep::Upkeep;

@@ -1,11 +1,13 @@
 //! A lake without groups: store and catalog in memory, a clock that stands still. What a flush does to a table is done
-//! here with the same encoding, the same metadata and the same swap.
+//! here with the same encoding, the same metadata and the same swap. [`rig`] has groups and whole flushes; [`faults`] has
+//! either of them fail.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
+use bytes::Bytes;
 use iceberg::spec::{DataFile, Datum, TableMetadata};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
@@ -25,6 +27,11 @@ use crate::storage::{S3Options, Store};
 use crate::table::SORT_ORDER_ID;
 use crate::{Lake, LakeConfig, datafile, names};
 
+pub(crate) mod faults;
+pub(crate) mod rig;
+
+use faults::{Faults, FaultyPointers};
+
 pub(crate) const TABLE: SignalTable = SignalTable::Traces;
 pub(crate) const DAY_NANOS: u64 = 86_400_000_000_000;
 const MARK: &str = "signaldb.flush.1";
@@ -36,6 +43,8 @@ pub(crate) struct TestLake {
     pub(crate) lake: Lake,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) id: TableId,
+    pub(crate) faults: Arc<Faults>,
+    pub(crate) pointers: Arc<FaultyPointers>,
 }
 
 impl TestLake {
@@ -46,13 +55,16 @@ impl TestLake {
         // The store in memory stamps its files with the time of the machine.
         let clock = Arc::new(ManualClock::new(SystemClock.now()));
         let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
-        let lake = Lake::new(config, catalog, store, shared, tokio::runtime::Handle::current());
+        let faults = Arc::new(Faults::default());
+        let pointers = Arc::new(FaultyPointers::new(catalog.clone(), Arc::clone(&faults)));
+        let (way, store) = (Arc::<FaultyPointers>::clone(&pointers), store.with_faults(&faults));
+        let lake = Lake::with_pointers(config, catalog, way, store, shared, tokio::runtime::Handle::current());
         let id = TableId {
             tenant: TenantId::new("t").expect("name"),
             dataset: DatasetId::new("d").expect("name"),
             code: TABLE.code(),
         };
-        Self { lake, clock, id }
+        Self { lake, clock, id, faults, pointers }
     }
 
     pub(crate) fn upkeep(&self) -> Upkeep<'_> {
@@ -111,20 +123,24 @@ impl TestLake {
     pub(crate) async fn rows(&self) -> Vec<Row> {
         let mut all = Vec::new();
         for file in self.files().await {
-            let rows = self.read(&file).await;
+            let rows = read_file(&self.lake, &file).await;
             check_entry(&file, &rows);
             all.extend(rows);
         }
         all.sort();
         all
     }
+}
 
-    async fn read(&self, file: &DataFile) -> Vec<Row> {
-        let content = self.lake.store().read(file.file_path()).await.expect("is there");
-        assert_eq!(content.len() as u64, file.file_size_in_bytes());
-        let reader = ParquetRecordBatchReaderBuilder::try_new(content).expect("is Parquet").build().expect("reads");
-        reader.flat_map(|batch| rows_of(&batch.expect("reads"))).collect()
-    }
+async fn read_file(lake: &Lake, file: &DataFile) -> Vec<Row> {
+    let content = lake.store().read(file.file_path()).await.expect("is there");
+    assert_eq!(content.len() as u64, file.file_size_in_bytes());
+    read_parquet(content)
+}
+
+fn read_parquet(content: Bytes) -> Vec<Row> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(content).expect("is Parquet").build().expect("reads");
+    reader.flat_map(|batch| rows_of(&batch.expect("reads"))).collect()
 }
 
 fn rows_of(batch: &RecordBatch) -> Vec<Row> {
@@ -153,6 +169,10 @@ fn check_entry(file: &DataFile, rows: &[Row]) {
 }
 
 fn decoded(rows: &[Row]) -> Rows {
+    decode(SignalKind::Traces, [(1, request(rows).as_slice())]).remove(0).rows
+}
+
+fn request(rows: &[Row]) -> Vec<u8> {
     let resource = |(service, name, start): &Row| {
         let value = Some(AnyValue { value: Some(any_value::Value::StringValue(service.clone())) });
         let attribute = KeyValue { key: "service.name".to_owned(), value, ..KeyValue::default() };
@@ -163,8 +183,7 @@ fn decoded(rows: &[Row]) -> Rows {
             ..ResourceSpans::default()
         }
     };
-    let body = ExportTraceServiceRequest { resource_spans: rows.iter().map(resource).collect() }.encode_to_vec();
-    decode(SignalKind::Traces, [(1, body.as_slice())]).remove(0).rows
+    ExportTraceServiceRequest { resource_spans: rows.iter().map(resource).collect() }.encode_to_vec()
 }
 
 /// Numbers that look random, the same ones in every run.
