@@ -27,6 +27,8 @@ use crate::table;
 
 #[cfg(test)]
 mod exactly_once;
+#[cfg(test)]
+mod foreign;
 mod mark;
 mod settle;
 
@@ -341,6 +343,17 @@ impl Flusher {
         let metadata = self.lake.metadata_at(&location).await?;
         let done = self.flushed_index(&metadata, id)?;
         let version = table::version_of(&location);
+        // The view is older than what the catalog said: only from outside can it be ahead.
+        if done < view.watermark || version < view.version {
+            return Err(LakeError::WentBack {
+                table: id.to_string(),
+                found: version,
+                flushed: done,
+                known: view.version,
+                watermark: view.watermark,
+                location: view.location,
+            });
+        }
         if done >= hi {
             return Ok(Some(Planned { id: id.clone(), commit: None, version, location }));
         }

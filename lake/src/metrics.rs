@@ -128,6 +128,7 @@ fn cause(failure: &LakeError) -> &'static str {
         | LakeError::Parquet(_)
         | LakeError::Arrow(_)
         | LakeError::ForeignMark { .. }
+        | LakeError::WentBack { .. }
         | LakeError::Unsorted
         | LakeError::UnknownColumn { .. }
         | LakeError::RowsDiffer { .. }

@@ -21,6 +21,7 @@ use signaldb_signals::decode::decode;
 use signaldb_signals::{Rows, SignalKind, SignalTable, schema};
 
 use crate::commit::{Committed, commit};
+use crate::datafile::EncodedFile;
 use crate::maintain::Upkeep;
 use crate::metadata::Change;
 use crate::storage::{S3Options, Store};
@@ -81,15 +82,8 @@ impl TestLake {
         let location = self.lake.ensure_table(&self.id, TABLE).await.expect("exists");
         let root = self.lake.metadata_at(&location).await.expect("reads").location().to_owned();
         let commit_id = self.lake.new_commit();
-        let mut files = Vec::new();
-        let mut keep = |file| {
-            files.push(file);
-            Ok(())
-        };
-        let name = |n: usize, day: i32| names::data_file(&root, "1", commit_id, n, day);
-        datafile::encode(TABLE, &[decoded(rows)], name, &mut keep).expect("encodes");
         let mut entries = Vec::new();
-        for file in files {
+        for file in encode(rows, |n, day| names::data_file(&root, "1", commit_id, n, day)) {
             self.lake.store().write(&file.location, file.content).await.expect("writes");
             entries.push(file.entry);
         }
@@ -130,6 +124,17 @@ impl TestLake {
         all.sort();
         all
     }
+}
+
+/// Data files of `rows`, as a flush encodes them.
+pub(crate) fn encode(rows: &[Row], name: impl Fn(usize, i32) -> String) -> Vec<EncodedFile> {
+    let mut files = Vec::new();
+    let mut keep = |file| {
+        files.push(file);
+        Ok(())
+    };
+    datafile::encode(TABLE, &[decoded(rows)], name, &mut keep).expect("encodes");
+    files
 }
 
 async fn read_file(lake: &Lake, file: &DataFile) -> Vec<Row> {

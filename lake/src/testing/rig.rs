@@ -310,6 +310,11 @@ impl Ledger {
         self.acknowledged.entry(id).or_default().extend(rows);
     }
 
+    /// Rows that somebody else put into the table.
+    pub(crate) fn expect(&mut self, id: &TableId, rows: &[Row]) {
+        self.acknowledged.entry(id.clone()).or_default().extend_from_slice(rows);
+    }
+
     /// What was acknowledged is there, once.
     pub(crate) fn compare(&self, id: &TableId, mut rows: Vec<Row>, context: &dyn std::fmt::Debug) {
         let mut expected = self.acknowledged.get(id).cloned().unwrap_or_default();
