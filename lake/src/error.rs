@@ -34,6 +34,9 @@ pub enum LakeError {
          names {location} again, or a version after it"
     )]
     WentBack { table: String, found: i64, flushed: u64, known: i64, watermark: u64, location: String },
+    /// Rows of the table were put aside: what is left of it would pass for the whole.
+    #[error("table {table} is in quarantine: {reason}")]
+    Quarantined { table: String, reason: String },
     /// Rows were deleted by a writer that is not us; a scan would count them.
     #[error("table at {0} has delete files of another writer")]
     ForeignDeletes(String),

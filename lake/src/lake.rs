@@ -11,7 +11,7 @@ use iceberg::spec::{
 use signaldb_catalog::{CatalogError, IcebergCatalog};
 use signaldb_model::{Clock, DatasetId, GroupId, TableId, TenantId};
 use signaldb_raft::state::GroupState;
-use signaldb_raft::{Append, ApplySink, Group, Groups};
+use signaldb_raft::{Append, ApplySink, Group, Groups, TableState};
 use signaldb_signals::SignalTable;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,7 @@ use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metad
 use crate::names;
 use crate::orphans::COMMIT_WITHIN;
 use crate::pointers::TablePointers;
+use crate::quarantine;
 use crate::storage::Store;
 use crate::table;
 
@@ -251,7 +252,8 @@ impl Lake {
     /// One atomic view of what `group` holds of a table, with rows built up to `index`; `None` when it never had any.
     ///
     /// # Errors
-    /// [`LakeError::Stopped`] when another node leads the group: its rows are built there.
+    /// [`LakeError::Stopped`] when another node leads the group: its rows are built there;
+    /// [`LakeError::Quarantined`] when a part of the rows is neither in memory nor in the table.
     pub async fn view(&self, group: GroupId, id: &TableId, index: u64) -> Result<Option<TableView>, LakeError> {
         let moved = || LakeError::Stopped("another node leads the group");
         if let Some(log) = self.log(group)
@@ -263,7 +265,13 @@ impl Lake {
         let epoch = memtable.wait_built(index).await.ok_or_else(moved)?;
         let view = memtable.view(id, epoch);
         // A table without rows and an epoch that is over look the same until here.
-        if memtable.epoch() == epoch { Ok(view) } else { Err(moved()) }
+        if memtable.epoch() != epoch {
+            return Err(moved());
+        }
+        match view.as_ref().and_then(|view| view.quarantined.clone()) {
+            Some(reason) => Err(LakeError::Quarantined { table: id.to_string(), reason }),
+            None => Ok(view),
+        }
     }
 
     /// Parsed metadata at `location`, from memory if it was read before: files never change.
@@ -499,6 +507,7 @@ impl Lake {
             unflushed_bytes: self.unflushed_bytes(),
             unflushed_bytes_max: self.0.config.memtable_bytes_max,
             oldest: ages.map(|load| now.saturating_sub(load.since)).max().unwrap_or_default(),
+            quarantined_tables: self.quarantined().len(),
             failing_groups: self.0.failures.lock().unwrap_or_else(PoisonError::into_inner).len(),
             last_flush: self.last_flush(),
         });
@@ -531,10 +540,28 @@ impl Lake {
         }
     }
 
-    /// What does not work although writes do: a catalog or store outage.
+    /// What does not work although writes do: a catalog or store outage, tables in quarantine.
     pub fn degraded(&self) -> Vec<String> {
         let failures = self.0.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.iter().map(|(group, failure)| format!("flush of group {group}: {failure}")).collect()
+        let failing = failures.iter().map(|(group, failure)| format!("flush of group {group}: {failure}"));
+        let aside = self.quarantined().into_iter().map(|(table, reason)| {
+            format!(
+                "table {table} is in quarantine, its rows go to {}: {reason}",
+                quarantine::prefix(self.store(), &table)
+            )
+        });
+        failing.chain(aside).collect()
+    }
+
+    /// Tables whose rows are put aside, with the reasons.
+    fn quarantined(&self) -> BTreeMap<TableId, String> {
+        let memtables = self.0.memtables.read().unwrap_or_else(PoisonError::into_inner);
+        memtables.values().flat_map(|memtable| memtable.quarantined()).collect()
+    }
+
+    /// Whether the last flush of some group failed.
+    pub(crate) fn is_flush_failing(&self) -> bool {
+        !self.0.failures.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     pub fn last_flush(&self) -> Option<signaldb_model::UnixNanos> {
@@ -584,6 +611,10 @@ impl ApplySink for Lake {
 
     fn advanced(&self, group: GroupId, table: &TableId, version: i64, location: &str) {
         self.memtable(group).advanced(table, version, location);
+    }
+
+    fn quarantine(&self, group: GroupId, table: &TableId, state: &TableState) {
+        self.memtable(group).quarantine(table, state);
     }
 
     fn meta(&self, _json: &str) {}

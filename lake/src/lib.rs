@@ -21,6 +21,7 @@ pub mod metrics;
 mod names;
 mod orphans;
 mod pointers;
+mod quarantine;
 mod retention;
 mod storage;
 mod table;

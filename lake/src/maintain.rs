@@ -17,7 +17,7 @@ use crate::error::LakeError;
 use crate::flush::{chain, is_of_log};
 use crate::lake::Lake;
 use crate::orphans::Seen;
-use crate::{metrics, table};
+use crate::{metrics, quarantine, table};
 
 mod upkeep;
 
@@ -117,7 +117,7 @@ impl Maintainer {
     /// Whether flushing needs the memory, the catalog or the store for itself.
     fn busy(&self) -> bool {
         let full = self.lake.unflushed_bytes() > self.lake.config().memtable_bytes_max / 2;
-        full || !self.lake.degraded().is_empty()
+        full || self.lake.is_flush_failing()
     }
 }
 
@@ -135,6 +135,12 @@ impl Visit<'_> {
         let Some(table) = SignalTable::from_code(self.id.code) else { return Ok(0) };
         let upkeep = Upkeep { lake: self.lake, id: self.id, table };
         let Some((location, metadata)) = upkeep.current().await? else { return Ok(0) };
+        if self.group.with_state(|state| state.tables.get(self.id).is_some_and(|known| known.quarantined.is_some()))
+            || quarantine::altered(&metadata, table).is_some()
+        {
+            // Somebody else's, or not what our files fit into.
+            return Ok(0);
+        }
         if !is_of_log(&metadata, self.cluster_id, self.group, self.id)? {
             return Err(LakeError::Stopped("the table is ahead of the group's log"));
         }

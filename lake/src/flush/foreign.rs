@@ -173,3 +173,101 @@ async fn delete_files_of_another_engine_make_queries_fail_and_flushes_go_on() {
     assert_eq!(mark, known, "what was flushed beside them is marked");
     rig.process.stop().await;
 }
+
+/// What somebody does to a table of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    Dropped,
+    Replaced,
+    Altered,
+}
+
+async fn lose(rig: &Rig, id: &TableId, loss: Loss) {
+    if loss == Loss::Altered {
+        return rename_column(rig, id).await;
+    }
+    rig.catalog.drop_table(&id.namespace(), TABLE.name()).await.expect("answers");
+    if loss == Loss::Replaced {
+        rig.process.leaders[1].lake.ensure_table(id, TABLE).await.expect("creates");
+    }
+}
+
+/// `ALTER TABLE ... RENAME COLUMN`, by another engine.
+async fn rename_column(rig: &Rig, id: &TableId) {
+    let base = pointer(rig, id).await;
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&rig.store.read(&base).await.expect("reads")).expect("is JSON");
+    let mut schema = json["schemas"][0].clone();
+    schema["schema-id"] = 1.into();
+    schema["fields"][1]["name"] = "start".into();
+    json["schemas"].as_array_mut().expect("schemas").push(schema);
+    json["current-schema-id"] = 1.into();
+    let root = json["location"].as_str().expect("a location").to_owned();
+    let uuid = uuid::Uuid::from_u128(9);
+    let location = format!("{root}/metadata/{:05}-{uuid}.metadata.json", crate::table::version_of(&base) + 1);
+    rig.store.write(&location, serde_json::to_vec(&json).expect("JSON").into()).await.expect("writes");
+    point(rig, id, &location).await;
+}
+
+/// The table is in quarantine, as both lakes and the log have it.
+async fn expect_quarantine(rig: &Rig, id: &TableId, context: &dyn std::fmt::Debug) {
+    let group = &rig.process.group;
+    let reason = group.with_state(|state| state.tables[id].quarantined.clone());
+    assert!(reason.is_some(), "{context:?}");
+    assert_eq!(group.with_state(|state| state.dirty().count()), 0, "no cut is kept open: {context:?}");
+    let index = group.read_index_here().await.expect("leads");
+    for leader in &rig.process.leaders {
+        let view = leader.lake.view(group.id(), id, index).await;
+        assert!(matches!(view, Err(LakeError::Quarantined { .. })), "a part would pass for the whole: {context:?}");
+        let said = leader.lake.degraded().join("\n");
+        assert!(said.contains("in quarantine") && said.contains("/quarantine/t/lost/traces"), "{said}");
+    }
+}
+
+/// Scenario: somebody drops a table, puts another in its place, or renames a column of it, and rows come in.
+/// Guarantees: every row is put aside, whoever leads and after a restart; no cut is kept open and the neighbour is
+/// flushed; queries fail, by a type of their own. Released, the table takes what comes from then on, and shows that and
+/// what it still has, once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_lost_is_put_in_quarantine_until_it_is_released() {
+    for loss in [Loss::Dropped, Loss::Replaced, Loss::Altered] {
+        let mut rig = Rig::new().await;
+        let id = table_id("lost");
+        rig.append("lost", 3).await;
+        rig.append("other", 2).await;
+        rig.flush(0).await.expect("flushes");
+        rig.check(["lost", "other"], true, &loss).await;
+        let (sound, before) = (pointer(&rig, &id).await, rig.ledger.take(&id));
+        lose(&rig, &id, loss).await;
+        for leader in [0, 1] {
+            rig.append("lost", 2).await;
+            rig.append("other", 2).await;
+            rig.flush(leader).await.expect("the cut goes on");
+            rig.check(["other"], true, &loss).await;
+            expect_quarantine(&rig, &id, &loss).await;
+        }
+        rig.restart().await;
+        expect_quarantine(&rig, &id, &loss).await;
+        rig.append("lost", 2).await;
+        rig.flush(0).await.expect("the cut goes on");
+        let mut aside = rig.ledger.take(&id);
+        aside.sort();
+        assert_eq!(rig.put_aside(&id).await, aside, "{loss:?}");
+
+        if loss == Loss::Altered {
+            point(&rig, &id, &sound).await;
+            rig.ledger.expect(&id, &before);
+        }
+        rig.append("lost", 1).await;
+        let release = Command::TableReleased { table: id.clone() };
+        rig.process.group.propose_index(&release, Duration::from_secs(30)).await.expect("commits");
+        rig.check(["lost"], false, &loss).await;
+        rig.flush(0).await.expect("flushes");
+        rig.restart().await;
+        rig.append("lost", 1).await;
+        rig.flush(1).await.expect("flushes");
+        rig.check(["lost", "other"], true, &loss).await;
+        assert_eq!(rig.put_aside(&id).await, aside, "{loss:?}");
+        rig.process.stop().await;
+    }
+}

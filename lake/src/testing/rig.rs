@@ -12,18 +12,19 @@ use signaldb_catalog::{Database, IcebergCatalog};
 use signaldb_model::{Clock, DatasetId, GroupId, ManualClock, NodeId, SystemClock, TableId, TenantId, UnixNanos};
 use signaldb_raft::state_store::{MemoryStateStore, StateStore};
 use signaldb_raft::{
-    Append, ApplySink, Command, Compression, Group, GroupState, Groups, GroupsConfig, OpenLog, PeersConfig, TableStats,
+    Append, ApplySink, Command, Compression, Group, GroupState, Groups, GroupsConfig, OpenLog, PeersConfig, TableState,
+    TableStats,
 };
 use signaldb_signals::SignalKind;
 use signaldb_wal::WalConfig;
 use signaldb_wal::sim::SimIo;
 
 use super::faults::{Faults, FaultyPointers, FaultyProposer};
-use super::{Row, TABLE, read_file, request, rows_of};
+use super::{Row, TABLE, read_file, read_parquet, request, rows_of};
 use crate::flush::{Flusher, Proposer};
 use crate::pointers::TablePointers;
 use crate::storage::{S3Options, Store};
-use crate::{Lake, LakeConfig, LakeError};
+use crate::{Lake, LakeConfig, LakeError, quarantine};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -87,6 +88,10 @@ impl ApplySink for Both {
 
     fn advanced(&self, group: GroupId, table: &TableId, version: i64, location: &str) {
         self.0.iter().for_each(|lake| lake.advanced(group, table, version, location));
+    }
+
+    fn quarantine(&self, group: GroupId, table: &TableId, state: &TableState) {
+        self.0.iter().for_each(|lake| lake.quarantine(group, table, state));
     }
 
     fn meta(&self, _json: &str) {}
@@ -164,6 +169,16 @@ impl Rig {
         }
     }
 
+    /// Rows of a table that were put aside, sorted.
+    pub(crate) async fn put_aside(&self, id: &TableId) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for file in self.store.list(&quarantine::prefix(&self.store, id)).await.expect("lists") {
+            rows.extend(read_parquet(self.store.read(&file.location).await.expect("reads")));
+        }
+        rows.sort();
+        rows
+    }
+
     /// Every file that the tables reach is in the store.
     pub(crate) async fn check_files(&self) {
         for dataset in self.ledger.datasets() {
@@ -188,10 +203,11 @@ impl Rig {
         let distinct: BTreeSet<&str> = paths.iter().copied().collect();
         assert_eq!(paths.len(), distinct.len(), "a file is referenced twice: {context:?}");
         let group = self.process.group.id();
-        let mark = lake.flushed_index(&metadata, &self.process.cluster_id, group, id).expect("is ours");
+        let of_log = |state: &GroupState| state.tables.get(id).map_or((0, 0), |known| (known.watermark, known.floor));
+        let (known, floor) = self.process.group.with_state(of_log);
+        let mark = lake.flushed_index(&metadata, &self.process.cluster_id, group, id).expect("is ours").max(floor);
         let before = self.ledger.watermarks.insert(id.clone(), mark).unwrap_or(0);
         assert!(before <= mark, "the watermark went from {before} back to {mark}: {context:?}");
-        let known = self.process.group.with_state(|state| state.tables.get(id).map_or(0, |table| table.watermark));
         assert!(known <= mark, "the log calls {known} flushed, the table {mark}: {context:?}");
     }
 }
@@ -256,7 +272,7 @@ impl Process {
         let (mut rows, mut cut) = (Vec::new(), view.watermark);
         if let Some(location) = location {
             let metadata = lake.metadata_at(&location).await.expect("reads");
-            cut = lake.flushed_index(&metadata, &self.cluster_id, group, id).expect("is ours");
+            cut = lake.flushed_index(&metadata, &self.cluster_id, group, id).expect("is ours").max(view.floor);
             assert!(cut >= view.watermark, "table {id} went back behind its watermark");
             for files in lake.data_files(&metadata).await.expect("reads") {
                 for file in files.iter() {
@@ -313,6 +329,11 @@ impl Ledger {
     /// Rows that somebody else put into the table.
     pub(crate) fn expect(&mut self, id: &TableId, rows: &[Row]) {
         self.acknowledged.entry(id.clone()).or_default().extend_from_slice(rows);
+    }
+
+    /// What was acknowledged so far, which the table need not have from here on.
+    pub(crate) fn take(&mut self, id: &TableId) -> Vec<Row> {
+        self.acknowledged.remove(id).unwrap_or_default()
     }
 
     /// What was acknowledged is there, once.
