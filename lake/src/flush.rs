@@ -396,6 +396,10 @@ impl Flusher {
 
     /// Looks for the table that `view` is of, and creates one that the log does not know.
     async fn find(&self, id: &TableId, table: SignalTable, view: &TableView) -> Result<Found, LakeError> {
+        // However the table is now: it lacks rows until an operator has seen to that.
+        if let Some(reason) = &view.quarantined {
+            return Ok(Found::Lost(reason.clone()));
+        }
         let known = view.version >= 0;
         let location = match self.lake.pointers().load(&id.namespace(), table.name()).await? {
             Some(location) => location,
