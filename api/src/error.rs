@@ -49,6 +49,8 @@ pub enum Kind {
     Deadline,
     /// A query ran into its memory budget.
     Resources,
+    /// The table's rows are put aside until an operator has seen to it.
+    Quarantined,
     NotImplemented,
     Internal,
 }
@@ -80,6 +82,7 @@ impl Kind {
             Self::UnknownOutcome => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unknown_outcome"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded"),
             Self::Resources => (StatusCode::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "resources_exhausted"),
+            Self::Quarantined => (StatusCode::CONFLICT, Code::FailedPrecondition, "quarantined"),
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, Code::Unimplemented, "not_implemented"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "internal"),
         }
@@ -96,7 +99,7 @@ impl Kind {
             Self::MethodNotAllowed | Self::NotImplemented => "UnsupportedOperationException",
             Self::Throttled => "TooManyRequestsException",
             Self::Unavailable | Self::UnknownOutcome | Self::Deadline => "ServiceUnavailableException",
-            Self::Internal | Self::Resources => "InternalServerError",
+            Self::Internal | Self::Resources | Self::Quarantined => "InternalServerError",
             Self::Invalid | Self::TooLarge | Self::UnsupportedMediaType => "BadRequestException",
         }
     }
@@ -204,6 +207,7 @@ impl From<QueryError> for ApiError {
             QueryErrorKind::Invalid => Kind::Invalid,
             QueryErrorKind::Unavailable => Kind::Unavailable,
             QueryErrorKind::Resources => Kind::Resources,
+            QueryErrorKind::Quarantined => Kind::Quarantined,
             QueryErrorKind::Deadline => Kind::Deadline,
             QueryErrorKind::Internal => Kind::Internal,
         };

@@ -20,6 +20,7 @@ pub mod metrics;
 mod otlp_grpc;
 mod otlp_http;
 mod recover;
+mod release;
 mod serve;
 mod sql_http;
 mod starting;

@@ -134,6 +134,14 @@ impl IcebergCatalog {
         Ok(if moved { SwapOutcome::Moved } else { SwapOutcome::Conflict })
     }
 
+    /// Forgets a table, as another engine's `DROP TABLE` does.
+    #[cfg(any(test, feature = "testing"))]
+    pub async fn drop_table(&self, namespace: &str, table: &str) -> Result<(), CatalogError> {
+        let delete = "DELETE FROM iceberg_tables WHERE catalog_name = ? AND table_namespace = ? AND table_name = ?";
+        let arguments = [CATALOG.into(), namespace.into(), table.into()];
+        self.0.execute("drop a table", &statement(delete, arguments)).await
+    }
+
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), CatalogError> {
         let select = statement("SELECT store_id FROM signaldb_store", []);

@@ -42,7 +42,7 @@ pub(crate) async fn commit(
 ) -> Result<Committed, LakeError> {
     let mut unknown: Option<String> = None;
     for attempt in 0..ATTEMPTS {
-        let Some(base) = lake.catalog().load(&id.namespace(), table.name()).await? else {
+        let Some(base) = lake.pointers().load(&id.namespace(), table.name()).await? else {
             return Ok(Committed::Overtaken);
         };
         let metadata = lake.metadata_at(&base).await?;
@@ -64,7 +64,7 @@ pub(crate) async fn commit(
         }
         let location = staged.location.clone();
         let swap = Swap { namespace: id.namespace(), table: table.name().to_owned(), base, new: location.clone() };
-        match lake.catalog().swap(&[swap]).await {
+        match lake.pointers().swap(&[swap]).await {
             Ok(SwapOutcome::Moved) => {
                 lake.remember(&location, std::sync::Arc::new(staged.metadata));
                 return Ok(Committed::Done { location });

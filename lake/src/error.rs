@@ -26,6 +26,17 @@ pub enum LakeError {
     /// The table was last flushed by somebody else's cluster, group or incarnation: flushing would double or lose rows.
     #[error("table {table} carries a foreign flush mark: {found}")]
     ForeignMark { table: String, found: String },
+    /// Somebody put the catalog's pointer back to an older version of the table. Rows that are in the newer ones only are
+    /// neither in memory nor, perhaps, in the log: a commit on the older one would lose them for good.
+    #[error(
+        "table {table} was put back from outside: the catalog names its version {found} with rows up to entry {flushed}, \
+         the log knows version {known} with rows up to entry {watermark}. Nothing is flushed to it until the catalog \
+         names {location} again, or a version after it"
+    )]
+    WentBack { table: String, found: i64, flushed: u64, known: i64, watermark: u64, location: String },
+    /// Rows of the table were put aside: what is left of it would pass for the whole.
+    #[error("table {table} is in quarantine: {reason}")]
+    Quarantined { table: String, reason: String },
     /// Rows were deleted by a writer that is not us; a scan would count them.
     #[error("table at {0} has delete files of another writer")]
     ForeignDeletes(String),

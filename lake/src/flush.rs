@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use iceberg::spec::{DataFile, Snapshot, TableMetadata};
 use signaldb_catalog::{Swap, SwapOutcome};
 use signaldb_model::{GroupId, TableId, UnixNanos};
-use signaldb_raft::{Command, Group, GroupState};
+use signaldb_raft::{Command, Group, GroupState, WriteError};
 use signaldb_signals::schema::{self, Column};
 use signaldb_signals::{Rows, SignalTable};
 use tokio::sync::{mpsc, oneshot};
@@ -20,11 +21,16 @@ use tokio_util::sync::CancellationToken;
 use crate::datafile::{self, EncodedFile};
 use crate::error::LakeError;
 use crate::lake::Lake;
-use crate::memtable::{GroupMemtable, MemBatch};
+use crate::memtable::{GroupMemtable, MemBatch, TableView};
 use crate::metadata::{Change, Staged};
 use crate::names;
+use crate::quarantine;
 use crate::table;
 
+#[cfg(test)]
+mod exactly_once;
+#[cfg(test)]
+mod foreign;
 mod mark;
 mod settle;
 
@@ -50,10 +56,25 @@ pub(crate) struct FlushRequest {
     pub(crate) done: oneshot::Sender<Result<(), LakeError>>,
 }
 
+/// Where the flusher's commands go: to the group's leader; tests put something in between that fails on time.
+#[async_trait]
+pub(crate) trait Proposer: Send + Sync {
+    /// Returns the index of the command's entry.
+    async fn propose_for_flush(&self, command: &Command) -> Result<u64, WriteError>;
+}
+
+#[async_trait]
+impl Proposer for Group {
+    async fn propose_for_flush(&self, command: &Command) -> Result<u64, WriteError> {
+        self.propose_index(command, PROPOSE_TIMEOUT).await
+    }
+}
+
 /// Flushes one group.
 pub(crate) struct Flusher {
     lake: Lake,
     group: Arc<Group>,
+    proposer: Arc<dyn Proposer>,
     memtable: Arc<GroupMemtable>,
     cluster_id: String,
     /// A cut whose tables are not all committed yet; it is finished before another is made.
@@ -67,11 +88,20 @@ pub(crate) struct Flusher {
 
 /// A table's part of a commit.
 struct Planned {
-    id: TableId,
-    /// `None`: the rows were already there.
+    /// `None`: the rows were already there, or were put aside.
     commit: Option<(Swap, Staged)>,
-    version: i64,
-    location: String,
+    /// What every replica is told then.
+    announcement: Command,
+}
+
+/// A table as a flush finds it.
+enum Found {
+    Ours {
+        location: String,
+        metadata: Arc<TableMetadata>,
+    },
+    /// It is gone, or somebody changed it so that our files do not fit; why.
+    Lost(String),
 }
 
 /// Data files by table and the watermark that they start behind, kept over the attempts of one flush.
@@ -79,10 +109,21 @@ type Encoded = HashMap<(TableId, u64), (uuid::Uuid, Vec<DataFile>)>;
 
 impl Flusher {
     pub(crate) fn new(lake: Lake, group: Arc<Group>, cluster_id: String) -> Self {
+        let proposer = Arc::<Group>::clone(&group);
+        Self::with_proposer(lake, group, proposer, cluster_id)
+    }
+
+    pub(crate) fn with_proposer(
+        lake: Lake,
+        group: Arc<Group>,
+        proposer: Arc<dyn Proposer>,
+        cluster_id: String,
+    ) -> Self {
         let memtable = lake.memtable(group.id());
         Self {
             lake,
             group,
+            proposer,
             memtable,
             cluster_id,
             pending: None,
@@ -153,7 +194,7 @@ impl Flusher {
     }
 
     /// Prepares if that is due, and flushes if that is; whether it flushed.
-    async fn step(&mut self, asked: bool) -> Result<bool, LakeError> {
+    pub(crate) async fn step(&mut self, asked: bool) -> Result<bool, LakeError> {
         self.prepare().await?;
         if !asked && !self.cut_is_due(self.lake.clock().elapsed()) {
             return Ok(false);
@@ -206,7 +247,7 @@ impl Flusher {
             }
         }
         let cut = Command::FlushCut { at: UnixNanos::default() };
-        let hi = self.group.propose_index(&cut, PROPOSE_TIMEOUT).await?;
+        let hi = self.proposer.propose_for_flush(&cut).await?;
         self.pending = Some(hi);
         self.finish_cut(hi).await
     }
@@ -232,7 +273,7 @@ impl Flusher {
             if let Some(planned) = self.try_commit(hi, epoch, &mut encoded, &mut failed).await? {
                 let tables = planned.len();
                 for plan in planned {
-                    self.announce(hi, plan).await?;
+                    self.announce(plan).await?;
                 }
                 let took = self.lake.clock().elapsed().saturating_sub(begun);
                 metrics::histogram!("signaldb_flush_duration_seconds").record(took.as_secs_f64());
@@ -286,7 +327,7 @@ impl Flusher {
             encoded.clear();
             return Ok(None);
         }
-        match self.lake.catalog().swap(&swaps).await {
+        match self.lake.pointers().swap(&swaps).await {
             Ok(SwapOutcome::Moved) => Ok(Some(planned)),
             Ok(SwapOutcome::Conflict) => Ok(None),
             Err(error) => {
@@ -310,12 +351,26 @@ impl Flusher {
         if rows.is_empty() {
             return Ok(None);
         }
-        let location = self.lake.ensure_table(id, table).await?;
-        let metadata = self.lake.metadata_at(&location).await?;
-        let done = self.flushed_index(&metadata, id)?;
+        let (location, metadata) = match self.find(id, table, &view).await? {
+            Found::Ours { location, metadata } => (location, metadata),
+            Found::Lost(reason) => return self.put_aside(id, table, &view, hi, rows, reason).await.map(Some),
+        };
+        let done = self.flushed_index(&metadata, id)?.max(view.floor);
         let version = table::version_of(&location);
+        // The view is older than what the catalog said: only from outside can it be ahead.
+        if done < view.watermark || version < view.version {
+            return Err(LakeError::WentBack {
+                table: id.to_string(),
+                found: version,
+                flushed: done,
+                known: view.version,
+                watermark: view.watermark,
+                location: view.location,
+            });
+        }
+        let announce = |version, location| Command::FlushCommitted { table: id.clone(), hi, version, location };
         if done >= hi {
-            return Ok(Some(Planned { id: id.clone(), commit: None, version, location }));
+            return Ok(Some(Planned { commit: None, announcement: announce(version, location) }));
         }
         // Normally the watermark that we know; after a crash between swap and announcement, a later one.
         let rows: Vec<MemBatch> = rows.iter().filter_map(|batch| batch.above(done)).collect();
@@ -337,8 +392,60 @@ impl Flusher {
             base: location,
             new: staged.location.clone(),
         };
-        let (version, location) = (staged.version, staged.location.clone());
-        Ok(Some(Planned { id: id.clone(), commit: Some((swap, staged)), version, location }))
+        let announcement = announce(staged.version, staged.location.clone());
+        Ok(Some(Planned { commit: Some((swap, staged)), announcement }))
+    }
+
+    /// Looks for the table that `view` is of, and creates one that the log does not know.
+    async fn find(&self, id: &TableId, table: SignalTable, view: &TableView) -> Result<Found, LakeError> {
+        // However the table is now: it lacks rows until an operator has seen to that.
+        if let Some(reason) = &view.quarantined {
+            return Ok(Found::Lost(reason.clone()));
+        }
+        let known = view.version >= 0;
+        let location = match self.lake.pointers().load(&id.namespace(), table.name()).await? {
+            Some(location) => location,
+            None if known => return Ok(Found::Lost("the catalog does not have it any more".to_owned())),
+            None => self.lake.ensure_table(id, table).await?,
+        };
+        let metadata = self.lake.metadata_at(&location).await?;
+        if let Some(reason) = quarantine::altered(&metadata, table) {
+            return Ok(Found::Lost(reason));
+        }
+        if known && location != view.location && self.is_replaced(&metadata, view).await? {
+            return Ok(Found::Lost("the catalog has another table in its place".to_owned()));
+        }
+        Ok(Found::Ours { location, metadata })
+    }
+
+    /// Whether the catalog's table is another one than the log's.
+    async fn is_replaced(&self, metadata: &TableMetadata, view: &TableView) -> Result<bool, LakeError> {
+        match self.lake.metadata_at(&view.location).await {
+            Ok(known) => Ok(known.uuid() != metadata.uuid()),
+            // Purged with the table, or old: what we flushed to has our mark.
+            Err(LakeError::Store(error)) if error.is_not_found() => {
+                Ok(view.watermark > view.floor && !metadata.properties().contains_key(&mark_key(self.group.id())))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes rows that have no table any more into files beside the tables, so that nothing is lost and the log can go on.
+    async fn put_aside(
+        &self,
+        id: &TableId,
+        table: SignalTable,
+        view: &TableView,
+        hi: u64,
+        rows: Vec<MemBatch>,
+        reason: String,
+    ) -> Result<Planned, LakeError> {
+        let count: usize = rows.iter().map(|batch| batch.rows.num_rows()).sum();
+        let (prefix, group, from) = (quarantine::prefix(self.lake.store(), id), self.group.id(), view.watermark);
+        tracing::error!(%group, table = %id, reason, rows = count, %prefix, "table is in quarantine: its rows are put aside");
+        self.encode_files(table, rows, move |n, _day| quarantine::file(&prefix, group, from, hi, n)).await?;
+        let announcement = Command::TableQuarantined { table: id.clone(), from, hi, reason };
+        Ok(Planned { commit: None, announcement })
     }
 
     /// Last index whose rows are in this version of a table.
@@ -371,11 +478,23 @@ impl Flusher {
         }
         let commit = self.lake.new_commit();
         let (root, group) = (metadata.location().to_owned(), self.group.id().0.to_string());
+        let name = move |n: usize, day: i32| names::data_file(&root, &group, commit, n, day);
+        let entries = self.encode_files(table, rows, name).await?;
+        encoded.insert(key, (commit, entries.clone()));
+        Ok((commit, entries))
+    }
+
+    /// Sorts and encodes rows, and writes the files where `name` says.
+    async fn encode_files(
+        &self,
+        table: SignalTable,
+        rows: Vec<MemBatch>,
+        name: impl Fn(usize, i32) -> String + Send + 'static,
+    ) -> Result<Vec<DataFile>, LakeError> {
         // One file waits while the next is encoded: rows of very many days must not pile up in memory as files.
         let (sender, mut files) = mpsc::channel(1);
         let encode = move || -> Result<(), LakeError> {
             let rows: Vec<Rows> = rows.into_iter().map(|batch| batch.rows).collect();
-            let name = |n: usize, day: i32| names::data_file(&root, &group, commit, n, day);
             let mut done = |file: EncodedFile| {
                 sender.blocking_send(file).map_err(|_| LakeError::Stopped("the data file's write failed"))
             };
@@ -389,8 +508,7 @@ impl Flusher {
             entries.push(file.entry);
         }
         encoding.await.map_err(|_| LakeError::Stopped("encoding a data file panicked"))??;
-        encoded.insert(key, (commit, entries.clone()));
-        Ok((commit, entries))
+        Ok(entries)
     }
 
     async fn stage(
@@ -415,13 +533,12 @@ impl Flusher {
         self.lake.stage(metadata, location, change).await
     }
 
-    /// Tells every replica that the rows are in Iceberg.
-    async fn announce(&self, hi: u64, plan: Planned) -> Result<(), LakeError> {
-        if let Some((_, staged)) = plan.commit {
-            self.lake.remember(&plan.location, Arc::new(staged.metadata));
+    /// Tells every replica where the rows are.
+    async fn announce(&self, plan: Planned) -> Result<(), LakeError> {
+        if let Some((_, Staged { location, metadata, .. })) = plan.commit {
+            self.lake.remember(&location, Arc::new(metadata));
         }
-        let committed = Command::FlushCommitted { table: plan.id, hi, version: plan.version, location: plan.location };
-        self.group.propose_index(&committed, PROPOSE_TIMEOUT).await?;
+        self.proposer.propose_for_flush(&plan.announcement).await?;
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use iceberg::spec::{
 use signaldb_catalog::{CatalogError, IcebergCatalog};
 use signaldb_model::{Clock, DatasetId, GroupId, TableId, TenantId};
 use signaldb_raft::state::GroupState;
-use signaldb_raft::{Append, ApplySink, Group, Groups};
+use signaldb_raft::{Append, ApplySink, Group, Groups, TableState};
 use signaldb_signals::SignalTable;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,8 @@ use crate::memtable::{GroupMemtable, LogReader, ROW_BYTES_A_REQUEST_BYTE, TableV
 use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metadata};
 use crate::names;
 use crate::orphans::COMMIT_WITHIN;
+use crate::pointers::TablePointers;
+use crate::quarantine;
 use crate::storage::Store;
 use crate::table;
 
@@ -45,6 +47,7 @@ pub struct Lake(Arc<Inner>);
 struct Inner {
     config: LakeConfig,
     catalog: IcebergCatalog,
+    pointers: Arc<dyn TablePointers>,
     store: Store,
     clock: Arc<dyn Clock>,
     cpu: tokio::runtime::Handle,
@@ -71,9 +74,23 @@ impl Lake {
         clock: Arc<dyn Clock>,
         cpu: tokio::runtime::Handle,
     ) -> Self {
+        let pointers = Arc::new(catalog.clone());
+        Self::with_pointers(config, catalog, pointers, store, clock, cpu)
+    }
+
+    /// The same with another way to the catalog for commits.
+    pub(crate) fn with_pointers(
+        config: LakeConfig,
+        catalog: IcebergCatalog,
+        pointers: Arc<dyn TablePointers>,
+        store: Store,
+        clock: Arc<dyn Clock>,
+        cpu: tokio::runtime::Handle,
+    ) -> Self {
         Self(Arc::new(Inner {
             config,
             catalog,
+            pointers,
             store,
             clock,
             cpu,
@@ -97,6 +114,10 @@ impl Lake {
 
     pub fn catalog(&self) -> &IcebergCatalog {
         &self.0.catalog
+    }
+
+    pub(crate) fn pointers(&self) -> &dyn TablePointers {
+        self.0.pointers.as_ref()
     }
 
     pub(crate) fn config(&self) -> &LakeConfig {
@@ -244,7 +265,8 @@ impl Lake {
     /// One atomic view of what `group` holds of a table, with rows built up to `index`; `None` when it never had any.
     ///
     /// # Errors
-    /// [`LakeError::Stopped`] when another node leads the group: its rows are built there.
+    /// [`LakeError::Stopped`] when another node leads the group: its rows are built there;
+    /// [`LakeError::Quarantined`] when a part of the rows is neither in memory nor in the table.
     pub async fn view(&self, group: GroupId, id: &TableId, index: u64) -> Result<Option<TableView>, LakeError> {
         let moved = || LakeError::Stopped("another node leads the group");
         if let Some(log) = self.log(group)
@@ -256,7 +278,13 @@ impl Lake {
         let epoch = memtable.wait_built(index).await.ok_or_else(moved)?;
         let view = memtable.view(id, epoch);
         // A table without rows and an epoch that is over look the same until here.
-        if memtable.epoch() == epoch { Ok(view) } else { Err(moved()) }
+        if memtable.epoch() != epoch {
+            return Err(moved());
+        }
+        match view.as_ref().and_then(|view| view.quarantined.clone()) {
+            Some(reason) => Err(LakeError::Quarantined { table: id.to_string(), reason }),
+            None => Ok(view),
+        }
     }
 
     /// Parsed metadata at `location`, from memory if it was read before: files never change.
@@ -280,7 +308,7 @@ impl Lake {
         namespace: &str,
         table: &str,
     ) -> Result<Option<(String, Arc<TableMetadata>)>, LakeError> {
-        let Some(location) = self.0.catalog.load(namespace, table).await? else { return Ok(None) };
+        let Some(location) = self.0.pointers.load(namespace, table).await? else { return Ok(None) };
         let metadata = self.metadata_at(&location).await?;
         Ok(Some((location, metadata)))
     }
@@ -458,7 +486,7 @@ impl Lake {
     /// Location of the table's current metadata, as the catalog says; creates the table if there is none.
     pub(crate) async fn ensure_table(&self, id: &TableId, table: SignalTable) -> Result<String, LakeError> {
         let (namespace, name) = (id.namespace(), table.name());
-        if let Some(location) = self.0.catalog.load(&namespace, name).await? {
+        if let Some(location) = self.0.pointers.load(&namespace, name).await? {
             return Ok(location);
         }
         let root = table::table_location(self.0.store.root(), id, table);
@@ -467,9 +495,9 @@ impl Lake {
         let location = format!("{root}/metadata/00000-{}.metadata.json", uuid::Uuid::new_v4());
         let content = serde_json::to_vec(&metadata).map_err(iceberg::Error::from)?;
         self.0.store.write(&location, content.into()).await?;
-        match self.0.catalog.create(&namespace, name, &location).await {
+        match self.0.pointers.create(&namespace, name, &location).await {
             Err(CatalogError::Unknown(_)) => {
-                let found = self.0.catalog.load(&namespace, name).await?;
+                let found = self.0.pointers.load(&namespace, name).await?;
                 found.ok_or(LakeError::Stopped("the table was not created"))
             }
             outcome => Ok(outcome?),
@@ -492,6 +520,7 @@ impl Lake {
             unflushed_bytes: self.unflushed_bytes(),
             unflushed_bytes_max: self.0.config.memtable_bytes_max,
             oldest: ages.map(|load| now.saturating_sub(load.since)).max().unwrap_or_default(),
+            quarantined_tables: self.quarantined().len(),
             failing_groups: self.0.failures.lock().unwrap_or_else(PoisonError::into_inner).len(),
             last_flush: self.last_flush(),
         });
@@ -524,10 +553,28 @@ impl Lake {
         }
     }
 
-    /// What does not work although writes do: a catalog or store outage.
+    /// What does not work although writes do: a catalog or store outage, tables in quarantine.
     pub fn degraded(&self) -> Vec<String> {
         let failures = self.0.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.iter().map(|(group, failure)| format!("flush of group {group}: {failure}")).collect()
+        let failing = failures.iter().map(|(group, failure)| format!("flush of group {group}: {failure}"));
+        let aside = self.quarantined().into_iter().map(|(table, reason)| {
+            format!(
+                "table {table} is in quarantine, its rows go to {}: {reason}",
+                quarantine::prefix(self.store(), &table)
+            )
+        });
+        failing.chain(aside).collect()
+    }
+
+    /// Tables whose rows are put aside, with the reasons.
+    fn quarantined(&self) -> BTreeMap<TableId, String> {
+        let memtables = self.0.memtables.read().unwrap_or_else(PoisonError::into_inner);
+        memtables.values().flat_map(|memtable| memtable.quarantined()).collect()
+    }
+
+    /// Whether the last flush of some group failed.
+    pub(crate) fn is_flush_failing(&self) -> bool {
+        !self.0.failures.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     pub fn last_flush(&self) -> Option<signaldb_model::UnixNanos> {
@@ -577,6 +624,10 @@ impl ApplySink for Lake {
 
     fn advanced(&self, group: GroupId, table: &TableId, version: i64, location: &str) {
         self.memtable(group).advanced(table, version, location);
+    }
+
+    fn quarantine(&self, group: GroupId, table: &TableId, state: &TableState) {
+        self.memtable(group).quarantine(table, state);
     }
 
     fn meta(&self, _json: &str) {}

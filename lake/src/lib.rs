@@ -21,6 +21,8 @@ pub mod metadata;
 pub mod metrics;
 mod names;
 mod orphans;
+mod pointers;
+mod quarantine;
 mod retention;
 mod shape;
 mod storage;

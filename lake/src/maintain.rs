@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use signaldb_model::TableId;
-use signaldb_raft::{Command, Group, Groups};
+use signaldb_raft::{Command, Group, GroupState, Groups};
 use signaldb_signals::SignalTable;
 use tokio_util::sync::CancellationToken;
 
@@ -18,11 +18,13 @@ use crate::error::LakeError;
 use crate::flush::{chain, is_of_log};
 use crate::lake::Lake;
 use crate::orphans::Seen;
-use crate::{metrics, table};
+use crate::{metrics, quarantine, table};
 
 mod task;
 mod upkeep;
 
+#[cfg(test)]
+mod exactly_once;
 #[cfg(test)]
 mod tests;
 
@@ -123,7 +125,7 @@ fn is_in_step(group: &Group) -> bool {
 
 /// Whether flushing needs the memory, the catalog or the store for itself.
 fn is_busy(lake: &Lake) -> bool {
-    lake.unflushed_bytes() > lake.config().memtable_bytes_max / 2 || !lake.degraded().is_empty()
+    lake.unflushed_bytes() > lake.config().memtable_bytes_max / 2 || lake.is_flush_failing()
 }
 
 /// One visit of one table.
@@ -162,6 +164,11 @@ impl Visit<'_> {
     /// Brings log and table together before anything is done; false when there is no table.
     async fn begin(&self, upkeep: &Upkeep<'_>) -> Result<bool, LakeError> {
         let Some((location, metadata)) = upkeep.current().await? else { return Ok(false) };
+        let known = |state: &GroupState| state.tables.get(self.id).is_some_and(|known| known.quarantined.is_some());
+        if self.group.with_state(known) || quarantine::altered(&metadata, upkeep.table).is_some() {
+            // Somebody else's, or not what our files fit into.
+            return Ok(false);
+        }
         if !is_of_log(&metadata, self.cluster_id, self.group, self.id)? {
             return Err(LakeError::Stopped("the table is ahead of the group's log"));
         }

@@ -39,9 +39,13 @@ pub struct MemBatch {
 pub struct TableView {
     /// Rows up to here are in Iceberg.
     pub watermark: u64,
+    /// Rows up to here are not expected in the table; 0 unless it was released from quarantine.
+    pub floor: u64,
     /// Newest metadata known, -1 and empty when the table is not known to exist.
     pub version: i64,
     pub location: String,
+    /// Why its rows are put aside, while they are.
+    pub quarantined: Option<String>,
     /// Rows of entries above the watermark, up to what was built.
     pub batches: Vec<MemBatch>,
 }
@@ -87,8 +91,10 @@ struct Table {
     /// No row below this index is unflushed; `None` when none is. The watermark alone would say too little: it stays
     /// where the last flush of this table left it, however long ago that was.
     dirty_from: Option<u64>,
+    floor: u64,
     version: i64,
     location: String,
+    quarantined: Option<String>,
     batches: Vec<MemBatch>,
 }
 
@@ -136,8 +142,10 @@ impl GroupMemtable {
             last_append: state.last_append,
             // A snapshot is taken at a cut whose rows are all in Iceberg.
             dirty_from: None,
+            floor: state.floor,
             version: state.version,
             location: state.location.clone(),
+            quarantined: state.quarantined.clone(),
             batches: Vec::new(),
         };
         let tables = tables.iter().map(|(id, state)| (id.clone(), table(state))).collect();
@@ -203,13 +211,28 @@ impl GroupMemtable {
     pub(crate) fn flushed(&self, id: &TableId, hi: u64, version: i64, location: &str) {
         let mut state = self.state();
         let table = state.tables.entry(id.clone()).or_insert_with(Table::unknown);
-        table.watermark = table.watermark.max(hi);
         table.advance(version, location);
-        let watermark = table.watermark;
-        let dirty = table.last_append > watermark;
-        table.dirty_from = table.dirty_from.filter(|_| dirty).map(|from| from.max(watermark + 1));
-        table.batches = table.batches.drain(..).filter_map(|batch| batch.above(watermark)).collect();
+        table.forget_upto(hi);
         state.forget_flushed();
+    }
+
+    /// The table was put in quarantine, with more of its rows, or released from it.
+    pub(crate) fn quarantine(&self, id: &TableId, known: &TableState) {
+        let mut state = self.state();
+        let table = state.tables.entry(id.clone()).or_insert_with(Table::unknown);
+        table.quarantined.clone_from(&known.quarantined);
+        table.floor = known.floor;
+        table.version = known.version;
+        table.location.clone_from(&known.location);
+        table.forget_upto(known.watermark);
+        state.forget_flushed();
+    }
+
+    /// Tables in quarantine, with the reasons.
+    pub(crate) fn quarantined(&self) -> Vec<(TableId, String)> {
+        let state = self.state();
+        let aside = |(id, table): (&TableId, &Table)| Some((id.clone(), table.quarantined.clone()?));
+        state.tables.iter().filter_map(aside).collect()
     }
 
     pub(crate) fn advanced(&self, id: &TableId, version: i64, location: &str) {
@@ -311,8 +334,10 @@ impl GroupMemtable {
         let state = self.state();
         state.tables.get(id).filter(|_| state.epoch == epoch).map(|table| TableView {
             watermark: table.watermark,
+            floor: table.floor,
             version: table.version,
             location: table.location.clone(),
+            quarantined: table.quarantined.clone(),
             batches: table.batches.clone(),
         })
     }
@@ -371,6 +396,15 @@ impl Table {
             self.version = version;
             location.clone_into(&mut self.location);
         }
+    }
+
+    /// Rows up to `hi` are in files.
+    fn forget_upto(&mut self, hi: u64) {
+        let watermark = self.watermark.max(hi);
+        self.watermark = watermark;
+        let dirty = self.last_append > watermark;
+        self.dirty_from = self.dirty_from.filter(|_| dirty).map(|from| from.max(watermark + 1));
+        self.batches = self.batches.drain(..).filter_map(|batch| batch.above(watermark)).collect();
     }
 
     /// Adds a batch and merges neighbours of like size, so that each row is copied a logarithmic number of times.

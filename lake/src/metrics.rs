@@ -19,6 +19,7 @@ pub fn describe() {
         Unit::Seconds,
         "Age of the oldest rows that this node has to flush."
     );
+    describe_gauge!("signaldb_quarantined_tables", "Tables whose rows are put aside as files, as this node knows.");
     describe_gauge!("signaldb_flush_failing_groups", "Groups whose last flush by this node failed.");
     describe_gauge!(
         "signaldb_flush_last_success_timestamp_seconds",
@@ -128,6 +129,8 @@ fn cause(failure: &LakeError) -> &'static str {
         | LakeError::Parquet(_)
         | LakeError::Arrow(_)
         | LakeError::ForeignMark { .. }
+        | LakeError::WentBack { .. }
+        | LakeError::Quarantined { .. }
         | LakeError::Unsorted
         | LakeError::UnknownColumn { .. }
         | LakeError::RowsDiffer { .. }
@@ -143,6 +146,7 @@ pub(crate) struct Sample {
     pub(crate) unflushed_bytes_max: usize,
     pub(crate) oldest: Duration,
     pub(crate) failing_groups: usize,
+    pub(crate) quarantined_tables: usize,
     pub(crate) last_flush: Option<UnixNanos>,
 }
 
@@ -152,6 +156,7 @@ pub(crate) fn record(sample: &Sample) {
     gauge!("signaldb_unflushed_bytes_max").set(sample.unflushed_bytes_max as f64);
     gauge!("signaldb_flush_oldest_seconds").set(sample.oldest.as_secs_f64());
     gauge!("signaldb_flush_failing_groups").set(sample.failing_groups as f64);
+    gauge!("signaldb_quarantined_tables").set(sample.quarantined_tables as f64);
     let last = sample.last_flush.map_or(0.0, |at| Duration::from_nanos(at.0).as_secs_f64());
     gauge!("signaldb_flush_last_success_timestamp_seconds").set(last);
 }

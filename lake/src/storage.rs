@@ -3,6 +3,8 @@
 //! What [`Store::write`] returned for survives power loss: a file is synced with its directory, a PUT is durable when it
 //! is answered. Locations are whole URLs, `file:///...` or `s3://bucket/...`, as Iceberg's metadata names them.
 
+#[cfg(test)]
+mod faulty;
 mod filesystem;
 mod object;
 mod s3;

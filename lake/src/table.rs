@@ -13,6 +13,10 @@ use signaldb_signals::schema::{self, Column, ColumnKind};
 /// Sort order of data files; 0 would mean unsorted.
 pub(crate) const SORT_ORDER_ID: i64 = 1;
 
+/// Property of a table that says which version of ours its columns and files have.
+pub(crate) const FORMAT_PROPERTY: &str = "signaldb.format";
+pub(crate) const FORMAT: &str = "1";
+
 /// Version in a metadata file's name, `.../metadata/00012-<uuid>.metadata.json`; 0 for names that are not ours.
 pub fn version_of(location: &str) -> i64 {
     let name = location.rsplit('/').next().unwrap_or_default();
@@ -72,7 +76,7 @@ pub(crate) fn new_table(
         "partition-specs": [&spec],
         "default-spec-id": 0,
         "last-partition-id": 1000,
-        "properties": {"write.metadata.previous-versions-max": "20", "signaldb.format": "1"},
+        "properties": {"write.metadata.previous-versions-max": "20", FORMAT_PROPERTY: FORMAT},
         "sort-orders": [&order],
         "default-sort-order-id": SORT_ORDER_ID,
         "refs": {},
@@ -108,7 +112,7 @@ fn field_id(table: SignalTable, column: &str) -> i32 {
     schema::of(table).column(column).map_or(0, |column| column.id)
 }
 
-fn iceberg_schema(table: SignalTable) -> iceberg::Result<Schema> {
+pub(crate) fn iceberg_schema(table: SignalTable) -> iceberg::Result<Schema> {
     let fields = schema::of(table).columns.iter().map(|column| nested_field(column).into());
     Schema::builder().with_schema_id(0).with_fields(fields).build()
 }

@@ -1,11 +1,13 @@
 //! A lake without groups: store and catalog in memory, a clock that stands still. What a flush does to a table is done
-//! here with the same encoding, the same metadata and the same swap.
+//! here with the same encoding, the same metadata and the same swap. [`rig`] has groups and whole flushes; [`faults`] has
+//! either of them fail.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
+use bytes::Bytes;
 use iceberg::spec::{DataFile, Datum, TableMetadata};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
@@ -19,11 +21,17 @@ use signaldb_signals::decode::decode;
 use signaldb_signals::{Rows, SignalKind, SignalTable, schema};
 
 use crate::commit::{Committed, commit};
+use crate::datafile::EncodedFile;
 use crate::maintain::Upkeep;
 use crate::metadata::Change;
 use crate::storage::{S3Options, Store};
 use crate::table::SORT_ORDER_ID;
 use crate::{Lake, LakeConfig, datafile, names};
+
+pub(crate) mod faults;
+pub(crate) mod rig;
+
+use faults::{Faults, FaultyPointers};
 
 pub(crate) const TABLE: SignalTable = SignalTable::Traces;
 pub(crate) const DAY_NANOS: u64 = 86_400_000_000_000;
@@ -36,6 +44,8 @@ pub(crate) struct TestLake {
     pub(crate) lake: Lake,
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) id: TableId,
+    pub(crate) faults: Arc<Faults>,
+    pub(crate) pointers: Arc<FaultyPointers>,
 }
 
 impl TestLake {
@@ -46,13 +56,16 @@ impl TestLake {
         // The store in memory stamps its files with the time of the machine.
         let clock = Arc::new(ManualClock::new(SystemClock.now()));
         let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
-        let lake = Lake::new(config, catalog, store, shared, tokio::runtime::Handle::current());
+        let faults = Arc::new(Faults::default());
+        let pointers = Arc::new(FaultyPointers::new(catalog.clone(), Arc::clone(&faults)));
+        let (way, store) = (Arc::<FaultyPointers>::clone(&pointers), store.with_faults(&faults));
+        let lake = Lake::with_pointers(config, catalog, way, store, shared, tokio::runtime::Handle::current());
         let id = TableId {
             tenant: TenantId::new("t").expect("name"),
             dataset: DatasetId::new("d").expect("name"),
             code: TABLE.code(),
         };
-        Self { lake, clock, id }
+        Self { lake, clock, id, faults, pointers }
     }
 
     pub(crate) fn upkeep(&self) -> Upkeep<'_> {
@@ -69,15 +82,8 @@ impl TestLake {
         let location = self.lake.ensure_table(&self.id, TABLE).await.expect("exists");
         let root = self.lake.metadata_at(&location).await.expect("reads").location().to_owned();
         let commit_id = self.lake.new_commit();
-        let mut files = Vec::new();
-        let mut keep = |file| {
-            files.push(file);
-            Ok(())
-        };
-        let name = |n: usize, day: i32| names::data_file(&root, "1", commit_id, n, day);
-        datafile::encode(TABLE, &[decoded(rows)], name, &mut keep).expect("encodes");
         let mut entries = Vec::new();
-        for file in files {
+        for file in encode(rows, |n, day| names::data_file(&root, "1", commit_id, n, day)) {
             self.lake.store().write(&file.location, file.content).await.expect("writes");
             entries.push(file.entry);
         }
@@ -111,20 +117,35 @@ impl TestLake {
     pub(crate) async fn rows(&self) -> Vec<Row> {
         let mut all = Vec::new();
         for file in self.files().await {
-            let rows = self.read(&file).await;
+            let rows = read_file(&self.lake, &file).await;
             check_entry(&file, &rows);
             all.extend(rows);
         }
         all.sort();
         all
     }
+}
 
-    async fn read(&self, file: &DataFile) -> Vec<Row> {
-        let content = self.lake.store().read(file.file_path()).await.expect("is there");
-        assert_eq!(content.len() as u64, file.file_size_in_bytes());
-        let reader = ParquetRecordBatchReaderBuilder::try_new(content).expect("is Parquet").build().expect("reads");
-        reader.flat_map(|batch| rows_of(&batch.expect("reads"))).collect()
-    }
+/// Data files of `rows`, as a flush encodes them.
+pub(crate) fn encode(rows: &[Row], name: impl Fn(usize, i32) -> String) -> Vec<EncodedFile> {
+    let mut files = Vec::new();
+    let mut keep = |file| {
+        files.push(file);
+        Ok(())
+    };
+    datafile::encode(TABLE, &[decoded(rows)], name, &mut keep).expect("encodes");
+    files
+}
+
+async fn read_file(lake: &Lake, file: &DataFile) -> Vec<Row> {
+    let content = lake.store().read(file.file_path()).await.expect("is there");
+    assert_eq!(content.len() as u64, file.file_size_in_bytes());
+    read_parquet(content)
+}
+
+fn read_parquet(content: Bytes) -> Vec<Row> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(content).expect("is Parquet").build().expect("reads");
+    reader.flat_map(|batch| rows_of(&batch.expect("reads"))).collect()
 }
 
 fn rows_of(batch: &RecordBatch) -> Vec<Row> {
@@ -154,6 +175,10 @@ fn check_entry(file: &DataFile, rows: &[Row]) {
 }
 
 fn decoded(rows: &[Row]) -> Rows {
+    decode(SignalKind::Traces, [(1, request(rows).as_slice())]).remove(0).rows
+}
+
+fn request(rows: &[Row]) -> Vec<u8> {
     let resource = |(service, name, start): &Row| {
         let value = Some(AnyValue { value: Some(any_value::Value::StringValue(service.clone())) });
         let attribute = KeyValue { key: "service.name".to_owned(), value, ..KeyValue::default() };
@@ -164,8 +189,7 @@ fn decoded(rows: &[Row]) -> Rows {
             ..ResourceSpans::default()
         }
     };
-    let body = ExportTraceServiceRequest { resource_spans: rows.iter().map(resource).collect() }.encode_to_vec();
-    decode(SignalKind::Traces, [(1, body.as_slice())]).remove(0).rows
+    ExportTraceServiceRequest { resource_spans: rows.iter().map(resource).collect() }.encode_to_vec()
 }
 
 /// Numbers that look random, the same ones in every run.

@@ -27,6 +27,8 @@ pub(crate) enum ClusterCommand {
     Status(StatusArgs),
     /// Let groups go on that have lost a majority, or whose log is older than its tables.
     Recover(RecoverArgs),
+    /// Let rows of a table in quarantine go into Iceberg again; those that were put aside stay where they are.
+    Release(ReleaseArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -71,6 +73,21 @@ pub(crate) struct RecoverArgs {
     key: Option<String>,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReleaseArgs {
+    #[arg(long)]
+    tenant: String,
+    #[arg(long)]
+    dataset: String,
+    /// As in SQL: `traces`, `metrics_gauge`.
+    #[arg(long)]
+    table: String,
+    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    endpoint: String,
+    #[arg(long, env = "SIGNALDB_ADMIN_KEY", hide_env_values = true)]
+    key: Option<String>,
+}
+
 struct Node {
     id: u16,
     ports: [u16; 6],
@@ -84,6 +101,7 @@ pub(crate) async fn run(command: ClusterCommand) -> anyhow::Result<()> {
         ClusterCommand::Dev(args) => dev(args).await,
         ClusterCommand::Status(args) => status(args).await,
         ClusterCommand::Recover(args) => recover(args).await,
+        ClusterCommand::Release(args) => release(args).await,
     }
 }
 
@@ -277,6 +295,17 @@ fn recovered(answer: &serde_json::Value) -> String {
         ("go_on", false) => format!("group {group} halted: {}; {ask}", text(&answer["reason"])),
         _ => format!("group {group}: nothing to do, {}", text(&answer["reason"])),
     }
+}
+
+async fn release(args: ReleaseArgs) -> anyhow::Result<()> {
+    let body = serde_json::json!({"tenant": args.tenant, "dataset": args.dataset, "table": args.table});
+    let request = reqwest::Client::new().post(format!("{}/api/v1/admin/release", args.endpoint)).json(&body);
+    let (_, answer) = answer(request, args.key.as_deref(), &args.endpoint).await?;
+    match answer["released"] == true {
+        true => println!("{} was released from quarantine in groups {}", args.table, answer["groups"]),
+        false => println!("{} was not in quarantine", args.table),
+    }
+    Ok(())
 }
 
 /// Sends a request to a node; returns the body of its answer, also parsed.

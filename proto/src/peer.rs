@@ -503,6 +503,9 @@ pub struct ViewResponse {
     /// Names the view in [`RowsTicket`].
     #[prost(bytes = "bytes", tag = "5")]
     pub view: bytes::Bytes,
+    /// Rows up to this index are not expected in the table.
+    #[prost(uint64, tag = "6")]
+    pub floor: u64,
 }
 
 /// Flight ticket of the peer port: the rows of a view.

@@ -393,6 +393,7 @@ impl Snapshotter {
         for (group, view) in views {
             // The cut is the watermark of the metadata that is scanned, not the one that the view knew.
             let cut = self.lake.flushed_index(&metadata, cluster_id, group.id(), &id).map_err(lake_error)?;
+            let cut = cut.max(view.floor);
             if cut < view.watermark {
                 let message = format!("table {} went back behind its watermark {}", table.name(), view.watermark);
                 return Err(QueryError::new(QueryErrorKind::Unavailable, message));
@@ -478,6 +479,7 @@ impl Snapshotter {
         let view = self.lake.view(group.id(), id, index).await.map_err(lake_error)?;
         Ok(view.map(|view| GroupView {
             watermark: view.watermark,
+            floor: view.floor,
             version: view.version,
             location: view.location,
             rows: GroupRows::Here(view.batches),
@@ -494,6 +496,7 @@ impl Snapshotter {
         let lease = Arc::new(Lease { peers, leader, view: view.view, runtime });
         Ok(Some(GroupView {
             watermark: view.watermark,
+            floor: view.floor,
             version: view.version,
             location: view.location,
             rows: GroupRows::There(RemoteRows { lease, above: 0 }),
@@ -520,6 +523,8 @@ impl Snapshotter {
 struct GroupView {
     /// Rows up to here were in Iceberg.
     watermark: u64,
+    /// Rows up to here are not expected in the table.
+    floor: u64,
     /// Newest metadata known, -1 while there is none.
     version: i64,
     location: String,
@@ -572,5 +577,9 @@ pub(crate) fn lake_error(error: LakeError) -> QueryError {
         message = format!("{message}: {error}");
         source = error.source();
     }
-    QueryError::new(QueryErrorKind::Unavailable, message)
+    let kind = match error {
+        LakeError::Quarantined { .. } => QueryErrorKind::Quarantined,
+        _ => QueryErrorKind::Unavailable,
+    };
+    QueryError::new(kind, message)
 }

@@ -16,6 +16,8 @@ pub enum QueryErrorKind {
     Unavailable,
     /// Memory or spill budget used up.
     Resources,
+    /// Rows of the table were put aside: it waits for an operator, not for a retry.
+    Quarantined,
     Deadline,
     Internal,
 }
@@ -52,6 +54,8 @@ impl QueryError {
             QueryErrorKind::Invalid => Status::invalid_argument(&self.message),
             QueryErrorKind::Deadline => Status::deadline_exceeded(&self.message),
             QueryErrorKind::Resources => Status::resource_exhausted(&self.message),
+            // Among peers nothing else is said with this code.
+            QueryErrorKind::Quarantined => Status::aborted(&self.message),
             QueryErrorKind::Unavailable => Status::unavailable(&self.message),
             QueryErrorKind::Internal => Status::internal(&self.message),
         }
@@ -61,6 +65,7 @@ impl QueryError {
     pub(crate) fn from_status(status: &Status) -> Self {
         let kind = match status.code() {
             Code::InvalidArgument => QueryErrorKind::Invalid,
+            Code::Aborted => QueryErrorKind::Quarantined,
             _ => QueryErrorKind::Unavailable,
         };
         Self::new(kind, status.message())

@@ -87,13 +87,14 @@ impl PeerFlight {
         };
         let index = view_index(&group, request.strong, request.min_index).await.map_err(|error| error.to_status())?;
         let view = self.lake.view(group.id(), &id, index).await;
-        let Some(view) = view.map_err(|error| Status::unavailable(error.to_string()))? else {
+        let Some(view) = view.map_err(|error| lake_error(error).to_status())? else {
             return Ok(ViewResponse::default());
         };
-        let (watermark, version, location) = (view.watermark, view.version, view.location.clone());
+        let (watermark, floor) = (view.watermark, view.floor);
+        let (version, location) = (view.version, view.location.clone());
         let until = Instant::now() + Duration::from_millis(request.keep_ms.into()).min(KEEP_MAX);
         let view = self.pin(Pinned { view, table, until })?;
-        Ok(ViewResponse { found: true, watermark, version, location, view })
+        Ok(ViewResponse { found: true, watermark, version, location, view, floor })
     }
 
     fn pin(&self, pinned: Pinned) -> Result<Bytes, Status> {

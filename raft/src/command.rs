@@ -1,7 +1,7 @@
-//! What the log says: the commands and their persisted encoding, formats 1 and 2.
+//! What the log says: the commands and their persisted encoding, formats 1 to 3.
 //!
-//! Format 2 has two more kinds, and only those are written in it: a build that does not know them refuses them by name,
-//! and reads everything else. An encoded command is a version byte, a kind byte and the fields in order; integers are little-endian, names have
+//! Formats 2 and 3 have two more kinds each, and only those are written in them: a build that does not know them refuses
+//! them by name, and reads everything else. An encoded command is a version byte, a kind byte and the fields in order; integers are little-endian, names have
 //! a length byte, texts a u32 length. The payload of an append is the rest of the command.
 
 use bytes::{Bytes, BytesMut};
@@ -13,6 +13,8 @@ use crate::state::Digest;
 const FORMAT: u8 = 1;
 /// Format of the commands about incarnations.
 const FORMAT_INCARNATIONS: u8 = 2;
+/// Format of the commands about quarantine.
+const FORMAT_QUARANTINE: u8 = 3;
 
 /// A command of a data group or of the meta group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,18 @@ pub enum Command {
     /// Every table that the group flushed to carries the mark of incarnation `id`.
     IncarnationSettled {
         id: u64,
+    },
+    /// The catalog does not have the table that the log knows, or not as we made it: the rows after entry `from`, up to and
+    /// including `hi`, were put aside as files, and those that follow will be. Void unless `from` is the watermark.
+    TableQuarantined {
+        table: TableId,
+        from: u64,
+        hi: u64,
+        reason: String,
+    },
+    /// An operator has seen to a quarantined table: rows after the watermark go into the table that the catalog has then.
+    TableReleased {
+        table: TableId,
     },
 }
 
@@ -122,6 +136,10 @@ impl Command {
             Self::Meta(json) => out.head(5).text(json),
             Self::BeginIncarnation { id } => out.u8(FORMAT_INCARNATIONS).u8(6).u64(*id),
             Self::IncarnationSettled { id } => out.u8(FORMAT_INCARNATIONS).u8(7).u64(*id),
+            Self::TableQuarantined { table, from, hi, reason } => {
+                out.u8(FORMAT_QUARANTINE).u8(8).table(table).u64(*from).u64(*hi).text(reason)
+            }
+            Self::TableReleased { table } => out.u8(FORMAT_QUARANTINE).u8(9).table(table),
         };
         out.0.freeze()
     }
@@ -154,8 +172,8 @@ impl Command {
     pub fn decode(bytes: &Bytes) -> Result<Self, DecodeError> {
         let mut from = Decoder(bytes);
         let found = from.u8()?;
-        if found != FORMAT && found != FORMAT_INCARNATIONS {
-            return Err(DecodeError::Format { what: "command", found, supported: FORMAT_INCARNATIONS });
+        if !(FORMAT..=FORMAT_QUARANTINE).contains(&found) {
+            return Err(DecodeError::Format { what: "command", found, supported: FORMAT_QUARANTINE });
         }
         let kind = from.u8()?;
         Ok(match kind {
@@ -171,6 +189,13 @@ impl Command {
             5 => Self::Meta(from.text()?),
             6 => Self::BeginIncarnation { id: from.u64()? },
             7 => Self::IncarnationSettled { id: from.u64()? },
+            8 => Self::TableQuarantined {
+                table: from.table()?,
+                from: from.u64()?,
+                hi: from.u64()?,
+                reason: from.text()?,
+            },
+            9 => Self::TableReleased { table: from.table()? },
             _ => return Err(DecodeError::Malformed("unknown kind")),
         })
     }
@@ -331,10 +356,12 @@ mod tests {
             append(),
             Command::FlushCut { at: UnixNanos(5) },
             Command::FlushCommitted { table: table.clone(), hi: 4, version: 2, location: "file:///x".into() },
-            Command::TableAdvanced { table, version: -1, location: String::new() },
+            Command::TableAdvanced { table: table.clone(), version: -1, location: String::new() },
             Command::Meta("{}".into()),
             Command::BeginIncarnation { id: 77 },
             Command::IncarnationSettled { id: 77 },
+            Command::TableQuarantined { table: table.clone(), from: 3, hi: 9, reason: "gone".into() },
+            Command::TableReleased { table },
         ];
         for command in all {
             let bytes = command.encode();
@@ -364,10 +391,21 @@ mod tests {
     }
 
     #[test]
+    fn golden_quarantine_of_format_3() {
+        let Command::Append(inner) = append() else { unreachable!() };
+        let table = inner.table_ids().next().expect("one table");
+        let name = b"\x04acme\x0aproduction\x01";
+        let command = Command::TableQuarantined { table: table.clone(), from: 3, hi: 258, reason: "gone".into() };
+        let numbers: [u8; 20] = [3, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0];
+        assert_eq!(command.encode(), [&[3, 8][..], name, &numbers, b"gone"].concat());
+        assert_eq!(Command::TableReleased { table }.encode(), [&[3, 9][..], name].concat());
+    }
+
+    #[test]
     fn a_command_of_version_99_is_refused_by_name() {
         let mut bytes = append().encode().to_vec();
         bytes[0] = 99;
         let error = Command::decode(&Bytes::from(bytes)).expect_err("refuses");
-        assert_eq!(error.to_string(), "command format 99 is not supported (this build reads format 2)");
+        assert_eq!(error.to_string(), "command format 99 is not supported (this build reads format 3)");
     }
 }

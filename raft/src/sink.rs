@@ -4,7 +4,7 @@ use bytes::Bytes;
 use signaldb_model::{GroupId, TableId};
 
 use crate::command::Append;
-use crate::state::GroupState;
+use crate::state::{GroupState, TableState};
 
 /// Receives what a group applied, in log order, on the group's apply task.
 ///
@@ -19,6 +19,8 @@ pub trait ApplySink: Send + Sync + 'static {
     fn flushed(&self, group: GroupId, table: &TableId, hi: u64, version: i64, location: &str);
     /// The table has new metadata.
     fn advanced(&self, group: GroupId, table: &TableId, version: i64, location: &str);
+    /// The table was put in quarantine, with more of its rows, or released from it; this is what holds now.
+    fn quarantine(&self, _group: GroupId, _table: &TableId, _state: &TableState) {}
     /// A command of the meta group.
     fn meta(&self, json: &str);
     /// Everything up to `index` was passed on.

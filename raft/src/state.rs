@@ -32,6 +32,11 @@ pub struct TableState {
     /// Newest known metadata version, -1 while the table is not known to exist.
     pub version: i64,
     pub location: String,
+    /// Why its rows are put aside, while they are.
+    pub quarantined: Option<String>,
+    /// Rows up to here are not expected in the table: they were put aside, or are in one that it took the place of. 0
+    /// unless it was released from quarantine.
+    pub floor: u64,
 }
 
 /// State of one group as of `applied`.
@@ -102,6 +107,15 @@ impl GroupState {
                 let newest = self.incarnations.last_mut().filter(|incarnation| incarnation.id == *id);
                 newest.into_iter().for_each(|incarnation| incarnation.settled = true);
             }
+            Command::TableQuarantined { table, from, hi, reason } => {
+                let table = self.table(table);
+                // Somebody who does not know how far the table is may have put aside what it has.
+                if table.watermark == *from && hi >= from {
+                    table.watermark = *hi;
+                    table.quarantined = Some(reason.clone());
+                }
+            }
+            Command::TableReleased { table } => self.table(table).release(),
         }
         applied
     }
@@ -152,6 +166,15 @@ impl GroupState {
 }
 
 impl TableState {
+    fn release(&mut self) {
+        if self.quarantined.take().is_some() {
+            self.floor = self.watermark;
+            // Whatever the catalog has now: an older version, or another table.
+            self.version = -1;
+            self.location.clear();
+        }
+    }
+
     fn advance(&mut self, version: i64, location: &str) {
         if version > self.version {
             self.version = version;
@@ -216,6 +239,17 @@ impl Captures {
                     self.0.pop_first();
                 }
             }
+            Command::TableQuarantined { table, hi, .. } => {
+                // A void one tells nothing about a cut.
+                let Some(now) = state.tables.get(table).filter(|now| now.watermark >= *hi) else { return None };
+                for capture in self.0.values_mut() {
+                    let Some(captured) = capture.state.tables.get_mut(table) else { continue };
+                    if captured.last_append <= *hi {
+                        *captured = TableState { last_append: captured.last_append, ..now.clone() };
+                        capture.open.remove(table);
+                    }
+                }
+            }
             Command::FlushCommitted { table, hi, .. } => {
                 for (cut, capture) in &mut self.0 {
                     // A later cut is complete for the table as well when nothing was appended in between.
@@ -239,11 +273,19 @@ impl Captures {
 const SNAPSHOT_FORMAT: u8 = 1;
 /// The same with the incarnations at its end.
 const SNAPSHOT_FORMAT_INCARNATIONS: u8 = 2;
+/// The same with what was ever in quarantine at its end.
+const SNAPSHOT_FORMAT_QUARANTINE: u8 = 3;
 
 impl GroupState {
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = Encoder::default();
-        let format = if self.incarnations.is_empty() { SNAPSHOT_FORMAT } else { SNAPSHOT_FORMAT_INCARNATIONS };
+        let aside: Vec<_> =
+            self.tables.iter().filter(|(_, state)| state.quarantined.is_some() || state.floor > 0).collect();
+        let format = match (aside.is_empty(), self.incarnations.is_empty()) {
+            (true, true) => SNAPSHOT_FORMAT,
+            (true, false) => SNAPSHOT_FORMAT_INCARNATIONS,
+            (false, _) => SNAPSHOT_FORMAT_QUARANTINE,
+        };
         out.u8(format).u64(self.now.0).u32(self.tables.len() as u32);
         for (table, state) in &self.tables {
             out.table(table)
@@ -265,10 +307,17 @@ impl GroupState {
                 out.bytes(&digest.0).u64(*index);
             }
         }
-        if format == SNAPSHOT_FORMAT_INCARNATIONS {
+        if format >= SNAPSHOT_FORMAT_INCARNATIONS {
             out.u32(self.incarnations.len() as u32);
             for incarnation in &self.incarnations {
                 out.u64(incarnation.id).u64(incarnation.from).u8(incarnation.settled.into());
+            }
+        }
+        if format >= SNAPSHOT_FORMAT_QUARANTINE {
+            out.u32(aside.len() as u32);
+            for (table, state) in aside {
+                let reason = state.quarantined.as_deref();
+                out.table(table).u64(state.floor).u8(reason.is_some().into()).text(reason.unwrap_or_default());
             }
         }
         out.0.freeze()
@@ -278,15 +327,16 @@ impl GroupState {
         let mut from = Decoder(bytes);
         let mut state = Self::default();
         let found = from.u8()?;
-        if found != SNAPSHOT_FORMAT && found != SNAPSHOT_FORMAT_INCARNATIONS {
-            return Err(DecodeError::Format { what: "snapshot", found, supported: SNAPSHOT_FORMAT_INCARNATIONS });
+        if !(SNAPSHOT_FORMAT..=SNAPSHOT_FORMAT_QUARANTINE).contains(&found) {
+            return Err(DecodeError::Format { what: "snapshot", found, supported: SNAPSHOT_FORMAT_QUARANTINE });
         }
         state.now = UnixNanos(from.u64()?);
         for _ in 0..from.u32()? {
             let table = from.table()?;
             let (watermark, last_append) = (from.u64()?, from.u64()?);
             let (version, location) = (from.u64()? as i64, from.text()?);
-            state.tables.insert(table, TableState { watermark, last_append, version, location });
+            let known = TableState { watermark, last_append, version, location, ..TableState::default() };
+            state.tables.insert(table, known);
         }
         for _ in 0..from.u32()? {
             state.meta.push(from.text()?);
@@ -301,10 +351,19 @@ impl GroupState {
             state.dedup.entries += bucket.len();
             state.dedup.buckets.insert(bucket_key, bucket);
         }
-        if found == SNAPSHOT_FORMAT_INCARNATIONS {
+        if found >= SNAPSHOT_FORMAT_INCARNATIONS {
             for _ in 0..from.u32()? {
                 let (id, begun, settled) = (from.u64()?, from.u64()?, from.u8()? != 0);
                 state.incarnations.push(Incarnation { id, from: begun, settled });
+            }
+        }
+        if found >= SNAPSHOT_FORMAT_QUARANTINE {
+            for _ in 0..from.u32()? {
+                let table = from.table()?;
+                let (floor, quarantined, reason) = (from.u64()?, from.u8()? != 0, from.text()?);
+                let known = state.table(&table);
+                known.floor = floor;
+                known.quarantined = quarantined.then_some(reason);
             }
         }
         Ok(state)
@@ -413,6 +472,54 @@ mod tests {
         assert_eq!((state.incarnation(), state.unsettled()), (77, None));
     }
 
+    fn quarantined(code: u8, from: u64, hi: u64) -> Command {
+        Command::TableQuarantined { table: table(code), from, hi, reason: "gone".into() }
+    }
+
+    #[test]
+    fn a_quarantined_table_keeps_no_cut_open() {
+        let mut state = GroupState::default();
+        let mut captures = Captures::default();
+        let mut step = |index: u64, command: Command| {
+            state.apply(index, &command);
+            captures.follow(index, &command, &state)
+        };
+        assert!(step(1, append(1, 1, 1)).is_none());
+        assert!(step(2, append(1, 2, 2)).is_none());
+        assert!(step(3, Command::FlushCut { at: UnixNanos(0) }).is_none());
+        assert!(step(4, append(2, 3, 1)).is_none());
+        assert!(step(5, committed(2, 3)).is_none());
+        assert!(step(6, quarantined(1, 2, 3)).is_none(), "of somebody who knows another watermark");
+        let (cut, captured) = step(7, quarantined(1, 0, 3)).expect("complete");
+        let aside = &captured.tables[&table(1)];
+        assert_eq!(
+            (cut, aside.watermark, aside.last_append),
+            (3, 3, 1),
+            "the append after the cut is not in the capture"
+        );
+        assert_eq!(aside.quarantined.as_deref(), Some("gone"));
+        assert_eq!(captured.dirty().count(), 0);
+    }
+
+    #[test]
+    fn a_released_table_begins_anew_behind_what_was_put_aside() {
+        let mut state = GroupState::default();
+        state.apply(1, &append(1, 1, 1));
+        state.apply(2, &committed(1, 1));
+        state.apply(3, &Command::TableReleased { table: table(1) });
+        assert_eq!(state.tables[&table(1)].version, 1, "nothing was in quarantine");
+        state.apply(4, &append(1, 2, 1));
+        state.apply(5, &quarantined(1, 1, 4));
+        state.apply(6, &append(1, 3, 1));
+        state.apply(7, &quarantined(1, 1, 6));
+        let known = &state.tables[&table(1)];
+        assert_eq!((known.watermark, known.version), (4, 1), "what is put aside twice counts once");
+        assert_eq!(state.dirty().count(), 1);
+        state.apply(8, &Command::TableReleased { table: table(1) });
+        let known = TableState { watermark: 4, last_append: 6, version: -1, floor: 4, ..TableState::default() };
+        assert_eq!(state.tables[&table(1)], known);
+    }
+
     #[test]
     fn snapshots_hold_the_whole_state() {
         let mut state = GroupState::default();
@@ -425,6 +532,12 @@ mod tests {
         state.apply(5, &Command::BeginIncarnation { id: 77 });
         let bytes = state.encode();
         assert_eq!(bytes[0], 2);
+        assert_eq!(GroupState::decode(&bytes), Ok(state.clone()));
+        state.apply(6, &quarantined(1, 2, 5));
+        state.apply(7, &quarantined(2, 0, 5));
+        state.apply(8, &Command::TableReleased { table: table(2) });
+        let bytes = state.encode();
+        assert_eq!(bytes[0], 3);
         assert_eq!(GroupState::decode(&bytes), Ok(state));
         for len in 0..bytes.len() {
             assert!(GroupState::decode(&bytes[..len]).is_err(), "cut at {len}");

@@ -165,6 +165,12 @@ impl StateMachine {
             self.cuts.insert(index, (log_id, self.membership.clone()));
         }
         let completed = self.captures.follow(index, &command, &state);
+        let table = match &command {
+            Command::TableQuarantined { table, .. } | Command::TableReleased { table } => {
+                state.tables.get(table).map(|known| (table.clone(), known.clone()))
+            }
+            _ => None,
+        };
         drop(state);
         match command {
             Command::Append(append) if applied.first_copy.is_none() => self.sink.appended(self.group, index, append),
@@ -172,6 +178,11 @@ impl StateMachine {
             | Command::FlushCut { .. }
             | Command::BeginIncarnation { .. }
             | Command::IncarnationSettled { .. } => {}
+            Command::TableQuarantined { .. } | Command::TableReleased { .. } => {
+                if let Some((id, known)) = table {
+                    self.sink.quarantine(self.group, &id, &known);
+                }
+            }
             Command::FlushCommitted { table, hi, version, location } => {
                 self.sink.flushed(self.group, &table, hi, version, &location);
             }

@@ -11,7 +11,7 @@ use signaldb_raft::{Command, Group, Incarnation};
 use signaldb_signals::SignalTable;
 
 use super::mark::{FlushMark, lineage};
-use super::{ATTEMPTS, Flusher, PROPOSE_TIMEOUT, chain};
+use super::{ATTEMPTS, Flusher, chain};
 use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::table::version_of;
@@ -23,7 +23,7 @@ impl Flusher {
     /// Writes the new incarnation's mark into every table that the group ever flushed to, tells the replicas how far the
     /// rows are there, and then that all is settled. Done again from any point, it does the same.
     pub(super) async fn settle(&self, incarnation: Incarnation) -> Result<(), LakeError> {
-        for pointer in self.lake.catalog().tables().await? {
+        for pointer in self.lake.pointers().tables().await? {
             let Some(id) = table_id(&pointer) else { continue };
             match self.settle_table(&id, &pointer, incarnation).await {
                 Err(error @ LakeError::ForeignMark { .. }) => {
@@ -37,7 +37,7 @@ impl Flusher {
             }
         }
         let settled = Command::IncarnationSettled { id: incarnation.id };
-        self.group.propose_index(&settled, PROPOSE_TIMEOUT).await?;
+        self.proposer.propose_for_flush(&settled).await?;
         tracing::warn!(group = %self.group.id(), incarnation = incarnation.id, "tables know the new incarnation");
         Ok(())
     }
@@ -80,7 +80,7 @@ impl Flusher {
             }
             let (namespace, table) = (&pointer.namespace, &pointer.table);
             location =
-                self.lake.catalog().load(namespace, table).await?.ok_or(LakeError::Stopped("a table is gone"))?;
+                self.lake.pointers().load(namespace, table).await?.ok_or(LakeError::Stopped("a table is gone"))?;
         }
         Err(LakeError::Stopped("other commits won every attempt"))
     }
@@ -103,7 +103,7 @@ impl Flusher {
             base: location.to_owned(),
             new: staged.location.clone(),
         };
-        match self.lake.catalog().swap(&[swap]).await {
+        match self.lake.pointers().swap(&[swap]).await {
             Ok(SwapOutcome::Moved) => {
                 self.lake.remember(&staged.location, Arc::new(staged.metadata));
                 Ok(Some(staged.location))
@@ -119,7 +119,7 @@ impl Flusher {
     async fn tell(&self, id: &TableId, hi: u64, location: &str) -> Result<(), LakeError> {
         let (version, location) = (version_of(location), location.to_owned());
         let committed = Command::FlushCommitted { table: id.clone(), hi, version, location };
-        self.group.propose_index(&committed, PROPOSE_TIMEOUT).await?;
+        self.proposer.propose_for_flush(&committed).await?;
         Ok(())
     }
 }
@@ -170,7 +170,7 @@ async fn news(lake: &Lake, group: &Group, cluster_id: &str, which: Known) -> Res
     let known: HashMap<TableId, String> =
         group.with_state(|state| state.tables.iter().map(|(id, table)| (id.clone(), table.location.clone())).collect());
     let mut marks = Vec::new();
-    for pointer in lake.catalog().tables().await? {
+    for pointer in lake.pointers().tables().await? {
         let Some(id) = table_id(&pointer) else { continue };
         // What the log itself told of is not ahead of it.
         let location = known.get(&id);

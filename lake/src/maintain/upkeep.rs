@@ -43,7 +43,7 @@ pub(crate) struct Upkeep<'a> {
 impl Upkeep<'_> {
     /// The table as the catalog has it; `None` when it does not exist.
     pub(crate) async fn current(&self) -> Result<Option<(String, Arc<TableMetadata>)>, LakeError> {
-        let location = self.lake.catalog().load(&self.id.namespace(), self.table.name()).await?;
+        let location = self.lake.pointers().load(&self.id.namespace(), self.table.name()).await?;
         let Some(location) = location else { return Ok(None) };
         let metadata = self.lake.metadata_at(&location).await?;
         Ok(Some((location, metadata)))
