@@ -241,7 +241,7 @@ impl Captures {
             }
             Command::TableQuarantined { table, hi, .. } => {
                 // A void one tells nothing about a cut.
-                let Some(now) = state.tables.get(table).filter(|now| now.watermark >= *hi) else { return None };
+                let now = state.tables.get(table).filter(|now| now.watermark >= *hi)?;
                 for capture in self.0.values_mut() {
                     let Some(captured) = capture.state.tables.get_mut(table) else { continue };
                     if captured.last_append <= *hi {

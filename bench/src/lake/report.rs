@@ -13,8 +13,11 @@ pub(crate) fn render(lake: &MeasuredLake) -> String {
     out
 }
 
+/// The head of a row, and its cell for each column.
+type Row<'a, T> = (&'a str, &'a dyn Fn(&T) -> String);
+
 /// A row for each of `rows`: its name, and a value of each of `of`.
-fn table<T>(heads: &[String], of: &[T], rows: &[(&str, &dyn Fn(&T) -> String)]) -> String {
+fn table<T>(heads: &[String], of: &[T], rows: &[Row<'_, T>]) -> String {
     let mut out = format!("| | {} |\n|---|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
     for (name, value) in rows {
         let values: Vec<String> = of.iter().map(value).collect();
@@ -25,7 +28,7 @@ fn table<T>(heads: &[String], of: &[T], rows: &[(&str, &dyn Fn(&T) -> String)]) 
 
 fn codec(codec: &[Codec]) -> String {
     let heads: Vec<String> = codec.iter().map(|one| one.signal.name().to_owned()).collect();
-    let rows: [(&str, &dyn Fn(&Codec) -> String); 5] = [
+    let rows: [Row<'_, Codec>; 5] = [
         ("check, records/s", &|one| format!("{:.0}", one.check)),
         ("decode to columns, records/s, expected 150,000 spans or more", &|one| format!("{:.0}", one.decode)),
         ("sort and encode as Parquet, records/s", &|one| format!("{:.0}", one.encode)),
@@ -48,7 +51,7 @@ fn sizes(sizes: &[Size]) -> String {
     let peer = |size: &Size, of: fn(&Peers) -> f64| {
         size.peers.as_ref().map_or_else(|| "not asked".to_owned(), |peers| format!("{:.1}", of(peers)))
     };
-    let rows: [(&str, &dyn Fn(&Size) -> String); 8] = [
+    let rows: [Row<'_, Size>; 8] = [
         ("records", &|size| size.records.to_string()),
         ("bytes a record in OTLP", &|size| format!("{:.0}", size.request_bytes)),
         ("server CPU seconds a million, flush included", &|size| format!("{:.1}", size.cpu_a_million)),
@@ -77,7 +80,7 @@ fn compaction(compaction: &Compaction) -> String {
 
 fn commits(commits: &[Commits]) -> String {
     let heads: Vec<String> = commits.iter().map(|one| one.catalog.to_owned()).collect();
-    let rows: [(&str, &dyn Fn(&Commits) -> String); 2] = [
+    let rows: [Row<'_, Commits>; 2] = [
         ("move of a table's pointer p50 / p99, ms", &|one| format!("{:.1} / {:.1}", one.swap.p50, one.swap.p99)),
         ("flush of 1000 spans p50 / p99, ms", &|one| format!("{:.1} / {:.1}", one.flush.p50, one.flush.p99)),
     ];
