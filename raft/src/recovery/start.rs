@@ -46,7 +46,8 @@ pub enum Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let join = "join as a new node, under an id that was never used, with `signaldb cluster add-node`";
+        let join = "put the disk back that is known; to join as a new node, under an id that was never used, needs `signaldb \
+                    cluster add-node`, which this version does not have yet";
         match self {
             Self::Wiped { known } => {
                 write!(
