@@ -7,6 +7,7 @@
 //!
 //! Start with [`Lake`], then [`memtable`], [`flush`] and [`maintain`].
 
+mod cache;
 mod commit;
 mod compact;
 mod config;
@@ -20,13 +21,15 @@ pub mod metadata;
 pub mod metrics;
 mod names;
 mod orphans;
+mod outage;
 mod retention;
+mod retry;
 mod storage;
 mod table;
 #[cfg(test)]
 mod testing;
 
-pub use config::{CompactionConfig, LakeConfig, RetentionConfig, RetentionRule};
+pub use config::{CompactionConfig, LakeConfig, RetentionConfig, RetentionRule, RetryConfig};
 pub use error::LakeError;
 pub use flush::flush_of;
 pub use lake::Lake;
