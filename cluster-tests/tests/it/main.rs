@@ -23,6 +23,7 @@ mod node;
 mod object_store;
 mod old_copy;
 mod otlp;
+mod outage;
 mod peer_port;
 mod power_loss;
 mod recover;
