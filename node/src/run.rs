@@ -344,6 +344,7 @@ fn s3_options(options: &AdapterOptions) -> S3Options {
         region: options.region.clone(),
         allow_http: options.allow_http,
         path_style: options.path_style,
+        timeout: options.timeout.map(|timeout| timeout.0),
         credentials: keys
             .map(|(id, secret)| S3Credentials { access_key_id: id.0.clone(), secret_access_key: secret.0.clone() }),
     }

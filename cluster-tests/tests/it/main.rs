@@ -30,6 +30,7 @@ mod recover;
 mod recovery_model;
 mod rust_sdk;
 mod spans;
+mod store_faults;
 mod three_nodes;
 mod time_travel;
 mod wal_cli;

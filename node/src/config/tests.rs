@@ -117,7 +117,11 @@ fn a_bucket_is_configured_and_its_keys_are_hidden() {
         ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__OPTIONS__ACCESS_KEY_ID", "1234567890"),
         ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__OPTIONS__SECRET_ACCESS_KEY", "12e34"),
     ];
-    let config = with(&["storage.adapters.local.options.path_style=false"], &environment).expect("valid");
+    let config = with(
+        &["storage.adapters.local.options.path_style=false", "storage.adapters.local.options.timeout=5s"],
+        &environment,
+    )
+    .expect("valid");
     let (url, adapter) = config.storage();
     assert_eq!((url.as_str(), adapter.prefix.as_str()), ("s3://tables", "prod"));
     let expected = AdapterOptions {
@@ -125,6 +129,7 @@ fn a_bucket_is_configured_and_its_keys_are_hidden() {
         region: None,
         allow_http: Some(true),
         path_style: Some(false),
+        timeout: Some(Time::from_secs(5)),
         access_key_id: Some(Secret("1234567890".to_owned())),
         secret_access_key: Some(Secret("12e34".to_owned())),
     };
@@ -163,6 +168,7 @@ fn mistakes_about_a_store_name_the_key() {
         (&["options.endpoint=http://s3"], &["local.options.endpoint", "allow_http"]),
         (&["options.endpoint=https://u:hidden@s3"], &["local.options.endpoint", "access_key_id"]),
         (&["options.allow_http=perhaps"], &["local.options.allow_http", "perhaps", "boolean"]),
+        (&["options.timeout=1ms"], &["local.options.timeout", "100ms"]),
         (&["options.path_style=1"], &["local.options.path_style", "boolean"]),
         (&["options.access_key_id=hidden"], &["local.options.secret_access_key", "missing"]),
         (&["options.secret_access_key=hidden"], &["local.options.access_key_id", "missing"]),
