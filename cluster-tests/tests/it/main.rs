@@ -11,6 +11,7 @@ mod cluster;
 mod crash;
 mod crate_graph;
 mod deploy_files;
+mod deployment;
 mod disk_faults;
 mod ext4;
 mod freshness;
