@@ -414,7 +414,7 @@ mod tests {
         let config = PoolConfig {
             min_connections: 1,
             max_connections: 2,
-            connection_timeout: Duration::from_millis(100),
+            connection_timeout: Duration::from_secs(2),
             ..PoolConfig::default()
         };
         let address = format!("sqlite://{}/a.db", dir.path().display());

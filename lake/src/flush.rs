@@ -269,9 +269,15 @@ impl Flusher {
 
     /// Commits all rows up to `hi`: at once, or, when memory never had room for all of them, in steps.
     async fn commit_cut(&mut self, hi: u64) -> Result<(), LakeError> {
+        let mut committed = None;
         loop {
             let moved = |_| LakeError::Stopped("another node leads the group");
             let (epoch, upto) = self.memtable.wait_flushable(hi).await.map_err(moved)?;
+            if committed == Some(upto) {
+                // Nothing was flushed by that, so nothing can be read back: whoever has the memory is about to.
+                tokio::time::sleep(TICK_MAX).await;
+            }
+            committed = Some(upto);
             // A table ahead of what every log remembers would hide the rows that are written at the lost indexes next.
             self.group.wait_synced(upto, SYNC_TIMEOUT).await?;
             let written = self.written.take().filter(|written| (written.epoch, written.upto) == (epoch, upto));

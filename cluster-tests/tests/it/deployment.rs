@@ -10,16 +10,18 @@ use crate::object_store::python;
 async fn both_deployments_take_an_export_and_answer_a_query() -> anyhow::Result<()> {
     let Some(python) = python()? else { return Ok(()) };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/test-deployment.sh");
-    let run = |bin: &Path, ready_seconds: &str| {
+    let script = |bin: &Path| {
         let mut command = Command::new(&script);
-        command.env("SIGNALDB_BIN", bin).env("SIGNALDB_PYTHON", &python).env("READY_SECONDS", ready_seconds).output()
+        command.env("SIGNALDB_BIN", bin).env("SIGNALDB_PYTHON", &python);
+        command
     };
-    let output = run(&binary()?, "120")?;
+    let output = script(&binary()?).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("monolith: passed") && said.contains("S3: passed"), "{said}");
-    // A binary that only ends.
-    let output = run(Path::new("/bin/true"), "1")?;
+    // A binary that only ends. What a failure leaves behind goes with the directory.
+    let dir = tempfile::tempdir()?;
+    let output = script(Path::new("/bin/true")).env("READY_SECONDS", "1").env("TMPDIR", dir.path()).output()?;
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
