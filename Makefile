@@ -4,12 +4,13 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ENV := . scripts/env.sh;
 
-.PHONY: help deps test-deps jepsen-deps run cluster test jepsen jepsen-full lint bench install clean
+.PHONY: help deps test-deps jepsen-deps run cluster test test-deployment jepsen jepsen-full lint bench install clean
 
 help:
 	@echo "make run      build the release binary and run one node on loopback (data in .data/)"
 	@echo "make cluster  three nodes as three processes on this machine, until Ctrl-C (data in .data/cluster/)"
 	@echo "make test     run every test that CI runs"
+	@echo "make test-deployment  one node, and three with PostgreSQL and S3: an export and a query, on the release binary"
 	@echo "make jepsen   break three release nodes for two minutes and judge what they did (exit 0 valid, 1 invalid, 2 unknown)"
 	@echo "              CATALOG=postgres: with their catalog in a private PostgreSQL"
 	@echo "make jepsen-full  for an hour, as root: power losses, full, slow and damaged disks too"
@@ -41,6 +42,9 @@ test: test-deps
 	@$(ENV) cargo build --locked --workspace --all-targets; \
 	export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
 	cargo test --locked --workspace
+
+test-deployment: test-deps
+	@scripts/test-deployment.sh
 
 CATALOG ?= sqlite
 jepsen-deps:

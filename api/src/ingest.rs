@@ -122,11 +122,7 @@ pub(crate) fn refusal(app: &App, kind: SignalKind, arriving: usize) -> Option<Ap
     if app.disk_full() {
         return Some(ApiError::new(Kind::Unavailable, "the disk reserve is reached: free space on the log's disk"));
     }
-    app.lake.full(arriving).then(|| {
-        let message = "unflushed rows, and those that arrive, use up their memory budget: flushing does not keep up, \
-                       or catalog or store are down";
-        ApiError::new(Kind::Throttled, message)
-    })
+    app.lake.refusal(arriving).map(|reason| ApiError::new(Kind::Throttled, reason))
 }
 
 /// The level that satisfies both the request and its tenant.

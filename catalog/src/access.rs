@@ -74,7 +74,7 @@ impl Access {
         for tenant in configured {
             access.store(tenant).await?;
         }
-        access.load().await?;
+        access.reload().await?;
         Ok(access)
     }
 
@@ -105,7 +105,11 @@ impl Access {
         self.database.execute("store a dataset", &statement(insert, arguments)).await
     }
 
-    async fn load(&self) -> Result<(), CatalogError> {
+    /// Reads everything again: other nodes write the same tables.
+    ///
+    /// # Errors
+    /// When the database does not answer; what was known stays.
+    pub async fn reload(&self) -> Result<(), CatalogError> {
         let action = "load the tenants";
         let all = async |select: &'static str| self.database.fetch(action, &statement(select, [])).await;
         let rows = all("SELECT id, default_dataset FROM tenants").await?;
@@ -180,7 +184,7 @@ impl Access {
         let tenant = statement(insert, [identity.tenant.as_str().into()]);
         self.database.execute("store a tenant", &tenant).await?;
         self.store_dataset(&identity.tenant, &identity.dataset).await?;
-        self.load().await
+        self.reload().await
     }
 
     /// The tenant's datasets.
@@ -205,6 +209,7 @@ fn digest(key: &str) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::database::PoolConfig;
 
     fn tenant(name: &str) -> TenantId {
         TenantId::new(name).expect("valid")
@@ -227,7 +232,7 @@ mod tests {
             datasets: vec![],
             keys: vec![("sk-other".into(), "key".into())],
         };
-        let database = Database::open("sqlite::memory:").await.expect("opens");
+        let database = Database::open("sqlite::memory:", &PoolConfig::default()).await.expect("opens");
         Access::open(database, enabled, &[acme, other]).await.expect("opens")
     }
 

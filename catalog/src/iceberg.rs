@@ -5,7 +5,7 @@
 //! | `iceberg_tables` | catalog, namespace, table | current and previous metadata location | for every table |
 //! | `iceberg_namespace_properties` | catalog, namespace, property | value | `exists=true` for every namespace |
 
-use crate::database::{CatalogError, Database, statement};
+use crate::database::{CatalogError, Database, PoolStatus, statement};
 
 /// Name of the catalog in the database (CONTRACT, "SQL and tables").
 const CATALOG: &str = "signaldb";
@@ -142,6 +142,11 @@ impl IcebergCatalog {
         self.0.execute("drop a table", &statement(delete, arguments)).await
     }
 
+    /// The pool of connections to the database.
+    pub fn pool_status(&self) -> PoolStatus {
+        self.0.pool_status()
+    }
+
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<(), CatalogError> {
         let select = statement("SELECT store_id FROM signaldb_store", []);
@@ -152,9 +157,12 @@ impl IcebergCatalog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::database::PoolConfig;
 
     async fn open(address: &str) -> IcebergCatalog {
-        IcebergCatalog::open(Database::open(address).await.expect("opens")).await.expect("creates tables")
+        IcebergCatalog::open(Database::open(address, &PoolConfig::default()).await.expect("opens"))
+            .await
+            .expect("creates tables")
     }
 
     #[tokio::test]

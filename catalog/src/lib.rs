@@ -10,5 +10,5 @@ mod iceberg;
 pub mod test_postgres;
 
 pub use access::{Access, AccessError, Datasets, Identity, TenantConfig};
-pub use database::{CatalogError, Database};
+pub use database::{CatalogError, Database, PoolConfig, PoolStatus};
 pub use iceberg::{IcebergCatalog, Swap, SwapOutcome, TablePointer};

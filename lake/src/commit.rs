@@ -1,7 +1,5 @@
 //! Commits that are not flushes: on exactly one base, again while others win, and never instead of a flush.
 
-use std::time::Duration;
-
 use iceberg::ErrorKind;
 use iceberg::spec::TableMetadata;
 use signaldb_catalog::{CatalogError, Swap, SwapOutcome};
@@ -13,11 +11,10 @@ use crate::error::LakeError;
 use crate::flush::chain;
 use crate::lake::Lake;
 use crate::metadata::Change;
+use crate::retry::draw;
 
-/// Attempts to win the swap.
-const ATTEMPTS: u32 = 6;
-/// Pause after the first lost swap; a flush looks again after a tenth of it, so that flushes win.
-const BACKOFF: Duration = Duration::from_millis(200);
+/// After the first lost swap this many times the configured pause; a flush looks again after a tenth of that and wins.
+const PATIENCE: u32 = 2;
 
 /// How a commit ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +37,9 @@ pub(crate) async fn commit(
     change: &Change,
     files: Option<Uuid>,
 ) -> Result<Committed, LakeError> {
+    let retry = &lake.config().retry;
     let mut unknown: Option<String> = None;
-    for attempt in 0..ATTEMPTS {
+    for attempt in 1..=retry.max_attempts {
         let Some(base) = lake.pointers().load(&id.namespace(), table.name()).await? else {
             return Ok(Committed::Overtaken);
         };
@@ -64,7 +62,7 @@ pub(crate) async fn commit(
         }
         let location = staged.location.clone();
         let swap = Swap { namespace: id.namespace(), table: table.name().to_owned(), base, new: location.clone() };
-        match lake.pointers().swap(&[swap]).await {
+        match lake.swap(&[swap]).await {
             Ok(SwapOutcome::Moved) => {
                 lake.remember(&location, std::sync::Arc::new(staged.metadata));
                 return Ok(Committed::Done { location });
@@ -76,7 +74,9 @@ pub(crate) async fn commit(
             }
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(BACKOFF * (1 << attempt)).await;
+        let pause = retry.pause_from(retry.initial_delay * PATIENCE, attempt, draw());
+        crate::metrics::note_retry(if unknown.is_some() { "unknown" } else { "conflict" }, pause);
+        tokio::time::sleep(pause).await;
     }
     Err(LakeError::Stopped("other commits won every attempt"))
 }
@@ -85,3 +85,6 @@ pub(crate) async fn commit(
 fn leads_to(metadata: &TableMetadata, base: &str, location: &str) -> bool {
     base == location || metadata.metadata_log().iter().any(|version| version.metadata_file == location)
 }
+
+#[cfg(test)]
+mod tests;

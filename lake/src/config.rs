@@ -11,12 +11,33 @@ pub struct LakeConfig {
     pub max_interval: Duration,
     /// A group that holds this many bytes is flushed at once. Default 64 MiB.
     pub max_bytes: usize,
-    /// Unflushed bytes of all groups, beyond which writes are throttled.
+    /// Memory of unflushed rows of all groups. Beyond it writes are throttled, or, while catalog or store are down, rows
+    /// stay in the log.
     pub memtable_bytes_max: usize,
+    /// The log's budget: bytes of it that may hold unflushed rows, of all groups; `None` leaves it to the disk's reserve.
+    pub log_bytes_max: Option<usize>,
+    /// Tables of one flush whose files are written at the same time. Default 4.
+    pub concurrency: usize,
+    /// How long parsed metadata and manifests that nobody asks for are kept. Default 5 min; zero keeps none.
+    pub cache_ttl: Duration,
+    pub retry: RetryConfig,
     /// Every group has this node as its only voter: it leads them all, always.
     pub lone_voter: bool,
     pub compaction: CompactionConfig,
     pub retention: RetentionConfig,
+}
+
+/// How commits and flushes that failed are tried again.
+#[derive(Debug, Clone)]
+pub struct RetryConfig {
+    /// Attempts of one commit while others win, before it counts as failed. Flushes are tried again for ever. Default 5.
+    pub max_attempts: u32,
+    /// Pause after the first failure, half of it drawn. Default 100 ms.
+    pub initial_delay: Duration,
+    /// Default 10 s.
+    pub max_delay: Duration,
+    /// By which each pause is longer than the last. Default 2.
+    pub backoff_multiplier: f64,
 }
 
 /// How small data files become large ones.
@@ -58,6 +79,17 @@ pub struct RetentionRule {
     pub keep: Option<Duration>,
 }
 
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self {
+            max_attempts: 5,
+            initial_delay: Duration::from_millis(100),
+            max_delay: Duration::from_secs(10),
+            backoff_multiplier: 2.0,
+        }
+    }
+}
+
 impl Default for CompactionConfig {
     fn default() -> Self {
         Self {
@@ -84,6 +116,10 @@ impl Default for LakeConfig {
             max_interval: Duration::from_secs(600),
             max_bytes: 64 << 20,
             memtable_bytes_max: 1 << 30,
+            log_bytes_max: None,
+            concurrency: 4,
+            cache_ttl: Duration::from_secs(300),
+            retry: RetryConfig::default(),
             lone_voter: true,
             compaction: CompactionConfig::default(),
             retention: RetentionConfig::default(),

@@ -52,6 +52,9 @@ pub enum LakeError {
     /// One table could not be flushed; the others were.
     #[error("a table was left out of the flush")]
     Table(#[source] Box<LakeError>),
+    /// Catalog or store were down for so long that the newest rows are in the log alone; they come back by themselves.
+    #[error("the newest rows wait in the log for their flush: catalog or store are, or were, down")]
+    Backlog,
     #[error("{0}")]
     Stopped(&'static str),
 }

@@ -5,12 +5,13 @@
 //! and look; nothing is deleted.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::spec::{DataFile, Snapshot, TableMetadata};
-use signaldb_catalog::{Swap, SwapOutcome};
+use signaldb_catalog::{CatalogError, Swap, SwapOutcome};
 use signaldb_model::{GroupId, TableId, UnixNanos};
 use signaldb_raft::{Command, Group, GroupState, WriteError};
 use signaldb_signals::schema::{self, Column};
@@ -23,8 +24,10 @@ use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::memtable::{GroupMemtable, MemBatch, TableView};
 use crate::metadata::{Change, Staged};
+use crate::metrics::Retried;
 use crate::names;
 use crate::quarantine;
+use crate::retry::draw;
 use crate::table;
 
 #[cfg(test)]
@@ -43,12 +46,10 @@ const SMALL_TABLE_BYTES: usize = 1 << 20;
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a majority may take to bring a cut's rows to disk.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest pause between attempts while catalog or store are down.
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// How often a group looks whether to flush: small memtables fill in a fraction of a second.
 const TICK_MAX: Duration = Duration::from_millis(100);
-/// Attempts to win the swap before the flush is reported as failed and tried again later.
-const ATTEMPTS: usize = 5;
+/// A lost swap is tried again after this part of the configured pause: flushes win against other commits.
+const CONFLICT_PART: u32 = 5;
 
 /// Somebody waits for a flush.
 #[derive(Debug)]
@@ -79,6 +80,8 @@ pub(crate) struct Flusher {
     cluster_id: String,
     /// A cut whose tables are not all committed yet; it is finished before another is made.
     pending: Option<u64>,
+    /// Files of an attempt that failed behind them: the next one does not write them again.
+    written: Option<Written>,
     failures: u32,
     /// By the clock's elapsed time.
     not_before: Duration,
@@ -104,8 +107,31 @@ enum Found {
     Lost(String),
 }
 
-/// Data files by table and the watermark that they start behind, kept over the attempts of one flush.
-type Encoded = HashMap<(TableId, u64), (uuid::Uuid, Vec<DataFile>)>;
+/// Data files by table, its UUID, and the watermark that they start behind, kept over the attempts of one flush. Those of a
+/// table that is gone may be gone with it.
+type Encoded = HashMap<(TableId, uuid::Uuid, u64), (uuid::Uuid, Vec<DataFile>)>;
+
+/// The data files of the rows up to an index, as one leadership saw them.
+struct Written {
+    epoch: u64,
+    upto: u64,
+    encoded: Mutex<Encoded>,
+}
+
+impl Written {
+    fn encoded(&self) -> MutexGuard<'_, Encoded> {
+        self.encoded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an attempt to commit came to.
+enum Attempt {
+    Done(Vec<Planned>),
+    /// Somebody else moved a table first.
+    Lost,
+    /// The COMMIT was not answered.
+    Unknown(CatalogError),
+}
 
 impl Flusher {
     pub(crate) fn new(lake: Lake, group: Arc<Group>, cluster_id: String) -> Self {
@@ -127,6 +153,7 @@ impl Flusher {
             memtable,
             cluster_id,
             pending: None,
+            written: None,
             failures: 0,
             not_before: Duration::ZERO,
             looked_ahead: None,
@@ -148,6 +175,7 @@ impl Flusher {
                 },
                 _ = tick.tick() => None,
             };
+            self.look_around();
             if request.is_none() && !self.due() {
                 continue;
             }
@@ -161,6 +189,20 @@ impl Flusher {
                 // The caller may be gone.
                 let _ = request.done.send(outcome.map(drop));
             }
+        }
+    }
+
+    /// What others do may concern this group.
+    fn look_around(&mut self) {
+        self.lake.look_for_outage();
+        if self.memtable.has_backlog() {
+            self.memtable.work.notify_one();
+        }
+        if self.failures > 0 && !self.group.is_leader() {
+            // Now it is another node that fails, or does not.
+            self.failures = 0;
+            self.written = None;
+            self.lake.note_flush(self.group.id(), Ok(false), false);
         }
     }
 
@@ -222,20 +264,28 @@ impl Flusher {
     fn note(&mut self, outcome: Result<&bool, &LakeError>) {
         let failure = match outcome {
             Ok(flushed) => {
+                if self.failures > 0 {
+                    Retried::Succeeded.note();
+                }
                 self.failures = 0;
-                self.lake.note_flush(self.group.id(), Ok(*flushed));
+                self.lake.note_flush(self.group.id(), Ok(*flushed), false);
                 return;
             }
             Err(failure) => failure,
         };
-        self.failures += 1;
-        let pause = Duration::from_millis(100).saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
+        if self.failures > 0 {
+            Retried::Failed.note();
+        }
+        self.failures = self.failures.saturating_add(1);
+        let pause = self.lake.config().retry.pause(self.failures, draw());
         self.not_before = self.lake.clock().elapsed() + pause;
+        crate::metrics::note_retry(crate::metrics::cause(failure), pause);
         let chain = chain(failure);
         tracing::warn!(group = %self.group.id(), failures = self.failures, retry_in = ?pause, error = %chain,
             "flush failed; rows stay in the log and in memory");
         crate::metrics::note_failure(failure);
-        self.lake.note_flush(self.group.id(), Err(chain));
+        let outside = matches!(failure, LakeError::Catalog(_) | LakeError::Store(_));
+        self.lake.note_flush(self.group.id(), Err(chain), outside);
     }
 
     /// Cuts and commits. With `fresh`, rows applied before the call are included even if an older cut is pending.
@@ -261,44 +311,80 @@ impl Flusher {
         outcome
     }
 
-    async fn commit_cut(&self, hi: u64) -> Result<(), LakeError> {
-        let moved = LakeError::Stopped("another node leads the group");
-        let Some(epoch) = self.memtable.wait_built(hi).await else { return Err(moved) };
-        // A table ahead of what every log remembers would hide the rows that are written at the lost indexes next.
-        self.group.wait_synced(hi, SYNC_TIMEOUT).await?;
-        let begun = self.lake.clock().elapsed();
-        let mut encoded = Encoded::new();
-        for attempt in 0..ATTEMPTS {
-            let mut failed = None;
-            if let Some(planned) = self.try_commit(hi, epoch, &mut encoded, &mut failed).await? {
-                let tables = planned.len();
-                for plan in planned {
-                    self.announce(plan).await?;
-                }
-                let took = self.lake.clock().elapsed().saturating_sub(begun);
-                metrics::histogram!("signaldb_flush_duration_seconds").record(took.as_secs_f64());
-                tracing::debug!(group = %self.group.id(), hi, tables, ?took, "WAL entry processed: flushed");
-                return failed.map_or(Ok(()), |error| Err(LakeError::Table(Box::new(error))));
+    /// Commits all rows up to `hi`: at once, or, when memory never had room for all of them, in steps.
+    async fn commit_cut(&mut self, hi: u64) -> Result<(), LakeError> {
+        let (mut committed, mut left_out) = (None, None);
+        loop {
+            let moved = |_| LakeError::Stopped("another node leads the group");
+            let (epoch, upto) = self.memtable.wait_flushable(hi).await.map_err(moved)?;
+            let again = committed.replace(upto) == Some(upto);
+            if again {
+                // Nothing was flushed by that, so nothing can be read back: whoever has the memory is about to.
+                tokio::time::sleep(TICK_MAX).await;
             }
-            // Somebody else moved a table: look again, a little later each time.
-            tokio::time::sleep(Duration::from_millis(20 << attempt)).await;
+            // A table ahead of what every log remembers would hide the rows that are written at the lost indexes next.
+            self.group.wait_synced(upto, SYNC_TIMEOUT).await?;
+            let written = self.written.take().filter(|written| (written.epoch, written.upto) == (epoch, upto));
+            let written = written.unwrap_or_else(|| Written { epoch, upto, encoded: Mutex::default() });
+            let outcome = self.commit_upto(&written).await;
+            if outcome.is_err() {
+                self.written = Some(written);
+            }
+            match outcome {
+                // The rows of its neighbours that wait in the log do not wait for it: theirs that were here made room.
+                Err(error @ LakeError::Table(_)) if upto < hi && !again => {
+                    left_out = Some(error);
+                    tokio::time::sleep(TICK_MAX).await;
+                }
+                outcome => outcome?,
+            }
+            if upto >= hi {
+                return left_out.map_or(Ok(()), Err);
+            }
         }
-        Err(LakeError::Stopped("other commits won every attempt"))
     }
 
-    /// One attempt on the tables' current metadata; `None` when a swap lost or its outcome is unknown.
+    async fn commit_upto(&self, written: &Written) -> Result<(), LakeError> {
+        let (begun, retry) = (self.lake.clock().elapsed(), &self.lake.config().retry);
+        let mut unknown = None;
+        for attempt in 1..=retry.max_attempts {
+            let mut failed = None;
+            unknown = match self.try_commit(written, &mut failed).await? {
+                Attempt::Done(planned) => {
+                    let tables = planned.len();
+                    for plan in planned {
+                        self.announce(plan).await?;
+                    }
+                    let took = self.lake.clock().elapsed().saturating_sub(begun);
+                    metrics::histogram!("signaldb_flush_duration_seconds").record(took.as_secs_f64());
+                    tracing::debug!(group = %self.group.id(), upto = written.upto, tables, ?took,
+                        "WAL entry processed: flushed");
+                    return failed.map_or(Ok(()), |error| Err(LakeError::Table(Box::new(error))));
+                }
+                Attempt::Lost => None,
+                Attempt::Unknown(error) => Some(error),
+            };
+            // Look again, a little later each time.
+            let pause = retry.pause_from(retry.initial_delay / CONFLICT_PART, attempt, draw());
+            let cause = if unknown.is_some() { "unknown" } else { "conflict" };
+            crate::metrics::note_retry(cause, pause);
+            tokio::time::sleep(pause).await;
+        }
+        Err(unknown.map_or(LakeError::Stopped("other commits won every attempt"), LakeError::Catalog))
+    }
+
+    /// One attempt on the tables' current metadata.
     ///
     /// A table that cannot be planned is left out and reported through `failed`: it must not stop its neighbours.
-    async fn try_commit(
-        &self,
-        hi: u64,
-        epoch: u64,
-        encoded: &mut Encoded,
-        failed: &mut Option<LakeError>,
-    ) -> Result<Option<Vec<Planned>>, LakeError> {
+    async fn try_commit(&self, written: &Written, failed: &mut Option<LakeError>) -> Result<Attempt, LakeError> {
+        let plans = stream::iter(self.memtable.loads().into_keys()).map(|id| async move {
+            let plan = Box::pin(self.plan(&id, written)).await;
+            (id, plan)
+        });
+        let mut plans = plans.buffered(self.lake.config().concurrency.max(1));
         let mut planned = Vec::new();
-        for id in self.memtable.loads().into_keys() {
-            match self.plan(&id, hi, epoch, encoded).await {
+        while let Some((id, plan)) = plans.next().await {
+            match plan {
                 Ok(plan) => planned.extend(plan),
                 // Catalog and store are everybody's: the cut waits for them.
                 Err(error @ (LakeError::Catalog(_) | LakeError::Store(_))) => return Err(error),
@@ -308,50 +394,53 @@ impl Flusher {
                 }
             }
         }
+        drop(plans);
         // Under another leadership the memtable may hold only a part of the rows: to mark them flushed would lose the rest.
-        if self.memtable.epoch() != epoch {
+        if self.memtable.epoch() != written.epoch {
             return Err(LakeError::Stopped("another node leads the group"));
         }
-        let mut swaps = Vec::new();
-        for (swap, staged) in planned.iter().filter_map(|plan| plan.commit.as_ref()) {
-            for (location, content) in &staged.files {
-                self.lake.store().write(location, content.clone()).await?;
-            }
-            swaps.push(swap.clone());
-        }
+        let commits = || planned.iter().filter_map(|plan| plan.commit.as_ref());
+        let files: Vec<_> = commits().flat_map(|(_, staged)| staged.files.clone()).collect();
+        let writes = stream::iter(files).map(|(location, content)| async move {
+            let _call = self.lake.call();
+            self.lake.store().write(&location, content).await
+        });
+        writes.buffer_unordered(self.lake.config().concurrency.max(1)).try_collect::<Vec<()>>().await?;
+        let swaps: Vec<Swap> = commits().map(|(swap, _)| swap.clone()).collect();
         if swaps.is_empty() {
-            return Ok(Some(planned));
+            return Ok(Attempt::Done(planned));
         }
         // Whoever collects orphans may take files that waited this long for such: write them anew.
-        if encoded.values().any(|(commit, _)| !self.lake.may_commit(*commit)) {
-            encoded.clear();
-            return Ok(None);
+        let too_old = written.encoded().values().any(|(commit, _)| !self.lake.may_commit(*commit));
+        if too_old {
+            written.encoded().clear();
+            return Ok(Attempt::Lost);
         }
-        match self.lake.pointers().swap(&swaps).await {
-            Ok(SwapOutcome::Moved) => Ok(Some(planned)),
-            Ok(SwapOutcome::Conflict) => Ok(None),
-            Err(error) => {
+        match self.lake.swap(&swaps).await {
+            Ok(SwapOutcome::Moved) => Ok(Attempt::Done(planned)),
+            Ok(SwapOutcome::Conflict) => Ok(Attempt::Lost),
+            Err(error @ CatalogError::Unknown(_)) => {
                 tracing::warn!(group = %self.group.id(), error = %chain(&error), "swap not confirmed; looking again");
-                Ok(None)
+                Ok(Attempt::Unknown(error))
             }
+            Err(error) => Err(error.into()),
         }
     }
 
-    /// Plans the rows of one table up to `hi`; `None` when it has none.
-    async fn plan(
-        &self,
-        id: &TableId,
-        hi: u64,
-        epoch: u64,
-        encoded: &mut Encoded,
-    ) -> Result<Option<Planned>, LakeError> {
+    /// Plans the rows of one table up to the index; `None` when it has none.
+    async fn plan(&self, id: &TableId, written: &Written) -> Result<Option<Planned>, LakeError> {
+        let (epoch, hi) = (written.epoch, written.upto);
         let Some(table) = SignalTable::from_code(id.code) else { return Ok(None) };
         let Some(view) = self.memtable.view(id, epoch) else { return Ok(None) };
         let rows: Vec<MemBatch> = view.batches.iter().filter_map(|batch| batch.upto(hi)).collect();
         if rows.is_empty() {
             return Ok(None);
         }
-        let (location, metadata) = match self.find(id, table, &view).await? {
+        let found = {
+            let _call = self.lake.call();
+            self.find(id, table, &view).await?
+        };
+        let (location, metadata) = match found {
             Found::Ours { location, metadata } => (location, metadata),
             Found::Lost(reason) => return self.put_aside(id, table, &view, hi, rows, reason).await.map(Some),
         };
@@ -374,7 +463,7 @@ impl Flusher {
         }
         // Normally the watermark that we know; after a crash between swap and announcement, a later one.
         let rows: Vec<MemBatch> = rows.iter().filter_map(|batch| batch.above(done)).collect();
-        let (commit, files) = self.write_files(id, table, &metadata, rows, done, encoded).await?;
+        let (commit, files) = self.write_files(id, table, &metadata, rows, done, written).await?;
         let (incarnation, lineage) = self.group.with_state(|state| (state.incarnation(), lineage(state)));
         let mark = FlushMark {
             cluster: self.cluster_id.clone(),
@@ -385,7 +474,10 @@ impl Flusher {
             commit,
             lineage,
         };
-        let staged = self.stage(&metadata, &location, files, &schema::of(table).columns, &mark).await?;
+        let staged = {
+            let _call = self.lake.call();
+            self.stage(&metadata, &location, files, &schema::of(table).columns, &mark).await?
+        };
         let swap = Swap {
             namespace: id.namespace(),
             table: table.name().to_owned(),
@@ -470,17 +562,18 @@ impl Flusher {
         metadata: &TableMetadata,
         rows: Vec<MemBatch>,
         from: u64,
-        encoded: &mut Encoded,
+        written: &Written,
     ) -> Result<(uuid::Uuid, Vec<DataFile>), LakeError> {
-        let key = (id.clone(), from);
-        if let Some(found) = encoded.get(&key) {
-            return Ok(found.clone());
+        let key = (id.clone(), metadata.uuid(), from);
+        let found = written.encoded().get(&key).cloned();
+        if let Some(found) = found {
+            return Ok(found);
         }
         let commit = self.lake.new_commit();
         let (root, group) = (metadata.location().to_owned(), self.group.id().0.to_string());
         let name = move |n: usize, day: i32| names::data_file(&root, &group, commit, n, day);
         let entries = self.encode_files(table, rows, name).await?;
-        encoded.insert(key, (commit, entries.clone()));
+        written.encoded().insert(key, (commit, entries.clone()));
         Ok((commit, entries))
     }
 
@@ -503,11 +596,15 @@ impl Flusher {
         let encoding = self.lake.cpu().spawn_blocking(encode);
         let mut entries = Vec::new();
         while let Some(file) = files.recv().await {
-            metrics::counter!("signaldb_flush_bytes_total").increment(file.content.len() as u64);
+            let bytes = file.content.len() as u64;
+            metrics::counter!("signaldb_flush_bytes_total").increment(bytes);
+            let _call = self.lake.call();
             self.lake.store().write(&file.location, file.content).await?;
+            crate::metrics::note_file(file.entry.record_count(), bytes);
             entries.push(file.entry);
         }
         encoding.await.map_err(|_| LakeError::Stopped("encoding a data file panicked"))??;
+        crate::metrics::note_batch(entries.len());
         Ok(entries)
     }
 

@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::spec::{
     DataFile, FormatVersion, Manifest, ManifestContentType, ManifestFile, ManifestList, Snapshot, TableMetadata,
 };
-use signaldb_catalog::{CatalogError, IcebergCatalog};
+use signaldb_catalog::{CatalogError, IcebergCatalog, Swap, SwapOutcome};
 use signaldb_model::{Clock, DatasetId, GroupId, TableId, TenantId};
 use signaldb_raft::state::GroupState;
 use signaldb_raft::{Append, ApplySink, Group, Groups, TableState};
@@ -17,14 +17,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cache::Cache;
 use crate::config::LakeConfig;
 use crate::error::LakeError;
 use crate::flush::{FlushRequest, Flusher, Known};
 use crate::maintain::Maintainer;
-use crate::memtable::{GroupMemtable, LogReader, ROW_BYTES_A_REQUEST_BYTE, TableView};
+use crate::memtable::{GroupMemtable, LogReader, NotBuilt, ROW_BYTES_A_REQUEST_BYTE, TableView};
 use crate::metadata::{Base, Change, Seeds, Staged, manifests_to_load, next_metadata};
 use crate::names;
 use crate::orphans::COMMIT_WITHIN;
+use crate::outage::{Call, Outage};
 use crate::pointers::TablePointers;
 use crate::quarantine;
 use crate::storage::Store;
@@ -54,10 +56,11 @@ struct Inner {
     memtables: RwLock<BTreeMap<GroupId, Arc<GroupMemtable>>>,
     flushers: Mutex<BTreeMap<GroupId, mpsc::Sender<FlushRequest>>>,
     groups: Mutex<BTreeMap<GroupId, Arc<Group>>>,
-    metadata: Mutex<HashMap<String, Arc<TableMetadata>>>,
-    manifests: Mutex<HashMap<String, Arc<Vec<DataFile>>>>,
+    metadata: Cache<TableMetadata>,
+    manifests: Cache<Vec<DataFile>>,
     /// Last failure of a flush, by group; empty while all is well.
     failures: Mutex<BTreeMap<GroupId, String>>,
+    outage: Outage,
     last_flush: Mutex<Option<signaldb_model::UnixNanos>>,
     failure: Mutex<Option<String>>,
     table_turns: Mutex<HashMap<TableId, Arc<tokio::sync::Mutex<()>>>>,
@@ -87,6 +90,7 @@ impl Lake {
         clock: Arc<dyn Clock>,
         cpu: tokio::runtime::Handle,
     ) -> Self {
+        let ttl = config.cache_ttl;
         Self(Arc::new(Inner {
             config,
             catalog,
@@ -97,9 +101,10 @@ impl Lake {
             memtables: RwLock::default(),
             flushers: Mutex::default(),
             groups: Mutex::default(),
-            metadata: Mutex::default(),
-            manifests: Mutex::default(),
+            metadata: Cache::new(METADATA_CACHE_MAX, ttl),
+            manifests: Cache::new(MANIFEST_CACHE_MAX, ttl),
             failures: Mutex::default(),
+            outage: Outage::default(),
             last_flush: Mutex::default(),
             failure: Mutex::default(),
             table_turns: Mutex::default(),
@@ -168,7 +173,8 @@ impl Lake {
                 }
                 let log = lake.log(group);
                 let log = log.as_ref().map(|log| log as &dyn LogReader);
-                let built = std::panic::AssertUnwindSafe(|| memtable.build(lake.0.clock.elapsed(), log));
+                let room = || lake.unflushed_bytes() < lake.0.config.memtable_bytes_max;
+                let built = std::panic::AssertUnwindSafe(|| memtable.build(lake.0.clock.elapsed(), log, &room));
                 let built = std::panic::catch_unwind(built);
                 if let Err(reason) = built.unwrap_or_else(|panic| Err(panic_text(panic.as_ref()).to_owned())) {
                     // Rows that were acknowledged cannot be shown: better no node than one that leaves them out.
@@ -197,6 +203,7 @@ impl Lake {
         if !self.0.config.lone_voter {
             self.follow_leadership(Arc::clone(&group));
         }
+        self.note_backlog(&self.memtable(group.id()));
         let (sender, requests) = mpsc::channel(FLUSH_QUEUE);
         self.0.flushers.lock().unwrap_or_else(PoisonError::into_inner).insert(group.id(), sender);
         let flusher = Flusher::new(self.clone(), group, cluster_id);
@@ -217,11 +224,13 @@ impl Lake {
 
     fn follow_leadership(&self, group: Arc<Group>) {
         let (memtable, stop) = (self.memtable(group.id()), self.0.stop.clone());
+        let lake = self.clone();
         self.0.tasks.spawn(async move {
             let mut seen = group.leadership();
             loop {
                 if seen.here {
                     memtable.activate();
+                    lake.note_backlog(&memtable);
                 } else {
                     memtable.deactivate();
                 }
@@ -235,6 +244,25 @@ impl Lake {
                 }
             }
         });
+    }
+
+    /// After a start, or where this node leads now: rows of a long outage may be more than memory has room for.
+    fn note_backlog(&self, memtable: &GroupMemtable) {
+        let backlog = memtable.backlog_bytes();
+        if backlog > 0 && backlog.saturating_add(self.unflushed_bytes()) > self.0.config.memtable_bytes_max {
+            self.0.outage.fall_behind();
+        }
+        // Its log can be read now.
+        memtable.work.notify_one();
+    }
+
+    /// Rows have left memory: others, of any group, may be read back.
+    fn note_room(&self) {
+        for memtable in self.memtables() {
+            if memtable.has_backlog() {
+                memtable.work.notify_one();
+            }
+        }
     }
 
     /// Starts to look after the tables of the groups that this node leads.
@@ -265,32 +293,37 @@ impl Lake {
     /// One atomic view of what `group` holds of a table, with rows built up to `index`; `None` when it never had any.
     ///
     /// # Errors
-    /// [`LakeError::Stopped`] when another node leads the group: its rows are built there;
-    /// [`LakeError::Quarantined`] when a part of the rows is neither in memory nor in the table.
+    /// [`LakeError::Stopped`] when another node leads the group: its rows are built there; [`LakeError::Quarantined`] when a
+    /// part of the rows is neither in memory nor in the table; [`LakeError::Backlog`] when some of them are in the log alone.
     pub async fn view(&self, group: GroupId, id: &TableId, index: u64) -> Result<Option<TableView>, LakeError> {
-        let moved = || LakeError::Stopped("another node leads the group");
         if let Some(log) = self.log(group)
             && log.0.unreadable().is_some()
         {
             return Err(LakeError::Stopped("the group's log and its tables are not in step"));
         }
         let memtable = self.memtable(group);
-        let epoch = memtable.wait_built(index).await.ok_or_else(moved)?;
+        let in_quarantine = |reason| LakeError::Quarantined { table: id.to_string(), reason };
+        let not_built = |reason| match reason {
+            NotBuilt::Moved => LakeError::Stopped("another node leads the group"),
+            // What is put aside does not come back by itself.
+            NotBuilt::InLog => memtable.quarantine_of(id).map_or(LakeError::Backlog, in_quarantine),
+        };
+        let epoch = memtable.wait_built(index).await.map_err(not_built)?;
         let view = memtable.view(id, epoch);
         // A table without rows and an epoch that is over look the same until here.
         if memtable.epoch() != epoch {
-            return Err(moved());
+            return Err(not_built(NotBuilt::Moved));
         }
         match view.as_ref().and_then(|view| view.quarantined.clone()) {
-            Some(reason) => Err(LakeError::Quarantined { table: id.to_string(), reason }),
+            Some(reason) => Err(in_quarantine(reason)),
             None => Ok(view),
         }
     }
 
     /// Parsed metadata at `location`, from memory if it was read before: files never change.
     pub async fn metadata_at(&self, location: &str) -> Result<Arc<TableMetadata>, LakeError> {
-        if let Some(found) = self.0.metadata.lock().unwrap_or_else(PoisonError::into_inner).get(location) {
-            return Ok(Arc::clone(found));
+        if let Some(found) = self.0.metadata.get(location, self.0.clock.elapsed()) {
+            return Ok(found);
         }
         let content = self.0.store.read(location).await?;
         let metadata: TableMetadata = serde_json::from_slice(&content).map_err(iceberg::Error::from)?;
@@ -429,18 +462,14 @@ impl Lake {
     }
 
     async fn manifest_files(&self, path: &str) -> Result<Arc<Vec<DataFile>>, LakeError> {
-        if let Some(found) = self.0.manifests.lock().unwrap_or_else(PoisonError::into_inner).get(path) {
-            return Ok(Arc::clone(found));
+        if let Some(found) = self.0.manifests.get(path, self.0.clock.elapsed()) {
+            return Ok(found);
         }
         let content = self.0.store.read(path).await?;
         let manifest = Manifest::parse_avro(&content)?;
         let alive = manifest.entries().iter().filter(|entry| entry.is_alive());
         let files = Arc::new(alive.map(|entry| entry.data_file().clone()).collect::<Vec<_>>());
-        let mut cache = self.0.manifests.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= MANIFEST_CACHE_MAX {
-            cache.clear();
-        }
-        cache.insert(path.to_owned(), Arc::clone(&files));
+        self.0.manifests.insert(path, Arc::clone(&files), self.0.clock.elapsed());
         Ok(files)
     }
 
@@ -459,11 +488,7 @@ impl Lake {
     }
 
     pub(crate) fn remember(&self, location: &str, metadata: Arc<TableMetadata>) {
-        let mut cache = self.0.metadata.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= METADATA_CACHE_MAX {
-            cache.clear();
-        }
-        cache.insert(location.to_owned(), metadata);
+        self.0.metadata.insert(location, metadata, self.0.clock.elapsed());
     }
 
     /// Makes the dataset's tables exist, empty.
@@ -510,10 +535,47 @@ impl Lake {
         memtables.values().map(|memtable| memtable.bytes()).sum()
     }
 
+    fn memtables(&self) -> Vec<Arc<GroupMemtable>> {
+        self.0.memtables.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Bytes of the log that hold rows which are not flushed, of all groups.
+    pub fn unflushed_log_bytes(&self) -> usize {
+        self.memtables().iter().map(|memtable| memtable.log_bytes()).sum()
+    }
+
+    /// Moves tables in the catalog, and counts it.
+    ///
+    /// # Errors
+    /// As [`TablePointers::swap`].
+    pub(crate) async fn swap(&self, swaps: &[Swap]) -> Result<SwapOutcome, CatalogError> {
+        let (begun, _call) = (self.0.clock.elapsed(), self.call());
+        let outcome = self.0.pointers.swap(swaps).await;
+        crate::metrics::note_transaction(&outcome, self.0.clock.elapsed().saturating_sub(begun));
+        outcome
+    }
+
+    /// A flush is about to ask catalog or store.
+    pub(crate) fn call(&self) -> Call<'_> {
+        self.0.outage.call(self.0.clock.elapsed())
+    }
+
+    /// The same, now and then, for rows that come.
+    pub(crate) fn look_for_outage(&self) {
+        if !self.0.outage.is_quiet() {
+            self.outage_lasts();
+        }
+    }
+
+    /// Looks whether catalog and store are down, or were and their rows are still to be flushed.
+    pub(crate) fn outage_lasts(&self) -> bool {
+        let backlog = || self.memtables().iter().any(|memtable| memtable.has_backlog());
+        self.0.outage.look(self.0.clock.elapsed(), backlog)
+    }
+
     /// Brings the gauges up to date, for whoever reads metrics next.
     pub fn record_metrics(&self) {
-        let memtables: Vec<Arc<GroupMemtable>> =
-            self.0.memtables.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let memtables = self.memtables();
         let now = self.0.clock.elapsed();
         let ages = memtables.iter().flat_map(|memtable| memtable.loads().into_values());
         crate::metrics::record(&crate::metrics::Sample {
@@ -523,14 +585,43 @@ impl Lake {
             quarantined_tables: self.quarantined().len(),
             failing_groups: self.0.failures.lock().unwrap_or_else(PoisonError::into_inner).len(),
             last_flush: self.last_flush(),
+            unflushed_log_bytes: memtables.iter().map(|memtable| memtable.log_bytes()).sum(),
+            unflushed_log_bytes_max: self.0.config.log_bytes_max,
+            backlog_bytes: memtables.iter().map(|memtable| memtable.backlog_bytes()).sum(),
+            cached_metadata: self.0.metadata.len(),
+            cached_manifests: self.0.manifests.len(),
+            pool: self.0.catalog.pool_status(),
         });
     }
 
-    /// Whether memtables are full, or will be with the rows of `arriving` bytes of requests: flushing does not keep up, or
-    /// cannot.
-    pub fn full(&self, arriving: usize) -> bool {
+    /// Why no rows are taken now, if none are; `arriving` bytes of requests will become rows.
+    ///
+    /// Memory is the limit while catalog and store work: flushing does not keep up, and clients must slow down. While they
+    /// are down, and until the rows of that time are flushed, the log's budget is.
+    pub fn refusal(&self, arriving: usize) -> Option<&'static str> {
+        if self.0.config.log_bytes_max.is_some_and(|limit| self.unflushed_log_bytes() >= limit) {
+            return Some(
+                "unflushed rows use up the log's budget (wal.max_unflushed): catalog or store are, or were, down",
+            );
+        }
+        if self.has_room(arriving, self.0.config.memtable_bytes_max) || self.outage_lasts() {
+            return None;
+        }
+        Some("unflushed rows, and those that arrive, use up their memory budget: flushing does not keep up")
+    }
+
+    /// Whether memtables have room for the rows of `arriving` bytes of requests.
+    fn has_room(&self, arriving: usize, limit: usize) -> bool {
         let arriving = arriving.saturating_mul(ROW_BYTES_A_REQUEST_BYTE);
-        self.unflushed_bytes().saturating_add(arriving) > self.0.config.memtable_bytes_max
+        self.unflushed_bytes().saturating_add(arriving) <= limit
+    }
+
+    /// Whether the rows of an entry that was applied go into memory at once. Admission keeps within the limit, but for what
+    /// was on its way; a start, and a new leader, find more, and so does whoever takes rows during an outage.
+    fn takes(&self, append: &Append) -> bool {
+        let limit = self.0.config.memtable_bytes_max;
+        let limit = if self.0.outage.lasts() { limit } else { limit.saturating_mul(2) };
+        self.has_room(append.raw_len as usize, limit)
     }
 
     /// Groups that may have rows here.
@@ -538,8 +629,10 @@ impl Lake {
         self.0.memtables.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// `Ok(true)`: rows were flushed; `Ok(false)`: they could be.
-    pub(crate) fn note_flush(&self, group: GroupId, outcome: Result<bool, String>) {
+    /// `Ok(true)`: rows were flushed; `Ok(false)`: they could be, or need not be by this node. `outside`: catalog or store
+    /// are at fault.
+    pub(crate) fn note_flush(&self, group: GroupId, outcome: Result<bool, String>, outside: bool) {
+        self.0.outage.note(group, outside);
         let mut failures = self.0.failures.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok(flushed) => {
@@ -615,11 +708,14 @@ impl ApplySink for Lake {
     }
 
     fn appended(&self, group: GroupId, index: u64, append: Append) {
-        self.memtable(group).append(index, append);
+        let memtable = self.memtable(group);
+        let room = self.takes(&append);
+        memtable.append(index, append, room);
     }
 
     fn flushed(&self, group: GroupId, table: &TableId, hi: u64, version: i64, location: &str) {
         self.memtable(group).flushed(table, hi, version, location);
+        self.note_room();
     }
 
     fn advanced(&self, group: GroupId, table: &TableId, version: i64, location: &str) {
@@ -628,6 +724,7 @@ impl ApplySink for Lake {
 
     fn quarantine(&self, group: GroupId, table: &TableId, state: &TableState) {
         self.memtable(group).quarantine(table, state);
+        self.note_room();
     }
 
     fn meta(&self, _json: &str) {}

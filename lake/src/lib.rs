@@ -8,6 +8,7 @@
 //!
 //! Start with [`Lake`], then [`memtable`], [`flush`] and [`maintain`].
 
+mod cache;
 mod commit;
 mod compact;
 mod config;
@@ -21,16 +22,18 @@ pub mod metadata;
 pub mod metrics;
 mod names;
 mod orphans;
+mod outage;
 mod pointers;
 mod quarantine;
 mod retention;
+mod retry;
 mod shape;
 mod storage;
 mod table;
 #[cfg(test)]
 mod testing;
 
-pub use config::{CompactionConfig, LakeConfig, RetentionConfig, RetentionRule};
+pub use config::{CompactionConfig, LakeConfig, RetentionConfig, RetentionRule, RetryConfig};
 pub use datafile::{data_files_of, is_whole};
 pub use error::LakeError;
 pub use flush::flush_of;

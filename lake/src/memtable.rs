@@ -1,4 +1,7 @@
 //! Rows that are applied and not yet known to be in Iceberg, per group and table.
+//!
+//! Memory holds the oldest of them. While there is no room for more, because catalog or store are down for long, newer
+//! entries stay in the log alone, and are read back, oldest first, as flushes make room.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,6 +18,10 @@ use tokio::sync::{Notify, watch};
 const LOAD_ENTRIES: usize = 1024;
 /// Bytes of log that are read at a time.
 const LOAD_BYTES: usize = 4 << 20;
+/// Bytes of requests that are read back and decoded at a time: by so much memory may be overdrawn.
+const LOAD_RAW_BYTES: usize = 1 << 20;
+/// How often a flush looks whether others have made room for rows of its group.
+const ROOM_POLL: Duration = Duration::from_millis(50);
 /// Batches are merged while the result stays below this: many small exports must not become many small batches.
 const MERGED_ROWS_MAX: usize = 2 << 10;
 
@@ -67,6 +74,27 @@ struct Built {
     active: bool,
     /// Rows up to this index.
     index: u64,
+    /// Further rows are in the log, and memory has no room for them now.
+    paused: bool,
+}
+
+/// Why rows cannot be read here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotBuilt {
+    /// Another node leads the group.
+    Moved,
+    /// They are in the log alone until there is room for them.
+    InLog,
+}
+
+/// An entry of the log with unflushed rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Entry {
+    index: u64,
+    /// Of its payload in the log.
+    log_bytes: u32,
+    /// Of the request that it holds.
+    raw_bytes: u32,
 }
 
 #[derive(Debug, Default)]
@@ -74,12 +102,17 @@ struct State {
     /// Rows are decoded here.
     active: bool,
     epoch: u64,
-    /// Indexes of entries with unflushed rows, ascending; no repeats that the dedup window recognized.
-    indexes: VecDeque<u64>,
-    /// Of those, what is still to be read from the log.
-    to_load: VecDeque<u64>,
+    /// By index, ascending; no repeats that the dedup window recognized.
+    entries: VecDeque<Entry>,
+    /// What they take in the log.
+    log_bytes: usize,
+    /// Of those, what is still to be read from the log: newer than everything in `queue`, and that than what is decoded.
+    to_load: VecDeque<Entry>,
     queue: VecDeque<(u64, Append)>,
+    /// Of requests that are queued or being decoded.
     queued_bytes: usize,
+    /// Memory of all batches.
+    decoded_bytes: usize,
     applied: u64,
     tables: BTreeMap<TableId, Table>,
 }
@@ -100,10 +133,10 @@ struct Table {
 
 /// Work for one step of the builder.
 enum Step {
-    /// Entries to read from the log: indexes, ascending.
-    Load(Vec<u64>),
-    /// Entries as they were applied, and how far that reaches.
-    Decode(VecDeque<(u64, Append)>, u64),
+    /// Entries to read from the log, ascending.
+    Load(Vec<Entry>),
+    /// Entries as they were applied, how far that reaches, and whether that is all there is.
+    Decode(VecDeque<(u64, Append)>, u64, bool),
     Nothing,
 }
 
@@ -152,7 +185,7 @@ impl GroupMemtable {
         let mut state = self.state();
         let (active, epoch) = (state.active, state.epoch + 1);
         *state = State { active, epoch, applied, tables, ..State::default() };
-        self.built.send_replace(Built { epoch, active, index: applied });
+        self.built.send_replace(Built { epoch, active, index: applied, paused: false });
     }
 
     /// This node leads: rows that are only in the log are read back, then everything is decoded as it comes.
@@ -163,8 +196,8 @@ impl GroupMemtable {
         }
         state.active = true;
         state.epoch += 1;
-        state.to_load = state.indexes.clone();
-        self.built.send_replace(Built { epoch: state.epoch, active: true, index: 0 });
+        state.to_load = state.entries.clone();
+        self.built.send_replace(Built { epoch: state.epoch, active: true, ..Built::default() });
         drop(state);
         self.work.notify_one();
     }
@@ -180,21 +213,31 @@ impl GroupMemtable {
         state.to_load.clear();
         state.queue.clear();
         state.queued_bytes = 0;
+        state.decoded_bytes = 0;
         state.tables.values_mut().for_each(|table| table.batches.clear());
-        self.built.send_replace(Built { epoch: state.epoch, active: false, index: 0 });
+        self.built.send_replace(Built { epoch: state.epoch, ..Built::default() });
     }
 
-    pub(crate) fn append(&self, index: u64, append: Append) {
+    /// Takes an entry that was applied. Without `room`, or while older ones wait in the log, it stays there for now.
+    pub(crate) fn append(&self, index: u64, append: Append, room: bool) {
         let mut state = self.state();
-        state.indexes.push_back(index);
+        let log_bytes = u32::try_from(append.payload.len()).unwrap_or(u32::MAX);
+        let entry = Entry { index, log_bytes, raw_bytes: append.raw_len };
+        state.entries.push_back(entry);
+        state.log_bytes += log_bytes as usize;
         for id in append.table_ids() {
             let table = state.tables.entry(id).or_insert_with(Table::unknown);
             table.last_append = index;
             table.dirty_from.get_or_insert(index);
         }
-        if state.active {
+        if !state.active {
+            return;
+        }
+        if room && state.to_load.is_empty() {
             state.queued_bytes += append.raw_len as usize;
             state.queue.push_back((index, append));
+        } else {
+            state.to_load.push_back(entry);
         }
     }
 
@@ -214,6 +257,7 @@ impl GroupMemtable {
         table.advance(version, location);
         table.forget_upto(hi);
         state.forget_flushed();
+        state.count_decoded();
     }
 
     /// The table was put in quarantine, with more of its rows, or released from it.
@@ -226,6 +270,12 @@ impl GroupMemtable {
         table.location.clone_from(&known.location);
         table.forget_upto(known.watermark);
         state.forget_flushed();
+        state.count_decoded();
+    }
+
+    /// Why the rows of a table are put aside, while they are.
+    pub(crate) fn quarantine_of(&self, id: &TableId) -> Option<String> {
+        self.state().tables.get(id).and_then(|table| table.quarantined.clone())
     }
 
     /// Tables in quarantine, with the reasons.
@@ -239,77 +289,87 @@ impl GroupMemtable {
         self.state().tables.entry(id.clone()).or_insert_with(Table::unknown).advance(version, location);
     }
 
-    /// Decodes everything that is queued, in bulk. Call from one task only, on the CPU runtime.
+    /// Decodes everything that is queued, in bulk, and while there is `room` what waits in the log. Call from one task
+    /// only, on the CPU runtime. Without `log` what is there waits for a later call.
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub(crate) fn build(&self, now: Duration, log: Option<&dyn LogReader>) -> Result<(), String> {
+    pub(crate) fn build(
+        &self,
+        now: Duration,
+        log: Option<&dyn LogReader>,
+        room: &dyn Fn() -> bool,
+    ) -> Result<(), String> {
         loop {
-            let (epoch, step) = self.next_step();
-            match step {
-                Step::Nothing => return Ok(()),
-                Step::Load(indexes) => {
-                    let log = log.ok_or("rows are to be read from a log that is not open")?;
-                    match load(log, &indexes) {
-                        Ok(queue) => drop(self.push(epoch, decode_all(queue), now)),
+            let log = log.filter(|_| room());
+            let (epoch, step) = self.next_step(log.is_some());
+            match (step, log) {
+                (Step::Load(entries), Some(log)) => {
+                    let bytes: usize = entries.iter().map(|entry| entry.raw_bytes as usize).sum();
+                    let last = entries.last().map_or(0, |entry| entry.index);
+                    match load(log, &entries) {
+                        Ok(queue) => self.push(epoch, decode_all(queue), now, bytes, last),
                         // Flushed meanwhile, and purged from the log: only what is left counts.
-                        Err(reason) => self.load_again(epoch, &indexes, log.purged()).then_some(()).ok_or(reason)?,
+                        Err(reason) => self.load_again(epoch, &entries, log.purged()).then_some(()).ok_or(reason)?,
                     }
                 }
-                Step::Decode(queue, applied) => {
+                (Step::Decode(queue, upto, all), _) => {
                     let bytes: usize = queue.iter().map(|(_, append)| append.raw_len as usize).sum();
-                    if self.push(epoch, decode_all(queue), now) {
-                        let mut state = self.state();
-                        state.queued_bytes = state.queued_bytes.saturating_sub(bytes);
-                        self.built.send_if_modified(|built| {
-                            let newer = built.epoch == epoch && built.index < applied;
-                            if newer {
-                                built.index = applied;
-                            }
-                            newer
-                        });
-                        drop(state);
+                    self.push(epoch, decode_all(queue), now, bytes, upto);
+                    if all {
+                        return Ok(());
                     }
-                    return Ok(());
                 }
+                (Step::Nothing | Step::Load(_), _) => return Ok(()),
             }
         }
     }
 
     /// Puts entries that are still needed back to be loaded; whether there is any progress in that.
-    fn load_again(&self, epoch: u64, indexes: &[u64], purged: u64) -> bool {
+    fn load_again(&self, epoch: u64, entries: &[Entry], purged: u64) -> bool {
         let mut state = self.state();
         if state.epoch != epoch {
             return true;
         }
-        let gone = state.indexes.partition_point(|index| *index <= purged);
-        state.indexes.drain(..gone);
-        let needed_from = state.indexes.front().copied().unwrap_or(u64::MAX);
-        let flushed = indexes.partition_point(|index| *index < needed_from);
-        for index in indexes[flushed..].iter().rev() {
-            state.to_load.push_front(*index);
+        let bytes: usize = entries.iter().map(|entry| entry.raw_bytes as usize).sum();
+        state.queued_bytes = state.queued_bytes.saturating_sub(bytes);
+        state.forget_below(purged + 1);
+        let needed_from = state.entries.front().map_or(u64::MAX, |entry| entry.index);
+        let flushed = entries.partition_point(|entry| entry.index < needed_from);
+        for entry in entries[flushed..].iter().rev() {
+            state.to_load.push_front(*entry);
         }
         flushed > 0
     }
 
-    fn next_step(&self) -> (u64, Step) {
+    fn next_step(&self, may_load: bool) -> (u64, Step) {
         let mut state = self.state();
         let step = if !state.active {
             Step::Nothing
-        } else if state.to_load.is_empty() {
-            Step::Decode(std::mem::take(&mut state.queue), state.applied)
+        } else if !state.queue.is_empty() || state.to_load.is_empty() {
+            let upto = state.to_load.front().map_or(state.applied, |entry| state.applied.min(entry.index - 1));
+            Step::Decode(std::mem::take(&mut state.queue), upto, state.to_load.is_empty())
+        } else if may_load {
+            Step::Load(state.next_load())
         } else {
-            let count = state.to_load.len().min(LOAD_ENTRIES);
-            Step::Load(state.to_load.drain(..count).collect())
+            Step::Nothing
         };
+        let paused = matches!(step, Step::Nothing) && state.active;
+        self.built.send_if_modified(|built| {
+            let changed = built.epoch == state.epoch && built.paused != paused;
+            if changed {
+                built.paused = paused;
+            }
+            changed
+        });
         (state.epoch, step)
     }
 
-    /// Adds rows unless they were dropped meanwhile; whether they still belong here.
-    fn push(&self, epoch: u64, decoded: Vec<(TableId, DecodedTable)>, now: Duration) -> bool {
+    /// Adds rows of `bytes` of requests, unless they were dropped meanwhile; all up to `upto` are there then.
+    fn push(&self, epoch: u64, decoded: Vec<(TableId, DecodedTable)>, now: Duration, bytes: usize, upto: u64) {
         let mut state = self.state();
         if state.epoch != epoch {
-            return false;
+            return;
         }
         for (id, table) in decoded {
             let batch = MemBatch::new(table.rows, table.requests, now);
@@ -318,15 +378,48 @@ impl GroupMemtable {
                 table.push(batch);
             }
         }
-        true
+        state.queued_bytes = state.queued_bytes.saturating_sub(bytes);
+        state.count_decoded();
+        self.built.send_if_modified(|built| {
+            let newer = built.epoch == epoch && built.index < upto;
+            if newer {
+                built.index = upto;
+            }
+            newer
+        });
     }
 
-    /// Waits until rows up to `index` can be read; returns the epoch in which they can, `None` when another node leads.
-    pub(crate) async fn wait_built(&self, index: u64) -> Option<u64> {
+    /// Waits until rows up to `index` can be read; returns the epoch in which they can.
+    pub(crate) async fn wait_built(&self, index: u64) -> Result<u64, NotBuilt> {
         let mut built = self.built.subscribe();
-        let built = built.wait_for(|built| !built.active || built.index >= index).await;
+        let built = built.wait_for(|built| !built.active || built.index >= index || built.paused).await;
         // The sender lives as long as self.
-        built.ok().filter(|built| built.active).map(|built| built.epoch)
+        match built.map(|built| *built) {
+            Ok(built) if built.active && built.index >= index => Ok(built.epoch),
+            Ok(built) if built.active => Err(NotBuilt::InLog),
+            _ => Err(NotBuilt::Moved),
+        }
+    }
+
+    /// Waits until rows can be flushed: all up to `hi`, or, when memory has no room for these, some. Returns the epoch,
+    /// and the index up to which all rows are here.
+    ///
+    /// # Errors
+    /// [`NotBuilt::Moved`].
+    pub(crate) async fn wait_flushable(&self, hi: u64) -> Result<(u64, u64), NotBuilt> {
+        let mut built = self.built.subscribe();
+        loop {
+            let now = built.wait_for(|built| !built.active || built.index >= hi || built.paused).await;
+            let now = now.map(|built| *built).ok().filter(|built| built.active).ok_or(NotBuilt::Moved)?;
+            if now.index >= hi {
+                return Ok((now.epoch, hi));
+            }
+            if self.state().decoded_bytes > 0 {
+                return Ok((now.epoch, now.index));
+            }
+            // Rows of other groups fill the memory, and are flushed.
+            tokio::time::sleep(ROOM_POLL).await;
+        }
     }
 
     /// The table as of now; `None` when it never had rows, or when the epoch is over.
@@ -360,8 +453,24 @@ impl GroupMemtable {
     /// Bytes held, decoded or queued; what is queued counts as what it becomes.
     pub(crate) fn bytes(&self) -> usize {
         let state = self.state();
-        let decoded: usize = state.tables.values().flat_map(|table| &table.batches).map(MemBatch::bytes).sum();
-        decoded + state.queued_bytes.saturating_mul(ROW_BYTES_A_REQUEST_BYTE)
+        state.decoded_bytes + state.queued_bytes.saturating_mul(ROW_BYTES_A_REQUEST_BYTE)
+    }
+
+    /// What entries with unflushed rows take in the log.
+    pub(crate) fn log_bytes(&self) -> usize {
+        self.state().log_bytes
+    }
+
+    /// Memory that rows would take which are in the log alone; 0 where nothing is decoded.
+    pub(crate) fn backlog_bytes(&self) -> usize {
+        let state = self.state();
+        let raw: usize = state.to_load.iter().map(|entry| entry.raw_bytes as usize).sum();
+        raw.saturating_mul(ROW_BYTES_A_REQUEST_BYTE)
+    }
+
+    /// Whether rows wait in the log for room.
+    pub(crate) fn has_backlog(&self) -> bool {
+        !self.state().to_load.is_empty()
     }
 }
 
@@ -369,18 +478,42 @@ impl State {
     /// Forgets entries whose rows are all in Iceberg.
     fn forget_flushed(&mut self) {
         let needed_from = self.tables.values().filter_map(|table| table.dirty_from).min().unwrap_or(u64::MAX);
-        let gone = self.indexes.partition_point(|index| *index < needed_from);
-        self.indexes.drain(..gone);
+        self.forget_below(needed_from);
+    }
+
+    fn forget_below(&mut self, index: u64) {
+        while let Some(entry) = self.entries.pop_front_if(|entry| entry.index < index) {
+            self.log_bytes = self.log_bytes.saturating_sub(entry.log_bytes as usize);
+        }
+    }
+
+    /// The oldest entries of the log that are to be decoded, a bounded amount.
+    fn next_load(&mut self) -> Vec<Entry> {
+        let mut bytes = 0;
+        let fits = self.to_load.iter().take(LOAD_ENTRIES).take_while(|entry| {
+            bytes += entry.raw_bytes as usize;
+            bytes <= LOAD_RAW_BYTES
+        });
+        let count = fits.count().max(1);
+        let entries: Vec<Entry> = self.to_load.drain(..count).collect();
+        self.queued_bytes += entries.iter().map(|entry| entry.raw_bytes as usize).sum::<usize>();
+        entries
+    }
+
+    /// Counted here, where rows come and go: it is asked at every request.
+    fn count_decoded(&mut self) {
+        self.decoded_bytes = self.tables.values().flat_map(|table| &table.batches).map(MemBatch::bytes).sum();
     }
 }
 
-/// Reads the entries at `indexes` back from the log; others in between have no rows, or were recognized as repeats.
-fn load(log: &dyn LogReader, indexes: &[u64]) -> Result<VecDeque<(u64, Append)>, String> {
-    let (Some(first), Some(last)) = (indexes.first(), indexes.last()) else { return Ok(VecDeque::new()) };
-    let (mut at, mut queue) = (*first, VecDeque::new());
-    while at <= *last {
-        let (appends, next) = log.read_appends(at, *last, LOAD_BYTES)?;
-        queue.extend(appends.into_iter().filter(|(index, _)| indexes.binary_search(index).is_ok()));
+/// Reads entries back from the log; others in between have no rows, or were recognized as repeats.
+fn load(log: &dyn LogReader, entries: &[Entry]) -> Result<VecDeque<(u64, Append)>, String> {
+    let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(VecDeque::new()) };
+    let (mut at, last, mut queue) = (first.index, last.index, VecDeque::new());
+    while at <= last {
+        let (appends, next) = log.read_appends(at, last, LOAD_BYTES)?;
+        let wanted = |index: &u64| entries.binary_search_by_key(index, |entry| entry.index).is_ok();
+        queue.extend(appends.into_iter().filter(|(index, _)| wanted(index)));
         at = next.max(at + 1);
     }
     Ok(queue)
@@ -551,6 +684,9 @@ mod tests {
         }
     }
 
+    const ROOM: &dyn Fn() -> bool = &|| true;
+    const NO_ROOM: &dyn Fn() -> bool = &|| false;
+
     fn rows(view: &TableView) -> usize {
         view.batches.iter().map(|batch| batch.rows.num_rows()).sum()
     }
@@ -560,9 +696,9 @@ mod tests {
         let table = GroupMemtable::new(true);
         let id = append(1).table_ids().next().expect("one table");
         for index in 1..=40 {
-            table.append(index, append(2));
+            table.append(index, append(2), true);
             table.applied(index);
-            table.build(Duration::from_nanos(index), None).expect("builds");
+            table.build(Duration::from_nanos(index), None, ROOM).expect("builds");
         }
         let epoch = table.wait_built(40).await.expect("active");
         let view = table.view(&id, epoch).expect("exists");
@@ -586,10 +722,10 @@ mod tests {
         let id = append(1).table_ids().next().expect("one table");
         table.flushed(&id, 5, 1, "v1");
         for index in 4..=7 {
-            table.append(index, append(1));
+            table.append(index, append(1), true);
         }
         table.applied(7);
-        table.build(Duration::from_nanos(1), None).expect("builds");
+        table.build(Duration::from_nanos(1), None, ROOM).expect("builds");
         assert_eq!(rows(&table.view(&id, table.epoch()).expect("exists")), 2);
     }
 
@@ -598,15 +734,16 @@ mod tests {
         let table = GroupMemtable::new(false);
         let busy = append(1).table_ids().next().expect("one table");
         let sparse = TableId { tenant: TenantId::new("sparse").expect("name"), ..busy.clone() };
-        table.append(10, Append { tenant: sparse.tenant.clone(), ..append(1) });
+        table.append(10, Append { tenant: sparse.tenant.clone(), ..append(1) }, true);
         table.flushed(&sparse, 10, 1, "v1");
         for index in 11..=2000 {
-            table.append(index, append(1));
+            table.append(index, append(1), true);
         }
-        table.append(2001, Append { tenant: sparse.tenant.clone(), ..append(1) });
+        table.append(2001, Append { tenant: sparse.tenant.clone(), ..append(1) }, true);
         // The cut at 2000 is complete: everything up to it may be purged from the log.
         table.flushed(&busy, 2000, 1, "v1");
-        assert_eq!(table.state().indexes, [2001]);
+        let left: Vec<u64> = table.state().entries.iter().map(|entry| entry.index).collect();
+        assert_eq!(left, [2001]);
     }
 
     /// A log of one kind of append, index for index.
@@ -631,11 +768,11 @@ mod tests {
         let table = GroupMemtable::new(false);
         let id = append(1).table_ids().next().expect("one table");
         for index in [2, 3, 4, 5] {
-            table.append(index, append(1));
+            table.append(index, append(1), true);
             table.applied(index);
         }
         table.activate();
-        table.build(Duration::from_nanos(1), Some(&Log)).expect("goes on with what is left");
+        table.build(Duration::from_nanos(1), Some(&Log), ROOM).expect("goes on with what is left");
         let epoch = table.wait_built(5).await.expect("active");
         assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 2);
     }
@@ -646,28 +783,116 @@ mod tests {
         let id = append(1).table_ids().next().expect("one table");
         // Entry 7 was a repeat: nobody told us of it.
         for index in [4, 5, 6, 8, 9] {
-            table.append(index, append(1));
+            table.append(index, append(1), true);
             table.applied(index);
         }
-        table.build(Duration::from_nanos(1), None).expect("a follower decodes nothing");
-        assert_eq!((table.bytes(), table.wait_built(1).await), (0, None));
+        table.build(Duration::from_nanos(1), None, ROOM).expect("a follower decodes nothing");
+        assert_eq!((table.bytes(), table.wait_built(1).await), (0, Err(NotBuilt::Moved)));
         table.flushed(&id, 5, 1, "v1");
         table.activate();
-        table.append(10, append(1));
+        table.append(10, append(1), true);
         table.applied(10);
-        table.build(Duration::from_nanos(1), Some(&Log)).expect("loads and decodes");
+        table.build(Duration::from_nanos(1), Some(&Log), ROOM).expect("loads and decodes");
         let epoch = table.wait_built(10).await.expect("active");
         assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 4, "6, 8, 9 and 10");
         table.deactivate();
         assert_eq!(table.bytes(), 0);
         assert!(table.view(&id, epoch).is_none(), "what was seen under one leadership is not mixed with another");
         table.activate();
-        table.build(Duration::from_nanos(1), Some(&Log)).expect("loads");
+        table.build(Duration::from_nanos(1), Some(&Log), ROOM).expect("loads");
         let epoch = table.wait_built(10).await.expect("active again");
         assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 4);
         table.flushed(&id, 10, 2, "v2");
         table.deactivate();
         table.activate();
-        table.build(Duration::from_nanos(1), None).expect("nothing is left to load");
+        table.build(Duration::from_nanos(1), None, ROOM).expect("nothing is left to load");
+    }
+
+    /// Entries 4 to 9 come while memory is full after entry 5.
+    #[tokio::test]
+    async fn rows_that_memory_has_no_room_for_are_flushed_in_steps() {
+        let table = GroupMemtable::new(true);
+        let id = append(1).table_ids().next().expect("one table");
+        for index in 4..=9 {
+            table.append(index, append(1), index <= 5);
+            table.applied(index);
+            table.build(Duration::from_nanos(index), Some(&Log), NO_ROOM).expect("builds");
+        }
+        assert_eq!(table.wait_built(5).await, Ok(table.epoch()));
+        assert_eq!(table.wait_built(6).await, Err(NotBuilt::InLog), "a strong read does not wait for the store");
+        let in_log = table.log_bytes();
+        assert!(table.has_backlog() && in_log > 0);
+        assert_eq!(table.wait_flushable(9).await, Ok((table.epoch(), 5)), "what is here goes first");
+        table.flushed(&id, 5, 1, "v1");
+        assert_eq!((table.bytes(), table.loads().len()), (0, 0));
+        assert_eq!(table.log_bytes(), in_log / 3 * 2);
+        table.append(10, append(1), true);
+        table.applied(10);
+        table.build(Duration::from_nanos(10), Some(&Log), ROOM).expect("reads back");
+        assert_eq!(table.wait_flushable(9).await, Ok((table.epoch(), 9)));
+        let view = table.view(&id, table.wait_built(10).await.expect("active")).expect("exists");
+        assert_eq!(rows(&view), 5, "6 to 9 from the log, 10 behind them, each once");
+        assert!(!table.has_backlog());
+        table.flushed(&id, 10, 2, "v2");
+        assert_eq!(table.log_bytes(), 0);
+    }
+
+    /// Entries 4 to 9 of a table in quarantine come while memory is full after entry 5.
+    #[tokio::test]
+    async fn rows_that_are_put_aside_make_room_for_those_in_the_log() {
+        let table = GroupMemtable::new(true);
+        let id = append(1).table_ids().next().expect("one table");
+        for index in 4..=9 {
+            table.append(index, append(1), index <= 5);
+            table.applied(index);
+            table.build(Duration::from_nanos(index), Some(&Log), NO_ROOM).expect("builds");
+        }
+        assert_eq!(table.wait_flushable(9).await, Ok((table.epoch(), 5)));
+        let in_log = table.log_bytes();
+        let aside = |watermark| TableState {
+            watermark,
+            last_append: 9,
+            version: 1,
+            quarantined: Some("gone".to_owned()),
+            ..TableState::default()
+        };
+        // A step's range ends at the step's watermark: the rows behind it are not in its files.
+        table.quarantine(&id, &aside(5));
+        assert_eq!((table.bytes(), table.loads().len()), (0, 0));
+        assert_eq!(table.log_bytes(), in_log / 3 * 2);
+        assert_eq!(table.quarantine_of(&id).as_deref(), Some("gone"));
+        table.build(Duration::from_nanos(10), Some(&Log), ROOM).expect("reads back");
+        assert_eq!(table.wait_flushable(9).await, Ok((table.epoch(), 9)));
+        let view = table.view(&id, table.epoch()).expect("exists");
+        assert_eq!((rows(&view), view.watermark), (4, 5), "6 to 9");
+        table.quarantine(&id, &aside(9));
+        assert_eq!((table.bytes(), table.log_bytes()), (0, 0));
+        assert!(!table.has_backlog());
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_not_open_yet_is_read_later() {
+        let table = GroupMemtable::new(true);
+        table.append(4, append(1), false);
+        table.applied(4);
+        table.build(Duration::from_nanos(1), None, ROOM).expect("waits for the log");
+        assert_eq!(table.wait_built(4).await, Err(NotBuilt::InLog));
+        table.build(Duration::from_nanos(1), Some(&Log), ROOM).expect("reads it");
+        table.wait_built(4).await.expect("active");
+    }
+
+    #[tokio::test]
+    async fn what_is_read_back_at_a_time_is_bounded() {
+        let table = GroupMemtable::new(true);
+        let large = |index| (index, Append { raw_len: 3 << 20, ..append(1) });
+        for (index, append) in (4..=9).map(large) {
+            table.append(index, append, false);
+        }
+        table.applied(9);
+        let (_, step) = table.next_step(true);
+        let Step::Load(entries) = step else { panic!("there is something to load") };
+        assert_eq!(entries.len(), 1, "one is more than enough");
+        assert_eq!(table.bytes(), ROW_BYTES_A_REQUEST_BYTE * (3 << 20), "what is being read counts");
+        assert_eq!(table.backlog_bytes(), 5 * ROW_BYTES_A_REQUEST_BYTE * (3 << 20));
     }
 }

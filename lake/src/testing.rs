@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use prost::Message;
-use signaldb_catalog::{Database, IcebergCatalog};
+use signaldb_catalog::{Database, IcebergCatalog, PoolConfig};
 use signaldb_model::{Clock, DatasetId, ManualClock, SystemClock, TableId, TenantId};
 use signaldb_signals::decode::decode;
 use signaldb_signals::{Rows, SignalKind, SignalTable, schema};
@@ -50,9 +50,12 @@ pub(crate) struct TestLake {
 
 impl TestLake {
     pub(crate) async fn new(config: LakeConfig) -> Self {
-        let database = Database::open("sqlite::memory:").await.expect("opens");
+        let database = Database::open("sqlite::memory:", &PoolConfig::default()).await.expect("opens");
         let catalog = IcebergCatalog::open(database).await.expect("creates tables");
-        let store = Store::open("memory://", "", &S3Options::default()).expect("opens");
+        Self::over(config, catalog, Store::open("memory://", "", &S3Options::default()).expect("opens"))
+    }
+
+    pub(crate) fn over(config: LakeConfig, catalog: IcebergCatalog, store: Store) -> Self {
         // The store in memory stamps its files with the time of the machine.
         let clock = Arc::new(ManualClock::new(SystemClock.now()));
         let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
@@ -79,6 +82,20 @@ impl TestLake {
 
     /// Encodes and commits rows as a flush with the mark `index` does.
     pub(crate) async fn flush(&self, rows: &[Row], index: u64) {
+        let (commit_id, add) = self.write(rows).await;
+        let change = Change {
+            add,
+            set_properties: HashMap::from([(MARK.to_owned(), index.to_string())]),
+            expire: true,
+            merge_manifests: true,
+            ..Change::default()
+        };
+        let committed = commit(&self.lake, &self.id, TABLE, &change, Some(commit_id)).await.expect("commits");
+        assert!(matches!(committed, Committed::Done { .. }), "{committed:?}");
+    }
+
+    /// Writes rows as data files that no table has yet; returns the commit that names them, and their entries.
+    pub(crate) async fn write(&self, rows: &[Row]) -> (uuid::Uuid, Vec<DataFile>) {
         let location = self.lake.ensure_table(&self.id, TABLE).await.expect("exists");
         let root = self.lake.metadata_at(&location).await.expect("reads").location().to_owned();
         let commit_id = self.lake.new_commit();
@@ -87,15 +104,7 @@ impl TestLake {
             self.lake.store().write(&file.location, file.content).await.expect("writes");
             entries.push(file.entry);
         }
-        let change = Change {
-            add: entries,
-            set_properties: HashMap::from([(MARK.to_owned(), index.to_string())]),
-            expire: true,
-            merge_manifests: true,
-            ..Change::default()
-        };
-        let committed = commit(&self.lake, &self.id, TABLE, &change, Some(commit_id)).await.expect("commits");
-        assert!(matches!(committed, Committed::Done { .. }), "{committed:?}");
+        (commit_id, entries)
     }
 
     pub(crate) async fn metadata(&self) -> Arc<TableMetadata> {

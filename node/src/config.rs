@@ -6,6 +6,7 @@ mod layers;
 mod seeds;
 mod storage;
 mod values;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use signaldb_model::NodeId;
 pub use layers::{ConfigError, Sources, load};
 pub use storage::{Adapter, AdapterOptions, Storage};
 pub use values::{ByteSize, DiskReserve, MemoryLimit, Secret, Time, hide_password};
+pub use writer::{Batch, Pool, Retry, Writer};
 
 /// Everything that can be set. See `docs/configuration.md` for the file.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
@@ -26,6 +28,7 @@ pub struct Config {
     pub cluster: Cluster,
     pub wal: Wal,
     pub flush: Flush,
+    pub writer: Writer,
     pub compaction: Compaction,
     pub retention: Retention,
     pub memory: Memory,
@@ -98,6 +101,8 @@ pub struct Wal {
     pub disk_reserve: DiskReserve,
     /// Log whose rows are in Iceberg is kept this long, as insurance, and for nodes that were away.
     pub keep_flushed: Time,
+    /// Log whose rows are not: beyond it writes are throttled. Not set, `disk_reserve` is the limit.
+    pub max_unflushed: Option<ByteSize>,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -302,6 +307,7 @@ impl Default for Wal {
             sync_bytes: ByteSize(4 << 20),
             disk_reserve: DiskReserve { bytes: 5 << 30, percent: 10 },
             keep_flushed: Time::from_secs(600),
+            max_unflushed: None,
         }
     }
 }

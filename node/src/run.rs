@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use signaldb_api::{App, AppDeps, Listeners, serve, serve_starting};
-use signaldb_catalog::{Access, CatalogError, Database, IcebergCatalog, TenantConfig};
+use signaldb_catalog::{Access, CatalogError, Database, IcebergCatalog, PoolConfig, TenantConfig};
 use signaldb_lake::{
-    CompactionConfig, Lake, LakeConfig, RetentionConfig, RetentionRule, S3Credentials, S3Options, Store, StoreError,
+    CompactionConfig, Lake, LakeConfig, RetentionConfig, RetentionRule, RetryConfig, S3Credentials, S3Options, Store,
+    StoreError,
 };
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
 use signaldb_query::{QueryConfig, QueryEngine};
@@ -74,6 +75,7 @@ pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usiz
         look.await;
         Ok(())
     });
+    tasks.spawn(reload_tenants(node.app.clone(), config.writer.batch.catalog_cache_ttl.0, stop.clone()));
     let (app, stop_serving) = (node.app.clone(), stop.clone());
     tasks.spawn(async move { serve(app, listeners, stop_serving).await.context("serve") });
     let outcome = tokio::select! {
@@ -118,12 +120,14 @@ impl Node {
         if catalog_uri.contains(":memory:") {
             tracing::warn!("the catalog is in memory: tables are lost when the node stops");
         }
-        let catalog =
-            patiently("schema.catalog_uri", async || IcebergCatalog::open(Database::open(&catalog_uri).await?).await);
+        let pool = pool(&config.writer.pool);
+        let catalog = patiently("schema.catalog_uri", async || {
+            IcebergCatalog::open(Database::open(&catalog_uri, &pool).await?).await
+        });
         let catalog = catalog.await?;
         let tenants = config.auth.tenants.iter().map(tenant).collect::<anyhow::Result<Vec<_>>>()?;
         let access = patiently("database.dsn", async || {
-            let database = Database::open(&config.database_dsn()).await?;
+            let database = Database::open(&config.database_dsn(), &pool).await?;
             Access::open(database, config.auth.enabled, &tenants).await
         });
         let access = access.await?;
@@ -139,6 +143,10 @@ impl Node {
             max_interval: config.flush.max_interval.0,
             max_bytes: usize::try_from(config.flush.max_bytes.0).unwrap_or(usize::MAX),
             memtable_bytes_max: memory / 8,
+            log_bytes_max: config.wal.max_unflushed.map(|limit| usize::try_from(limit.0).unwrap_or(usize::MAX)),
+            concurrency: config.writer.batch.target_concurrent_batches,
+            cache_ttl: cache_ttl(&config.writer.batch),
+            retry: retry(&config.writer.retry),
             lone_voter: !config.cluster.is_replicated(),
             compaction: compaction(&config.compaction),
             retention: retention(&config.retention),
@@ -213,12 +221,7 @@ impl Node {
 /// What a leader says to rows from other nodes; its own clients hear the same from the API.
 fn refusal(app: &App) -> Box<Refuse> {
     let app = app.clone();
-    Box::new(move || {
-        app.lake.full(0).then(|| {
-            let reason = "unflushed rows use up the leader's memory budget: flushing does not keep up";
-            RejectReason::Busy(reason.to_owned())
-        })
-    })
+    Box::new(move || app.lake.refusal(0).map(|reason| RejectReason::Busy(format!("the group's leader: {reason}"))))
 }
 
 fn enabled_signals(enabled: &DefaultSchemas) -> Vec<OtlpKind> {
@@ -286,6 +289,29 @@ fn peers_config(config: &Config) -> anyhow::Result<PeersConfig> {
     })
 }
 
+fn pool(pool: &config::Pool) -> PoolConfig {
+    PoolConfig {
+        min_connections: pool.min_connections,
+        max_connections: pool.max_connections,
+        connection_timeout: pool.connection_timeout.0,
+        idle_timeout: pool.idle_timeout.0,
+        max_lifetime: pool.max_lifetime.0,
+    }
+}
+
+fn retry(retry: &config::Retry) -> RetryConfig {
+    RetryConfig {
+        max_attempts: retry.max_attempts,
+        initial_delay: retry.initial_delay.0,
+        max_delay: retry.max_delay.0,
+        backoff_multiplier: retry.backoff_multiplier,
+    }
+}
+
+fn cache_ttl(batch: &config::Batch) -> Duration {
+    if batch.enable_catalog_caching { batch.catalog_cache_ttl.0 } else { Duration::ZERO }
+}
+
 fn compaction(compaction: &Compaction) -> CompactionConfig {
     CompactionConfig {
         enabled: compaction.enabled,
@@ -318,6 +344,7 @@ fn s3_options(options: &AdapterOptions) -> S3Options {
         region: options.region.clone(),
         allow_http: options.allow_http,
         path_style: options.path_style,
+        timeout: options.timeout.map(|timeout| timeout.0),
         credentials: keys
             .map(|(id, secret)| S3Credentials { access_key_id: id.0.clone(), secret_access_key: secret.0.clone() }),
     }
@@ -391,6 +418,23 @@ async fn bind_one(name: &str, address: &str) -> anyhow::Result<TcpListener> {
             "listen.{name} = {address:?} cannot be used; free the port or move it with --set listen.{name}=HOST:PORT"
         )
     })
+}
+
+/// Reads the tenants again now and then: other nodes write the same tables.
+async fn reload_tenants(app: App, interval: Duration, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut tick = tokio::time::interval(interval);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // They were just read.
+    tick.tick().await;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = tick.tick() => {}
+        }
+        if let Err(error) = app.access.reload().await {
+            tracing::warn!(error = %anyhow!(error), "tenants cannot be read again; those that are known go on");
+        }
+    }
 }
 
 /// Stops the node when its log failed, or its peers refuse it.

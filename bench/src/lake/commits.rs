@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use signaldb_catalog::{Database, IcebergCatalog, Swap, SwapOutcome};
+use signaldb_catalog::{Database, IcebergCatalog, PoolConfig, Swap, SwapOutcome};
 
 use crate::load::{self, Latency, Signal, Template};
 use crate::node::Node;
@@ -38,7 +38,7 @@ pub(crate) async fn measure(binary: &Path) -> anyhow::Result<Vec<Commits>> {
 }
 
 async fn swaps(address: &str) -> anyhow::Result<Latency> {
-    let database = Database::open(address).await?;
+    let database = Database::open(address, &PoolConfig::default()).await?;
     let catalog = IcebergCatalog::open(database.clone()).await?;
     let location = |n: u64| format!("file:///bench/traces/metadata/{n:05}-bench.metadata.json");
     catalog.create("bench.swaps", "traces", &location(0)).await?;

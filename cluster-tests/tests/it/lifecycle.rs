@@ -1,11 +1,10 @@
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use serde_json::Value;
 
 use crate::node::{DEADLINE, Node, binary};
+use crate::outage::CatalogLock;
 use crate::spans::{compare, send_batch};
 
 /// Scenario: SIGTERM after a few writes, then another start.
@@ -51,33 +50,18 @@ async fn a_store_outage_stops_flushes_not_writes() -> anyhow::Result<()> {
 /// Guarantees: as for the object store; a commit whose outcome was unknown is neither lost nor doubled.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_catalog_outage_stops_flushes_not_writes() -> anyhow::Result<()> {
-    const LOCK: &str = "import sqlite3, sys
-c = sqlite3.connect(sys.argv[1], isolation_level=None)
-c.execute('BEGIN EXCLUSIVE')
-print('locked', flush=True)
-sys.stdin.read()
-c.execute('ROLLBACK')";
     let dir = tempfile::tempdir()?;
     let node = Node::start(dir.path(), &["flush.interval=200ms", "flush.max_interval=200ms"]).await?;
     let urls = [node.otlp_http("/v1/traces")];
     let mut acknowledged = send_batch(&node.http, &urls, 5).await?;
     node.flush().await?;
-    let mut locker = Command::new("python3")
-        .args(["-c", LOCK])
-        .arg(dir.path().join("data/catalog.db"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut line = String::new();
-    BufReader::new(locker.stdout.take().context("piped")?).read_line(&mut line)?;
-    assert_eq!(line.trim(), "locked");
+    let lock = CatalogLock::take(&dir.path().join("data/catalog.db"))?;
     for _ in 0..2 {
         acknowledged.extend(send_batch(&node.http, &urls, 5).await?);
         wait_degraded(&node, true).await?;
     }
     assert_eq!(compare(&acknowledged, &node.span_ids().await?), (vec![], vec![]));
-    drop(locker.stdin.take());
-    assert!(locker.wait()?.success());
+    lock.release()?;
     wait_degraded(&node, false).await?;
     node.flush().await?;
     assert_eq!(compare(&acknowledged, &node.span_ids().await?), (vec![], vec![]));

@@ -14,15 +14,15 @@ const COUNT: &str = "SELECT count(*) FROM traces";
 const OUTAGE_DEADLINE: Duration = Duration::from_secs(120);
 
 /// moto: an S3 server that keeps everything in memory. Dropping it kills the process.
-struct Bucket {
+pub(crate) struct Bucket {
     server: Child,
-    endpoint: String,
+    pub(crate) endpoint: String,
     http: reqwest::Client,
 }
 
 impl Bucket {
     /// Starts a server and makes the bucket `tables`.
-    async fn start(python: &Path, dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn start(python: &Path, dir: &Path) -> anyhow::Result<Self> {
         let port = free_ports()?[0];
         let log = File::create(dir.join("moto.log"))?;
         let mut command = Command::new(python);
@@ -47,12 +47,17 @@ impl Bucket {
     }
 
     fn settings(&self) -> Vec<String> {
+        Self::settings_at(&self.endpoint)
+    }
+
+    /// Settings of a node that reaches the bucket by another way.
+    pub(crate) fn settings_at(endpoint: &str) -> Vec<String> {
         let adapter = |setting: &str| format!("storage.adapters.local.{setting}");
         vec![
             adapter("type=s3"),
             adapter("url=s3://tables"),
             adapter("prefix=prod/signaldb"),
-            adapter(&format!("options.endpoint={}", self.endpoint)),
+            adapter(&format!("options.endpoint={endpoint}")),
             adapter("options.allow_http=true"),
             adapter("options.region=us-east-1"),
             adapter("options.access_key_id=test"),
@@ -143,7 +148,7 @@ async fn a_node_starts_without_its_bucket() -> anyhow::Result<()> {
 }
 
 /// The Python with moto and PyIceberg; without one, which only CI must have, the scenarios are skipped.
-fn python() -> anyhow::Result<Option<PathBuf>> {
+pub(crate) fn python() -> anyhow::Result<Option<PathBuf>> {
     let python = std::env::var_os("SIGNALDB_PYTHON").map(PathBuf::from).filter(|python| python.exists());
     if python.is_none() {
         anyhow::ensure!(std::env::var_os("CI").is_none(), "SIGNALDB_PYTHON must name a Python with moto in CI");

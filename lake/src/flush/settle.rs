@@ -11,7 +11,7 @@ use signaldb_raft::{Command, Group, Incarnation};
 use signaldb_signals::SignalTable;
 
 use super::mark::{FlushMark, lineage};
-use super::{ATTEMPTS, Flusher, chain};
+use super::{Flusher, chain};
 use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::table::version_of;
@@ -49,7 +49,7 @@ impl Flusher {
         incarnation: Incarnation,
     ) -> Result<(), LakeError> {
         let mut location = pointer.location.clone();
-        for _ in 0..ATTEMPTS {
+        for _ in 0..self.lake.config().retry.max_attempts {
             let metadata = self.lake.metadata_at(&location).await?;
             let Some(mark) = FlushMark::of(&metadata, &self.cluster_id, self.group.id(), id)? else { return Ok(()) };
             let own = self.group.with_state(lineage);
@@ -103,7 +103,7 @@ impl Flusher {
             base: location.to_owned(),
             new: staged.location.clone(),
         };
-        match self.lake.pointers().swap(&[swap]).await {
+        match self.lake.swap(&[swap]).await {
             Ok(SwapOutcome::Moved) => {
                 self.lake.remember(&staged.location, Arc::new(staged.metadata));
                 Ok(Some(staged.location))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
 use object_store::client::SpawnedReqwestConnector;
-use object_store::{BackoffConfig, RetryConfig, StaticCredentialProvider};
+use object_store::{BackoffConfig, ClientConfigKey, RetryConfig, StaticCredentialProvider};
 use tokio::runtime::Handle;
 
 /// Repeats of a request that the server refused for the moment, or that found no server.
@@ -29,6 +29,8 @@ pub struct S3Options {
     pub allow_http: Option<bool>,
     /// `host/bucket/key` instead of `bucket.host/key`; the default.
     pub path_style: Option<bool>,
+    /// How long one request may take, from its first byte to the last of the answer; default 30 s.
+    pub timeout: Option<Duration>,
     pub credentials: Option<S3Credentials>,
 }
 
@@ -65,6 +67,10 @@ pub(super) fn connect(bucket: &str, options: &S3Options, io: Handle) -> object_s
     }
     if let Some(path_style) = options.path_style {
         builder = builder.with_virtual_hosted_style_request(!path_style);
+    }
+    if let Some(timeout) = options.timeout {
+        let key = AmazonS3ConfigKey::Client(ClientConfigKey::Timeout);
+        builder = builder.with_config(key, format!("{}ms", timeout.as_millis()));
     }
     if let Some(S3Credentials { access_key_id, secret_access_key }) = options.credentials.clone() {
         // As a provider, so that no AWS_SESSION_TOKEN of another key gets in.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iceberg::spec::DataFile;
-use signaldb_catalog::{Database, IcebergCatalog};
+use signaldb_catalog::{Database, IcebergCatalog, PoolConfig};
 use signaldb_model::{Clock, DatasetId, GroupId, ManualClock, NodeId, SystemClock, TableId, TenantId, UnixNanos};
 use signaldb_raft::state_store::{MemoryStateStore, StateStore};
 use signaldb_raft::{
@@ -109,7 +109,8 @@ pub(crate) fn table_id(dataset: &str) -> TableId {
 impl Rig {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let database = Database::open(&format!("sqlite://{}/catalog.db", dir.path().display())).await.expect("opens");
+        let address = format!("sqlite://{}/catalog.db", dir.path().display());
+        let database = Database::open(&address, &PoolConfig::default()).await.expect("opens");
         let catalog = IcebergCatalog::open(database).await.expect("creates tables");
         let store = Store::open("memory://", "", &S3Options::default()).expect("opens");
         let (disk, state) = (SimIo::new(), Arc::default());
@@ -226,7 +227,9 @@ impl Process {
             let pointers = Arc::new(FaultyPointers::new(catalog.clone(), Arc::clone(&faults)));
             let way: Arc<dyn TablePointers> = Arc::<FaultyPointers>::clone(&pointers);
             let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(clock);
-            let (config, cpu) = (LakeConfig::default(), tokio::runtime::Handle::current());
+            // One table after the other: a step's number means the same in every run.
+            let config = LakeConfig { concurrency: 1, ..LakeConfig::default() };
+            let cpu = tokio::runtime::Handle::current();
             let lake = Lake::with_pointers(config, catalog.clone(), way, store.with_faults(&faults), clock, cpu);
             (lake, faults, pointers)
         });

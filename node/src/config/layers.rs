@@ -8,7 +8,7 @@ use signaldb_signals::SignalTable;
 use thiserror::Error;
 use toml::{Table, Value};
 
-use super::{Config, Time, seeds, storage};
+use super::{Config, Time, seeds, storage, writer};
 
 /// The file that is read when none is named, if it exists.
 const DEFAULT_FILE: &str = "signaldb.toml";
@@ -180,6 +180,10 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         return wrong("flush.max_interval", "expected 0 < flush.interval <= flush.max_interval".to_owned());
     }
     check_maintenance(config)?;
+    writer::check(config)?;
+    if config.wal.max_unflushed.is_some_and(|limit| limit.0 == 0) {
+        return wrong("wal.max_unflushed", "0 would refuse every write; leave it out for no limit".to_owned());
+    }
     if !matches!(config.schema.catalog_type.as_str(), "sql" | "memory") {
         return wrong("schema.catalog_type", format!("{:?} is not sql or memory", config.schema.catalog_type));
     }

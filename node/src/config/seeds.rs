@@ -13,6 +13,9 @@ pub(super) fn translate(root: &mut Table) -> Result<Vec<String>, ConfigError> {
         translate_wal(wal, &mut notes)?;
     }
     translate_storage(root)?;
+    if let Some(writer) = root.get_mut("writer").and_then(Value::as_table_mut) {
+        translate_writer(writer)?;
+    }
     translate_queue(root, &mut notes)?;
     Ok(notes)
 }
@@ -47,6 +50,24 @@ fn translate_wal(wal: &mut Table, notes: &mut Vec<String>) -> Result<(), ConfigE
             }
             _ => return Err(wrong("wal.max_buffer_entries", &value, "a number of entries, 1 or more")),
         }
+    }
+    Ok(())
+}
+
+/// The writer's settings under the names of its API, whose numbers have their unit in the name.
+fn translate_writer(writer: &mut Table) -> Result<(), ConfigError> {
+    for (section, key, unit) in [
+        ("pool", "connection_timeout_ms", "ms"),
+        ("pool", "idle_timeout_seconds", "s"),
+        ("pool", "max_lifetime_seconds", "s"),
+        ("batch", "catalog_cache_ttl_seconds", "s"),
+    ] {
+        let Some(section) = writer.get_mut(section).and_then(Value::as_table_mut) else { continue };
+        let Some(value) = section.remove(key) else { continue };
+        let number = value.as_integer().filter(|number| *number >= 0);
+        let number = number.ok_or_else(|| wrong(key, &value, "a number, 0 or more"))?;
+        let name = key.rsplit_once('_').map_or(key, |(name, _)| name);
+        section.entry(name).or_insert(Value::String(format!("{number}{unit}")));
     }
     Ok(())
 }

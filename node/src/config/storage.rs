@@ -1,10 +1,14 @@
 //! Where the tables are: a directory, a bucket, or memory.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, ConfigError, Secret};
+use super::{Config, ConfigError, Secret, Time};
+
+/// With less no request would ever succeed.
+const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -39,6 +43,8 @@ pub struct AdapterOptions {
     pub allow_http: Option<bool>,
     /// `host/bucket/key`, the default, or `bucket.host/key`.
     pub path_style: Option<bool>,
+    /// How long one request may take; default 30 s.
+    pub timeout: Option<Time>,
     pub access_key_id: Option<Secret>,
     pub secret_access_key: Option<Secret>,
 }
@@ -116,6 +122,9 @@ fn check_options(options: &AdapterOptions) -> Result<(), (&'static str, String)>
             }
             _ => return Err(("options.endpoint", format!("{endpoint:?} is not https://HOST or http://HOST:PORT"))),
         }
+    }
+    if options.timeout.is_some_and(|timeout| timeout.0 < TIMEOUT_MIN) {
+        return Err(("options.timeout", "is too short for any request; expected 100ms or more".to_owned()));
     }
     match (&options.access_key_id, &options.secret_access_key) {
         (Some(_), None) => Err(("options.secret_access_key", "is missing beside access_key_id".to_owned())),

@@ -47,6 +47,13 @@ fn mistakes_name_the_key_the_value_and_what_was_expected() {
         ("compaction.min_files=1", &["compaction.min_files", "2 or more"]),
         ("retention.grace=1m", &["retention.grace", "60s", "30m"]),
         ("retention.keep=0s", &["retention.keep", "for ever"]),
+        ("wal.max_unflushed=0B", &["wal.max_unflushed", "every write"]),
+        ("writer.pool.max_connections=1", &["writer.pool.max_connections", "min_connections"]),
+        ("writer.pool.idle_timeout=0s", &["writer.pool.idle_timeout", "more than 0s"]),
+        ("writer.retry.backoff_multiplier=0.5", &["writer.retry.backoff_multiplier", "1 to 10"]),
+        ("writer.retry.max_delay=1ms", &["writer.retry.max_delay", "initial_delay"]),
+        ("writer.batch.target_concurrent_batches=0", &["writer.batch.target_concurrent_batches", "1 to 64"]),
+        ("writer.pool.size=3", &["writer.pool", "size", "max_connections"]),
     ];
     for (assignment, expected) in cases {
         let error = with(&[assignment], &[]).expect_err(assignment);
@@ -110,7 +117,11 @@ fn a_bucket_is_configured_and_its_keys_are_hidden() {
         ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__OPTIONS__ACCESS_KEY_ID", "1234567890"),
         ("SIGNALDB_STORAGE__ADAPTERS__LOCAL__OPTIONS__SECRET_ACCESS_KEY", "12e34"),
     ];
-    let config = with(&["storage.adapters.local.options.path_style=false"], &environment).expect("valid");
+    let config = with(
+        &["storage.adapters.local.options.path_style=false", "storage.adapters.local.options.timeout=5s"],
+        &environment,
+    )
+    .expect("valid");
     let (url, adapter) = config.storage();
     assert_eq!((url.as_str(), adapter.prefix.as_str()), ("s3://tables", "prod"));
     let expected = AdapterOptions {
@@ -118,6 +129,7 @@ fn a_bucket_is_configured_and_its_keys_are_hidden() {
         region: None,
         allow_http: Some(true),
         path_style: Some(false),
+        timeout: Some(Time::from_secs(5)),
         access_key_id: Some(Secret("1234567890".to_owned())),
         secret_access_key: Some(Secret("12e34".to_owned())),
     };
@@ -156,6 +168,7 @@ fn mistakes_about_a_store_name_the_key() {
         (&["options.endpoint=http://s3"], &["local.options.endpoint", "allow_http"]),
         (&["options.endpoint=https://u:hidden@s3"], &["local.options.endpoint", "access_key_id"]),
         (&["options.allow_http=perhaps"], &["local.options.allow_http", "perhaps", "boolean"]),
+        (&["options.timeout=1ms"], &["local.options.timeout", "100ms"]),
         (&["options.path_style=1"], &["local.options.path_style", "boolean"]),
         (&["options.access_key_id=hidden"], &["local.options.secret_access_key", "missing"]),
         (&["options.secret_access_key=hidden"], &["local.options.access_key_id", "missing"]),
@@ -209,6 +222,41 @@ fn every_block_of_the_seed_documents_is_accepted() {
             assert_eq!(config.flush.interval, Time::from_secs(10));
         }
     }
+}
+
+/// The settings of shared/seeds 001, "Advanced Configuration", and its defaults (000, "Performance Optimization").
+#[test]
+fn the_writers_settings_have_the_seeds_names_and_defaults() {
+    let writer = with(&[], &[]).expect("valid").writer;
+    assert_eq!((writer.pool.min_connections, writer.pool.max_connections), (2, 10));
+    assert_eq!(writer.pool.connection_timeout, Time::from_secs(5));
+    assert_eq!((writer.pool.idle_timeout, writer.pool.max_lifetime), (Time::from_secs(1800), Time::from_secs(1800)));
+    assert_eq!((writer.batch.target_concurrent_batches, writer.batch.catalog_cache_ttl), (4, Time::from_secs(300)));
+    assert!(writer.batch.enable_catalog_caching);
+    let set = [
+        "writer.pool.min_connections=5",
+        "writer.pool.max_connections=20",
+        "writer.pool.connection_timeout_ms=3000",
+        "writer.pool.idle_timeout_seconds=600",
+        "writer.pool.max_lifetime_seconds=3600",
+        "writer.batch.target_concurrent_batches=8",
+        "writer.batch.enable_catalog_caching=true",
+        "writer.batch.catalog_cache_ttl_seconds=600",
+        "writer.retry.max_attempts=5",
+        "writer.retry.initial_delay=200ms",
+        "writer.retry.max_delay=10s",
+        "writer.retry.backoff_multiplier=2.5",
+    ];
+    let writer = with(&set, &[]).expect("valid").writer;
+    assert_eq!((writer.pool.min_connections, writer.pool.max_connections), (5, 20));
+    assert_eq!(writer.pool.connection_timeout, Time::from_secs(3));
+    assert_eq!((writer.pool.idle_timeout, writer.pool.max_lifetime), (Time::from_secs(600), Time::from_secs(3600)));
+    assert_eq!(writer.batch.catalog_cache_ttl, Time::from_secs(600));
+    assert_eq!((writer.retry.initial_delay, writer.retry.max_delay), (Time::from_millis(200), Time::from_secs(10)));
+    let environment = [("SIGNALDB_WRITER__POOL__MAX_CONNECTIONS", "30")];
+    assert_eq!(with(&[], &environment).expect("valid").writer.pool.max_connections, 30);
+    let error = with(&["writer.pool.connection_timeout_ms=soon"], &[]).expect_err("no number");
+    assert!(error.contains("connection_timeout_ms") && error.contains("soon"), "{error}");
 }
 
 #[test]
