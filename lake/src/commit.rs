@@ -37,6 +37,21 @@ pub(crate) async fn commit(
     change: &Change,
     files: Option<Uuid>,
 ) -> Result<Committed, LakeError> {
+    commit_planned(lake, id, table, files, |_| Ok(Some(change.clone()))).await
+}
+
+/// The same with a change that depends on the version that it is made to: it is asked for at every attempt, and with
+/// `None` the table is as it should be.
+///
+/// # Errors
+/// As for [`commit`], and what `plan` says.
+pub(crate) async fn commit_planned(
+    lake: &Lake,
+    id: &TableId,
+    table: SignalTable,
+    files: Option<Uuid>,
+    mut plan: impl FnMut(&TableMetadata) -> Result<Option<Change>, LakeError>,
+) -> Result<Committed, LakeError> {
     let retry = &lake.config().retry;
     let mut unknown: Option<String> = None;
     for attempt in 1..=retry.max_attempts {
@@ -47,7 +62,9 @@ pub(crate) async fn commit(
         if let Some(location) = unknown.take_if(|location| leads_to(&metadata, &base, location)) {
             return Ok(Committed::Done { location });
         }
-        let change = Change { add_columns: schema::of(table).columns.clone(), ..change.clone() };
+        let Some(mut change) = plan(&metadata)? else { return Ok(Committed::Done { location: base }) };
+        let own = schema::of(table).columns.iter().cloned();
+        change.add_columns = own.chain(std::mem::take(&mut change.add_columns)).collect();
         let staged = match lake.stage(&metadata, &base, change).await {
             Err(LakeError::Iceberg(error)) if error.kind() == ErrorKind::PreconditionFailed => {
                 return Ok(Committed::Overtaken);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
 use arrow::compute::{SortColumn, SortOptions, lexsort_to_indices};
-use arrow::datatypes::{DataType, Float64Type, SchemaRef, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Float64Type, TimestampMicrosecondType};
 use bytes::Bytes;
 use iceberg::spec::{
     DataContentType, DataFile, DataFileBuilder, DataFileFormat, Datum, Literal, PrimitiveType, Struct,
@@ -21,11 +21,12 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPrope
 use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnPath;
 use signaldb_signals::promoted::{self, Promoted};
-use signaldb_signals::schema::{self, ColumnKind};
+use signaldb_signals::schema::{self, Column, ColumnKind};
 use signaldb_signals::{Rows, SignalTable, found_in_map, promoted_into};
 
 use crate::error::LakeError;
 use crate::names;
+use crate::promote::FileSchema;
 use crate::table::SORT_ORDER_ID;
 
 const ROW_GROUP_ROWS_MAX: usize = 128 << 10;
@@ -92,7 +93,7 @@ pub(crate) struct EncodedFile {
 /// # Errors
 /// When Arrow or Parquet refuse, or `done` does.
 pub(crate) fn encode(
-    table: SignalTable,
+    schema: &Arc<FileSchema>,
     parts: &[Rows],
     name: impl Fn(usize, i32) -> String,
     done: &mut dyn FnMut(EncodedFile) -> Result<(), LakeError>,
@@ -100,8 +101,8 @@ pub(crate) fn encode(
     let mut n = 0;
     for run in runs(parts) {
         let Some(rows) = Rows::concat(&run)? else { continue };
-        for (day, order) in split_by_day(&rows, &sort(table, &rows)?)? {
-            done(encode_file(table, &rows, &order, day, name(n, day))?)?;
+        for (day, order) in split_by_day(&rows, &sort(schema.table(), &rows)?)? {
+            done(encode_file(schema, &rows, &order, day, name(n, day))?)?;
             n += 1;
         }
     }
@@ -118,7 +119,7 @@ pub fn data_files_of(table: SignalTable, parts: &[Rows]) -> Result<Vec<Bytes>, L
         files.push(file.content);
         Ok(())
     };
-    encode(table, parts, |n, day| format!("memory:///{day}-{n}.parquet"), &mut keep)?;
+    encode(&Arc::new(FileSchema::plain(table)), parts, |n, day| format!("memory:///{day}-{n}.parquet"), &mut keep)?;
     Ok(files)
 }
 
@@ -157,13 +158,13 @@ fn split_by_day(rows: &Rows, order: &UInt32Array) -> Result<BTreeMap<i32, Vec<u3
 }
 
 fn encode_file(
-    table: SignalTable,
+    schema: &Arc<FileSchema>,
     rows: &Rows,
     order: &[u32],
     day: i32,
     location: String,
 ) -> Result<EncodedFile, LakeError> {
-    let mut writer = DataFileWriter::new(table, rows.schema(), Density::Flushed, day, location)?;
+    let mut writer = DataFileWriter::new(schema, Density::Flushed, day, location)?;
     // Even if every row had all that is shared, a spread column would stay below the 2 GiB that offsets can address.
     let spread_rows = (i32::MAX as usize / rows.shared_bytes().max(1)).clamp(SPREAD_ROWS_MIN, SPREAD_ROWS_MAX);
     for chunk in order.chunks(spread_rows) {
@@ -174,7 +175,7 @@ fn encode_file(
 
 /// One file of one day on its way into memory; rows come in the table's order.
 pub(crate) struct DataFileWriter {
-    table: SignalTable,
+    schema: Arc<FileSchema>,
     day: i32,
     location: String,
     writer: ArrowWriter<Vec<u8>>,
@@ -183,19 +184,22 @@ pub(crate) struct DataFileWriter {
 
 impl DataFileWriter {
     pub(crate) fn new(
-        table: SignalTable,
-        schema: &SchemaRef,
+        schema: &Arc<FileSchema>,
         density: Density,
         day: i32,
         location: String,
     ) -> Result<Self, LakeError> {
-        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties(table, density)))?;
-        Ok(Self { table, day, location, writer, counts: Counts::default() })
+        let arrow = Arc::clone(schema.arrow());
+        let writer = ArrowWriter::try_new(Vec::new(), arrow, Some(properties(schema, density)))?;
+        Ok(Self { schema: Arc::clone(schema), day, location, writer, counts: Counts::default() })
     }
 
+    /// Writes rows with the table's own columns.
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), LakeError> {
-        self.counts.add_rows(self.table, batch);
-        Ok(self.writer.write(batch)?)
+        let (batch, partial) = self.schema.fill(batch)?;
+        self.counts.partial_copies.extend(partial);
+        self.counts.add_rows(&self.schema, &batch);
+        Ok(self.writer.write(&batch)?)
     }
 
     /// Whether the file has about `bytes`, and certainly seven eighths of that. What is in progress seems larger than it
@@ -211,20 +215,20 @@ impl DataFileWriter {
     pub(crate) fn finish(mut self) -> Result<EncodedFile, LakeError> {
         let footer = self.writer.finish()?;
         let content = std::mem::take(self.writer.inner_mut());
-        let entry = entry(self.table, self.counts, &footer, self.day, &self.location, content.len() as u64)?;
+        let entry = entry(&self.schema, self.counts, &footer, self.day, &self.location, content.len() as u64)?;
         Ok(EncodedFile { location: self.location, content: content.into(), entry })
     }
 }
 
-fn properties(table: SignalTable, density: Density) -> WriterProperties {
+fn properties(schema: &FileSchema, density: Density) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_compression(density.compression())
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
         // Bounds of map entries and nested leaves help nobody and cost a comparison a value.
         .set_statistics_enabled(EnabledStatistics::None);
-    for column in &schema::of(table).columns {
+    for column in schema.columns() {
         let path = ColumnPath::from(column.name.as_str());
-        if bounded(table, &column.name) {
+        if bounded(schema, &column.name) {
             builder = builder.set_column_statistics_enabled(path.clone(), EnabledStatistics::Page);
         }
         builder = encoding(builder, &column.name, &column.kind, density, &path);
@@ -268,7 +272,7 @@ fn encoding(
 }
 
 /// Columns that carry bounds (DESIGN section 6): what people filter on.
-fn bounded(table: SignalTable, column: &str) -> bool {
+fn bounded(schema: &FileSchema, column: &str) -> bool {
     const BOUNDED: &[&str] = &[
         "timestamp",
         "time_unix_nano",
@@ -284,7 +288,9 @@ fn bounded(table: SignalTable, column: &str) -> bool {
         "status_code",
         "event_name",
     ];
-    BOUNDED.contains(&column) || promoted_of(table).any(|promoted| promoted.column == column)
+    BOUNDED.contains(&column)
+        || promoted_of(schema.table()).any(|promoted| promoted.column == column)
+        || schema.ordered_copies().any(|copy| copy.name == column)
 }
 
 fn promoted_of(table: SignalTable) -> impl Iterator<Item = &'static Promoted> {
@@ -294,14 +300,20 @@ fn promoted_of(table: SignalTable) -> impl Iterator<Item = &'static Promoted> {
 /// Whether all values that a promoted attribute has in `file` are in its column, so that the column alone decides what a
 /// filter on the attribute keeps (ADR 12). Other writers' files, and those of earlier builds, do not say so.
 ///
-/// The entry says it by a count of NaN, 0, which only columns of doubles have otherwise; no promoted column is one. Should
+/// The entry says it by a count of NaN, 0, which only columns of doubles have otherwise; those are never whole. Should
 /// another writer count NaN in texts, it says nothing about the map: the file must have a name that only we give.
-pub fn is_whole(file: &DataFile, column_id: i32) -> bool {
-    file.nan_value_counts().get(&column_id) == Some(&0) && names::data_file_ms(file.file_path()).is_some()
+pub fn is_whole(file: &DataFile, column: &Column) -> bool {
+    let said = file.nan_value_counts().get(&column.id) == Some(&0) && column.kind != ColumnKind::Double;
+    said && names::data_file_ms(file.file_path()).is_some()
+}
+
+/// Whether `file` has a copy of an attribute in the column, as it was filled by us from the map.
+pub fn is_filled(file: &DataFile, column: &Column) -> bool {
+    file.value_counts().contains_key(&column.id) && names::data_file_ms(file.file_path()).is_some()
 }
 
 fn entry(
-    table: SignalTable,
+    schema: &FileSchema,
     mut counts: Counts,
     footer: &ParquetMetaData,
     day: i32,
@@ -309,9 +321,9 @@ fn entry(
     bytes: u64,
 ) -> Result<DataFile, LakeError> {
     for chunks in columns(footer) {
-        counts.add_column(table, &chunks);
+        counts.add_column(schema, &chunks);
     }
-    counts.add_whole(table);
+    counts.add_whole(schema);
     let split_offsets = footer.row_groups().iter().filter_map(|group| group.file_offset()).collect::<Vec<i64>>();
     let mut builder = DataFileBuilder::default();
     builder
@@ -352,14 +364,16 @@ struct Counts {
     upper: HashMap<i32, Datum>,
     /// Promoted columns whose attribute has a value in the map of some row.
     partial: HashSet<&'static str>,
+    /// Ids of copies that lack a value of the map.
+    partial_copies: HashSet<i32>,
 }
 
 impl Counts {
-    fn add_rows(&mut self, table: SignalTable, rows: &RecordBatch) {
+    fn add_rows(&mut self, schema: &FileSchema, rows: &RecordBatch) {
         self.rows += rows.num_rows() as u64;
-        for column in &schema::of(table).columns {
+        for column in schema.columns() {
             let Some(array) = rows.column_by_name(&column.name) else { continue };
-            let promoted = promoted_into(table, column);
+            let promoted = promoted_into(schema.table(), column);
             if !promoted.is_empty() {
                 self.partial.extend(found_in_map(array.as_map(), promoted).map(|promoted| promoted.column));
             }
@@ -376,13 +390,16 @@ impl Counts {
         }
     }
 
-    fn add_whole(&mut self, table: SignalTable) {
+    fn add_whole(&mut self, schema: &FileSchema) {
+        let table = schema.table();
         for promoted in promoted_of(table).filter(|promoted| !self.partial.contains(promoted.column)) {
             self.nans.extend(schema::of(table).column(promoted.column).map(|column| (column.id, 0_u64)));
         }
+        let whole = schema.ordered_copies().filter(|copy| !self.partial_copies.contains(&copy.id));
+        self.nans.extend(whole.map(|copy| (copy.id, 0_u64)));
     }
 
-    fn add_column(&mut self, table: SignalTable, chunks: &[&ColumnChunkMetaData]) {
+    fn add_column(&mut self, schema: &FileSchema, chunks: &[&ColumnChunkMetaData]) {
         let Some(first) = chunks.first() else { return };
         let leaf = first.column_descr();
         let id = leaf.self_type().get_basic_info();
@@ -392,9 +409,9 @@ impl Counts {
         let id = id.id();
         let bytes: i64 = chunks.iter().map(|chunk| chunk.compressed_size()).sum();
         self.sizes.insert(id, u64::try_from(bytes).unwrap_or(0));
-        let column = schema::of(table).columns.iter().find(|column| column.id == id);
+        let column = schema.columns().iter().find(|column| column.id == id);
         let Some(kind) =
-            column.filter(|column| bounded(table, &column.name)).and_then(|column| primitive(&column.kind))
+            column.filter(|column| bounded(schema, &column.name)).and_then(|column| primitive(&column.kind))
         else {
             return;
         };
@@ -407,6 +424,7 @@ impl Counts {
 
 fn primitive(kind: &ColumnKind) -> Option<PrimitiveType> {
     Some(match kind {
+        ColumnKind::Boolean => PrimitiveType::Boolean,
         ColumnKind::Int => PrimitiveType::Int,
         ColumnKind::Long => PrimitiveType::Long,
         ColumnKind::String => PrimitiveType::String,

@@ -4,6 +4,7 @@ use signaldb_catalog::CatalogError;
 use signaldb_raft::{ReadError, WriteError};
 use thiserror::Error;
 
+use crate::promote::PromoteError;
 use crate::storage::StoreError;
 
 /// A flush or a table read failed. Rows stay where they were: in the log and in memory.
@@ -49,6 +50,9 @@ pub enum LakeError {
     /// What was to replace data files does not have their rows. Nothing was committed.
     #[error("{written} rows were written for {read} that were to be rewritten")]
     RowsDiffer { read: u64, written: u64 },
+    /// An operator's wish that the table cannot fulfil.
+    #[error(transparent)]
+    Promote(#[from] PromoteError),
     /// One table could not be flushed; the others were.
     #[error("a table was left out of the flush")]
     Table(#[source] Box<LakeError>),

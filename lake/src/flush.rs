@@ -26,6 +26,7 @@ use crate::memtable::{GroupMemtable, MemBatch, TableView};
 use crate::metadata::{Change, Staged};
 use crate::metrics::Retried;
 use crate::names;
+use crate::promote::FileSchema;
 use crate::quarantine;
 use crate::retry::draw;
 use crate::table;
@@ -535,7 +536,8 @@ impl Flusher {
         let count: usize = rows.iter().map(|batch| batch.rows.num_rows()).sum();
         let (prefix, group, from) = (quarantine::prefix(self.lake.store(), id), self.group.id(), view.watermark);
         tracing::error!(%group, table = %id, reason, rows = count, %prefix, "table is in quarantine: its rows are put aside");
-        self.encode_files(table, rows, move |n, _day| quarantine::file(&prefix, group, from, hi, n)).await?;
+        let schema = Arc::new(FileSchema::plain(table));
+        self.encode_files(schema, rows, move |n, _day| quarantine::file(&prefix, group, from, hi, n)).await?;
         let announcement = Command::TableQuarantined { table: id.clone(), from, hi, reason };
         Ok(Planned { commit: None, announcement })
     }
@@ -572,7 +574,9 @@ impl Flusher {
         let commit = self.lake.new_commit();
         let (root, group) = (metadata.location().to_owned(), self.group.id().0.to_string());
         let name = move |n: usize, day: i32| names::data_file(&root, &group, commit, n, day);
-        let entries = self.encode_files(table, rows, name).await?;
+        // Whatever is promoted by the time of the commit: files say themselves which copies they have (ADR 13).
+        let schema = Arc::new(FileSchema::of(table, metadata));
+        let entries = self.encode_files(schema, rows, name).await?;
         written.encoded().insert(key, (commit, entries.clone()));
         Ok((commit, entries))
     }
@@ -580,7 +584,7 @@ impl Flusher {
     /// Sorts and encodes rows, and writes the files where `name` says.
     async fn encode_files(
         &self,
-        table: SignalTable,
+        schema: Arc<FileSchema>,
         rows: Vec<MemBatch>,
         name: impl Fn(usize, i32) -> String + Send + 'static,
     ) -> Result<Vec<DataFile>, LakeError> {
@@ -591,7 +595,7 @@ impl Flusher {
             let mut done = |file: EncodedFile| {
                 sender.blocking_send(file).map_err(|_| LakeError::Stopped("the data file's write failed"))
             };
-            datafile::encode(table, &rows, name, &mut done)
+            datafile::encode(&schema, &rows, name, &mut done)
         };
         let encoding = self.lake.cpu().spawn_blocking(encode);
         let mut entries = Vec::new();

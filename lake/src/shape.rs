@@ -6,12 +6,16 @@ use iceberg::spec::DataFile;
 use serde::Serialize;
 use signaldb_model::{DatasetId, TableId, TenantId, UnixNanos};
 use signaldb_signals::SignalTable;
+use signaldb_signals::copies::CopiedAttribute;
+use signaldb_signals::schema::Column;
 
 use crate::compact::plan::{self, CompactionPolicy};
+use crate::datafile::{is_filled, is_whole};
 use crate::error::LakeError;
 use crate::flush::{chain, table_id};
 use crate::lake::Lake;
 use crate::names;
+use crate::promote::{Entry, PromotedSet};
 use crate::table::{SORT_ORDER_ID, day_of, version_of};
 
 /// Tables of one tenant.
@@ -42,6 +46,8 @@ pub struct TableShape {
     /// `None` when they cannot be read, or mean something else to us than to their writer.
     #[serde(flatten)]
     pub files: Option<FilesShape>,
+    /// Attributes that an operator promoted, and those that one demoted since.
+    pub promoted: Vec<PromotedShape>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
@@ -58,6 +64,22 @@ pub struct FilesShape {
     pub newest_day: Option<String>,
     /// Rewrites that the next visit finds to do.
     pub planned_rewrites: usize,
+}
+
+/// A promoted attribute, and how far its column is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PromotedShape {
+    pub key: String,
+    pub level: &'static str,
+    pub column: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Whether writers fill the column; false once the attribute was demoted.
+    pub written: bool,
+    /// Live data files that have the column.
+    pub filled_files: usize,
+    /// Those of them in which the column alone answers filters on the attribute.
+    pub whole_files: usize,
 }
 
 /// A live data file.
@@ -93,6 +115,7 @@ impl Lake {
                 version: version_of(&pointer.location),
                 snapshots: 0,
                 files: None,
+                promoted: Vec::new(),
                 error: None,
             };
             if let Err(error) = self.look_at(&mut shape, &pointer.location).await {
@@ -109,6 +132,8 @@ impl Lake {
         let files = self.data_files(&metadata).await?;
         shape.files =
             Some(FilesShape::of(&files, &CompactionPolicy::from(&self.config().compaction), self.clock().now()));
+        let set = PromotedSet::of(&metadata)?;
+        shape.promoted = set.entries().iter().map(|entry| PromotedShape::of(entry, &files)).collect();
         Ok(())
     }
 
@@ -145,6 +170,24 @@ impl FilesShape {
             oldest_day: days().min().map(names::date),
             newest_day: days().max().map(names::date),
             planned_rewrites: plan::plan(live(), policy, now).len(),
+        }
+    }
+}
+
+impl PromotedShape {
+    fn of(entry: &Entry, files: &[Arc<Vec<DataFile>>]) -> Self {
+        let CopiedAttribute { key, level, kind, column } = &entry.copy;
+        let count = |has: fn(&DataFile, &Column) -> bool| {
+            files.iter().flat_map(|files| files.iter()).filter(|file| has(file, column)).count()
+        };
+        Self {
+            key: key.clone(),
+            level: level.name(),
+            column: column.name.clone(),
+            kind: kind.name(),
+            written: entry.written,
+            filled_files: count(is_filled),
+            whole_files: count(is_whole),
         }
     }
 }

@@ -117,7 +117,7 @@ pub(crate) fn iceberg_schema(table: SignalTable) -> iceberg::Result<Schema> {
     Schema::builder().with_schema_id(0).with_fields(fields).build()
 }
 
-fn nested_field(column: &Column) -> NestedField {
+pub(crate) fn nested_field(column: &Column) -> NestedField {
     NestedField::optional(column.id, &column.name, iceberg_type(&column.kind))
 }
 

@@ -24,6 +24,7 @@ use crate::commit::{Committed, commit};
 use crate::datafile::EncodedFile;
 use crate::maintain::Upkeep;
 use crate::metadata::Change;
+use crate::promote::FileSchema;
 use crate::storage::{S3Options, Store};
 use crate::table::SORT_ORDER_ID;
 use crate::{Lake, LakeConfig, datafile, names};
@@ -97,10 +98,11 @@ impl TestLake {
     /// Writes rows as data files that no table has yet; returns the commit that names them, and their entries.
     pub(crate) async fn write(&self, rows: &[Row]) -> (uuid::Uuid, Vec<DataFile>) {
         let location = self.lake.ensure_table(&self.id, TABLE).await.expect("exists");
-        let root = self.lake.metadata_at(&location).await.expect("reads").location().to_owned();
+        let metadata = self.lake.metadata_at(&location).await.expect("reads");
+        let (schema, root) = (Arc::new(FileSchema::of(TABLE, &metadata)), metadata.location().to_owned());
         let commit_id = self.lake.new_commit();
         let mut entries = Vec::new();
-        for file in encode(rows, |n, day| names::data_file(&root, "1", commit_id, n, day)) {
+        for file in encode(&schema, rows, |n, day| names::data_file(&root, "1", commit_id, n, day)) {
             self.lake.store().write(&file.location, file.content).await.expect("writes");
             entries.push(file.entry);
         }
@@ -136,13 +138,13 @@ impl TestLake {
 }
 
 /// Data files of `rows`, as a flush encodes them.
-pub(crate) fn encode(rows: &[Row], name: impl Fn(usize, i32) -> String) -> Vec<EncodedFile> {
+pub(crate) fn encode(schema: &Arc<FileSchema>, rows: &[Row], name: impl Fn(usize, i32) -> String) -> Vec<EncodedFile> {
     let mut files = Vec::new();
     let mut keep = |file| {
         files.push(file);
         Ok(())
     };
-    datafile::encode(TABLE, &[decoded(rows)], name, &mut keep).expect("encodes");
+    datafile::encode(schema, &[decoded(rows)], name, &mut keep).expect("encodes");
     files
 }
 
@@ -171,12 +173,12 @@ fn check_entry(file: &DataFile, rows: &[Row]) {
     assert_eq!(rows.len() as u64, file.record_count(), "{path}");
     assert!(rows.is_sorted_by_key(|(service, _, time)| (service.clone(), *time)), "{path} is not in the table's order");
     assert_eq!(file.sort_order_id(), Some(SORT_ORDER_ID as i32), "{path}");
-    let id = |name: &str| schema::of(TABLE).column(name).expect("exists").id;
-    let (time, service) = (id("time_unix_nano"), id("service_name"));
+    let column = |name: &str| schema::of(TABLE).column(name).expect("exists");
+    let (time, service) = (column("time_unix_nano").id, column("service_name").id);
     let times = || rows.iter().map(|row| row.2);
     assert_eq!(Some(&Datum::long(times().min().expect("has rows"))), file.lower_bounds().get(&time), "{path}");
     assert_eq!(Some(&Datum::long(times().max().expect("has rows"))), file.upper_bounds().get(&time), "{path}");
-    assert!(datafile::is_whole(file, service), "{path}");
+    assert!(datafile::is_whole(file, column("service_name")), "{path}");
     let services = || rows.iter().map(|row| row.0.as_str());
     let (first, last) = (services().min().expect("has rows"), services().max().expect("has rows"));
     assert_eq!(Some(&Datum::string(first)), file.lower_bounds().get(&service), "{path}");

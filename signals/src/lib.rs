@@ -8,6 +8,7 @@
 
 mod any_value;
 mod attributes;
+pub mod copies;
 pub mod decode;
 pub mod encode;
 pub mod json;

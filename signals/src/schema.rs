@@ -57,7 +57,7 @@ pub enum ColumnKind {
 }
 
 /// A table's columns.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TableSchema {
     pub table: SignalTable,
     pub columns: Vec<Column>,
@@ -74,6 +74,14 @@ impl TableSchema {
     /// Id of a top-level column.
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
+    }
+
+    /// The same with `more` columns behind its own.
+    #[must_use]
+    pub fn with(&self, more: impl IntoIterator<Item = Column>) -> Self {
+        let columns: Vec<Column> = self.columns.iter().cloned().chain(more).collect();
+        let arrow = Arc::new(Schema::new(columns.iter().map(arrow_field).collect::<Fields>()));
+        Self { table: self.table, columns, arrow }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Doing what the plan says: read, merge, write. No choice is left, and nothing is committed here.
 
+use std::sync::Arc;
+
 use iceberg::spec::DataFile;
-use signaldb_signals::SignalTable;
-use signaldb_signals::schema;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +15,7 @@ use crate::datafile::{DataFileWriter, Density, EncodedFile};
 use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::names;
+use crate::promote::FileSchema;
 
 /// Files that hold the rows of a rewrite's, durable and not yet in the table.
 #[derive(Debug)]
@@ -24,14 +25,14 @@ pub(crate) struct Rewritten {
     pub(crate) files: Vec<DataFile>,
 }
 
-/// Writes the rows of `rewrite` into files of about `target_bytes`, below `root`, the table's location.
+/// Writes the rows of `rewrite` into files of `schema` and about `target_bytes`, below `root`, the table's location.
 ///
 /// # Errors
 /// [`LakeError::RowsDiffer`] should a row be missing or doubled, or what files and store say. Files that were written
 /// already are orphans.
 pub(crate) async fn execute(
     lake: &Lake,
-    table: SignalTable,
+    schema: FileSchema,
     root: &str,
     rewrite: &Rewrite,
     target_bytes: u64,
@@ -43,7 +44,7 @@ pub(crate) async fn execute(
     let _stop_reads = stop.clone().drop_guard();
     let job = Job {
         store: BlockingStore { store: lake.store().clone(), io: Handle::current(), stop },
-        table,
+        schema: Arc::new(schema),
         root: root.to_owned(),
         rewrite: rewrite.clone(),
         target_bytes: usize::try_from(target_bytes).unwrap_or(usize::MAX),
@@ -68,7 +69,7 @@ pub(crate) async fn execute(
 /// The part that computes, on a thread that may block.
 struct Job {
     store: BlockingStore,
-    table: SignalTable,
+    schema: Arc<FileSchema>,
     root: String,
     rewrite: Rewrite,
     target_bytes: usize,
@@ -78,7 +79,7 @@ struct Job {
 impl Job {
     fn run(&self, encoded: &mpsc::Sender<EncodedFile>) -> Result<(), LakeError> {
         let open = |file: &DataFile| -> Result<Box<dyn Source>, LakeError> {
-            Ok(Box::new(FileSource::open(self.store.clone(), self.table, file)?))
+            Ok(Box::new(FileSource::open(self.store.clone(), &self.schema, file)?))
         };
         let sources = self.rewrite.files.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let send = |writer: DataFileWriter| -> Result<(), LakeError> {
@@ -86,7 +87,7 @@ impl Job {
             encoded.blocking_send(writer.finish()?).map_err(gone)
         };
         let (mut n, mut current) = (0, None);
-        merge(self.table, sources, &mut |batch| {
+        merge(self.schema.table(), sources, &mut |batch| {
             if self.store.stop.is_cancelled() {
                 return Err(LakeError::Stopped("the node is stopping"));
             }
@@ -109,6 +110,6 @@ impl Job {
     fn writer(&self, n: usize) -> Result<DataFileWriter, LakeError> {
         let day = self.rewrite.day;
         let location = names::data_file(&self.root, names::COMPACTION, self.commit, n, day);
-        DataFileWriter::new(self.table, &schema::of(self.table).arrow, Density::Compacted, day, location)
+        DataFileWriter::new(&self.schema, Density::Compacted, day, location)
     }
 }

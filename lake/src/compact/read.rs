@@ -12,14 +12,14 @@ use parquet::arrow::arrow_reader::{
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use parquet::file::reader::{ChunkReader, Length};
-use signaldb_signals::SignalTable;
-use signaldb_signals::schema::{self, TableSchema};
+use signaldb_signals::schema;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::merge::Source;
 use crate::datafile::SPREAD_ROWS_MIN;
 use crate::error::LakeError;
+use crate::promote::FileSchema;
 use crate::storage::Store;
 
 /// Bytes from the end of a file that are read at first: footers of most files fit.
@@ -57,18 +57,18 @@ impl BlockingStore {
 pub(super) struct FileSource {
     store: BlockingStore,
     location: String,
-    schema: &'static TableSchema,
+    schema: Arc<FileSchema>,
     metadata: ArrowReaderMetadata,
     next_group: usize,
     reader: Option<ParquetRecordBatchReader>,
 }
 
 impl FileSource {
-    pub(super) fn open(store: BlockingStore, table: SignalTable, file: &DataFile) -> Result<Self, LakeError> {
+    pub(super) fn open(store: BlockingStore, schema: &Arc<FileSchema>, file: &DataFile) -> Result<Self, LakeError> {
         let location = file.file_path().to_owned();
         let footer = read_footer(&store, &location, file.file_size_in_bytes())?;
         let metadata = ArrowReaderMetadata::try_new(Arc::new(footer), ArrowReaderOptions::new())?;
-        Ok(Self { store, location, schema: schema::of(table), metadata, next_group: 0, reader: None })
+        Ok(Self { store, location, schema: Arc::clone(schema), metadata, next_group: 0, reader: None })
     }
 
     /// Opens the next row group; whether there is one.
@@ -96,7 +96,7 @@ impl Source for FileSource {
             if let Some(reader) = &mut self.reader {
                 match reader.next() {
                     Some(batch) => {
-                        let batch = conform(&batch?, self.schema, &self.location)?;
+                        let batch = conform(&batch?, &self.schema, &self.location)?;
                         if batch.num_rows() > 0 {
                             return Ok(Some(batch));
                         }
@@ -150,19 +150,22 @@ fn decoded_bytes(column: &parquet::file::metadata::ColumnChunkMetaData) -> u64 {
     texts.saturating_add(values.saturating_mul(16))
 }
 
-/// The table's columns: those that the file does not have, because it is older than they are, are null.
-fn conform(batch: &RecordBatch, schema: &TableSchema, location: &str) -> Result<RecordBatch, LakeError> {
-    if let Some(unknown) = batch.schema_ref().fields().iter().find(|field| schema.column(field.name()).is_none()) {
+/// The table's own columns: those that the file does not have, because it is older than they are, are null. Copies of
+/// attributes are left out: whoever writes the rows makes them anew.
+fn conform(batch: &RecordBatch, schema: &FileSchema, location: &str) -> Result<RecordBatch, LakeError> {
+    let own = schema::of(schema.table());
+    let known = |name: &str| own.column(name).is_some() || schema.is_replaceable(name);
+    if let Some(unknown) = batch.schema_ref().fields().iter().find(|field| !known(field.name())) {
         // Written by a newer version: to leave it out would lose it.
         return Err(LakeError::UnknownColumn { column: unknown.name().clone(), location: location.to_owned() });
     }
-    let columns = schema.arrow.fields().iter().map(|field| match batch.column_by_name(field.name()) {
+    let columns = own.arrow.fields().iter().map(|field| match batch.column_by_name(field.name()) {
         None => Ok(new_null_array(field.data_type(), batch.num_rows())),
         Some(column) if column.data_type() == field.data_type() => Ok(Arc::clone(column)),
         Some(column) => cast(column, field.data_type()),
     });
     let columns = columns.collect::<Result<Vec<_>, _>>()?;
-    Ok(RecordBatch::try_new(Arc::clone(&schema.arrow), columns)?)
+    Ok(RecordBatch::try_new(Arc::clone(&own.arrow), columns)?)
 }
 
 /// A row group's part of a file.

@@ -57,19 +57,29 @@ fn written(table: SignalTable, rows: &RecordBatch, group_rows: usize) -> DataFil
 }
 
 fn written_as(table: SignalTable, rows: &RecordBatch, group_rows: usize, location: &str) -> DataFile {
-    let properties =
-        properties(table, Density::Flushed).into_builder().set_max_row_group_row_count(Some(group_rows)).build();
+    let properties = properties(&plain(table), Density::Flushed)
+        .into_builder()
+        .set_max_row_group_row_count(Some(group_rows))
+        .build();
     let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), Some(properties)).expect("opens");
     writer.write(rows).expect("writes");
     let footer = writer.close().expect("closes");
     assert_eq!(footer.num_row_groups(), rows.num_rows().div_ceil(group_rows));
     let mut counts = Counts::default();
-    counts.add_rows(table, rows);
-    entry(table, counts, &footer, 0, location, 1).expect("builds")
+    counts.add_rows(&plain(table), rows);
+    entry(&plain(table), counts, &footer, 0, location, 1).expect("builds")
+}
+
+fn plain(table: SignalTable) -> Arc<FileSchema> {
+    Arc::new(FileSchema::plain(table))
+}
+
+fn column_of(table: SignalTable, column: &str) -> &'static Column {
+    schema::of(table).column(column).expect("exists")
 }
 
 fn id(table: SignalTable, column: &str) -> i32 {
-    schema::of(table).column(column).expect("exists").id
+    column_of(table, column).id
 }
 
 /// No value lies outside its column's bounds, and the counts are those of the rows. Returns the columns with bounds.
@@ -115,7 +125,7 @@ fn rows_are_split_by_day_and_sorted_by_time() {
         files.push(file);
         Ok(())
     };
-    encode(TRACES, &batches, |n, day| format!("file:///{day}-{n}"), &mut keep).expect("encodes");
+    encode(&plain(TRACES), &batches, |n, day| format!("file:///{day}-{n}"), &mut keep).expect("encodes");
     let counts: Vec<_> = files.iter().map(|file| (file.location.as_str(), file.entry.record_count())).collect();
     assert_eq!(counts, [("file:///0-0", 2), ("file:///2-1", 1)]);
     assert_eq!(files[0].entry.lower_bounds()[&2], Datum::long(7));
@@ -232,7 +242,7 @@ fn doubles_have_counts_of_nan_and_no_bounds() {
 fn a_promoted_column_is_whole_unless_a_value_is_in_the_map() {
     let is_whole = |spans: Vec<Span>, column: &str| {
         let rows = decoded(spans).to_batch().expect("small");
-        super::is_whole(&written(TRACES, &rows, 1), id(TRACES, column))
+        super::is_whole(&written(TRACES, &rows, 1), column_of(TRACES, column))
     };
     let fits = || span_with(vec![attribute("http.route", text("/a")), attribute("server.port", integer(80))]);
     let other_type = || span_with(vec![attribute("http.route", integer(5)), attribute("other", text("x"))]);
@@ -243,7 +253,7 @@ fn a_promoted_column_is_whole_unless_a_value_is_in_the_map() {
     assert!(!is_whole(vec![fits()], "name"), "only promoted columns");
     let rows = decoded(vec![fits()]).to_batch().expect("small");
     let foreign = written_as(TRACES, &rows, 1, "file:///t/data/00000-0-other.parquet");
-    assert!(!super::is_whole(&foreign, id(TRACES, "http_route")), "whatever others count");
+    assert!(!super::is_whole(&foreign, column_of(TRACES, "http_route")), "whatever others count");
     // A key without a value reads as null from column and map alike; of a repeated key the first value counts.
     let repeated = vec![attribute("http.route", text("/a")), attribute("http.route", integer(5))];
     assert!(is_whole(vec![span_with(vec![attribute("http.route", None)]), span_with(repeated)], "http_route"));
@@ -260,7 +270,7 @@ fn ten_thousand_keys_make_no_large_file_and_no_large_entry() {
         files.push(file);
         Ok(())
     };
-    encode(TRACES, &[decoded(spans)], |_, _| "file:///f".to_owned(), &mut keep).expect("encodes");
+    encode(&plain(TRACES), &[decoded(spans)], |_, _| "file:///f".to_owned(), &mut keep).expect("encodes");
     let [file] = files.as_slice() else { panic!("one file") };
     assert!(file.content.len() < sent, "{} bytes of {sent}", file.content.len());
     let columns = schema::of(TRACES).columns.len();
@@ -293,7 +303,7 @@ fn column(footer: &ParquetMetaData, name: &str) -> (f64, Vec<Encoding>) {
 #[test]
 fn times_and_durations_are_kept_as_differences_and_a_trace_once() {
     let rows = traces(20_000).to_batch().expect("small");
-    let properties = properties(SignalTable::Traces, Density::Flushed);
+    let properties = properties(&plain(TRACES), Density::Flushed);
     let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), Some(properties)).expect("opens");
     writer.write(&rows).expect("writes");
     let footer = writer.close().expect("closes");

@@ -1,6 +1,7 @@
 //! Commits of somebody else to our tables: what is theirs is kept, what is ours is neither lost nor doubled.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iceberg::spec::{DataFile, ManifestContentType, ManifestFile};
@@ -12,6 +13,7 @@ use crate::commit::{Committed, commit};
 use crate::error::LakeError;
 use crate::maintain::Upkeep;
 use crate::metadata::{Base, Change, Seeds, next_metadata};
+use crate::promote::FileSchema;
 use crate::testing::rig::{Rig, table_id};
 use crate::testing::{Draw, Row, TABLE, encode};
 
@@ -31,7 +33,8 @@ async fn append_foreign(rig: &Rig, id: &TableId, rows: &[Row]) {
     let lake = &rig.process.leaders[0].lake;
     let root = lake.metadata_at(&pointer(rig, id).await).await.expect("reads").location().to_owned();
     let mut add: Vec<DataFile> = Vec::new();
-    for file in encode(rows, |n, day| format!("{root}/data/{day}/00000-{n}-foreign.parquet")) {
+    let schema = Arc::new(FileSchema::plain(TABLE));
+    for file in encode(&schema, rows, |n, day| format!("{root}/data/{day}/00000-{n}-foreign.parquet")) {
         rig.store.write(&file.location, file.content).await.expect("writes");
         add.push(file.entry);
     }

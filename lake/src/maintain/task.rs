@@ -8,6 +8,7 @@ use serde::Serialize;
 use signaldb_model::TableId;
 use signaldb_raft::Group;
 use signaldb_signals::SignalTable;
+use signaldb_signals::copies::CopiedAttribute;
 
 use super::upkeep::Compacted;
 use super::{Upkeep, Visit, is_busy, is_in_step};
@@ -16,8 +17,9 @@ use crate::error::LakeError;
 use crate::flush::chain;
 use crate::lake::Lake;
 use crate::metadata::Moment;
+use crate::promote::{Decision, Effect, PromoteError, Promotion};
 use crate::shape::TableFilter;
-use crate::table::day_of;
+use crate::table::{day_of, version_of};
 use crate::{metrics, names};
 
 /// No rewrite is begun later than this after the task was: whoever asks hears what is left, and may ask again.
@@ -26,7 +28,7 @@ const BUDGET: Duration = Duration::from_secs(60);
 const TURN_MIN: Duration = Duration::from_secs(1);
 
 /// What to do with tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task {
     /// Merge small files, whether `compaction.enabled` or not.
     Compact,
@@ -34,6 +36,8 @@ pub enum Task {
     Expire,
     /// Remove rows that the configured policy does not keep.
     Retain,
+    /// Promote or demote an attribute of one table, which dataset and table must name.
+    Promote(Promotion),
 }
 
 /// A task of an operator.
@@ -81,6 +85,17 @@ enum Outcome {
         keep_seconds: Option<u64>,
         days: Vec<DayReport>,
     },
+    Promote(PromotionReport),
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct PromotionReport {
+    effect: Effect,
+    key: String,
+    level: &'static str,
+    column: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -122,7 +137,8 @@ impl Lake {
     /// report, and does not keep the others from their turn.
     ///
     /// # Errors
-    /// [`LakeError::Stopped`] when another node leads the group, or nothing may be done now.
+    /// [`LakeError::Stopped`] when another node leads the group, or nothing may be done now; [`LakeError::Promote`], and
+    /// whatever fails while one attribute of one table is promoted.
     ///
     /// Cancel safety: what is not committed never happened.
     pub async fn maintain(&self, group: &Group, cluster_id: &str, task: &TableTask) -> Result<TaskReport, LakeError> {
@@ -131,6 +147,9 @@ impl Lake {
         }
         if !is_in_step(group) {
             return Err(LakeError::Stopped("the group's log and its tables are not in step"));
+        }
+        if let Task::Promote(promotion) = &task.task {
+            return Box::pin(self.promote(group, cluster_id, task, promotion)).await;
         }
         if task.task == Task::Compact && !task.dry_run && is_busy(self) {
             return Err(LakeError::Stopped("flushing needs the node's memory, catalog or store; compact later"));
@@ -143,21 +162,74 @@ impl Lake {
             let Some(table) = SignalTable::from_code(id.code) else { continue };
             let visit = Visit { lake: self, group, cluster_id, id };
             let upkeep = Upkeep { lake: self, id, table };
-            report.tables.push(Box::pin(visit.perform(&upkeep, task, until)).await);
+            let Some(outcome) = Outcome::before(&task.task, &upkeep) else { continue };
+            report.tables.push(Box::pin(visit.perform(&upkeep, outcome, task, until)).await);
         }
         Ok(report)
+    }
+
+    async fn promote(
+        &self,
+        group: &Group,
+        cluster_id: &str,
+        task: &TableTask,
+        promotion: &Promotion,
+    ) -> Result<TaskReport, LakeError> {
+        let TableFilter { tenant, dataset: Some(dataset), table: Some(table) } = &task.tables else {
+            return Err(PromoteError::WhichTable.into());
+        };
+        let id = TableId { tenant: tenant.clone(), dataset: dataset.clone(), code: table.code() };
+        let upkeep = Upkeep { lake: self, id: &id, table: *table };
+        let decision = match task.dry_run {
+            true => {
+                let current = upkeep.current().await?;
+                let (_, metadata) = current.ok_or_else(|| PromoteError::NoTable(id.to_string()))?;
+                promotion.decide(&metadata, *table)?
+            }
+            false => Visit { lake: self, group, cluster_id, id: &id }.promote(&upkeep, promotion).await?,
+        };
+        let (namespace, outcome) = (id.namespace(), Outcome::Promote(PromotionReport::of(&decision)));
+        let report = TableReport { namespace, table: table.name(), outcome, error: None };
+        Ok(TaskReport { dry_run: task.dry_run, tables: vec![report] })
+    }
+}
+
+impl Outcome {
+    /// Of a task with many tables, before anything is done to one of them.
+    fn before(task: &Task, upkeep: &Upkeep<'_>) -> Option<Self> {
+        Some(match task {
+            Task::Compact => Self::Compact { rewrites: Vec::new(), left: 0 },
+            Task::Expire => Self::Expire { snapshots: 0, oldest: None, newest: None },
+            Task::Retain => Self::Retain { keep_seconds: upkeep.keep().map(|keep| keep.as_secs()), days: Vec::new() },
+            Task::Promote(_) => return None,
+        })
     }
 }
 
 impl Visit<'_> {
-    async fn perform(&self, upkeep: &Upkeep<'_>, task: &TableTask, until: Duration) -> TableReport {
-        let mut outcome = match task.task {
-            Task::Compact => Outcome::Compact { rewrites: Vec::new(), left: 0 },
-            Task::Expire => Outcome::Expire { snapshots: 0, oldest: None, newest: None },
-            Task::Retain => {
-                Outcome::Retain { keep_seconds: upkeep.keep().map(|keep| keep.as_secs()), days: Vec::new() }
-            }
-        };
+    /// Not in the table's turn: a compaction that is on its way is right with or without the column.
+    async fn promote(&self, upkeep: &Upkeep<'_>, promotion: &Promotion) -> Result<Decision, LakeError> {
+        if !self.begin(upkeep).await? {
+            return Err(PromoteError::NoTable(self.id.to_string()).into());
+        }
+        let (decision, location) = upkeep.promote(promotion).await?;
+        let CopiedAttribute { key, column, .. } = &decision.copy;
+        tracing::info!(table = %self.id, key, column = %column.name, effect = ?decision.effect, "promotion of an attribute");
+        // A flush on top of it may have been announced before it.
+        let known = self.group.with_state(|state| state.tables.get(self.id).map_or(-1, |table| table.version));
+        if version_of(&location) > known {
+            self.announce(Some(location)).await?;
+        }
+        Ok(decision)
+    }
+
+    async fn perform(
+        &self,
+        upkeep: &Upkeep<'_>,
+        mut outcome: Outcome,
+        task: &TableTask,
+        until: Duration,
+    ) -> TableReport {
         let performed = match task.dry_run {
             true => foresee(upkeep, &mut outcome).await,
             false => self.act_in_turn(upkeep, &mut outcome, until).await,
@@ -203,6 +275,7 @@ impl Visit<'_> {
                 *days = planned;
                 self.announce(location).await
             }
+            Outcome::Promote(_) => Ok(()),
         }
     }
 
@@ -246,8 +319,17 @@ async fn foresee(upkeep: &Upkeep<'_>, outcome: &mut Outcome) -> Result<(), LakeE
             (*snapshots, *oldest, *newest) = (expired.len(), text(expired.iter().min()), text(expired.iter().max()));
         }
         Outcome::Retain { days, .. } => *days = by_day(&upkeep.outdated().await?),
+        Outcome::Promote(_) => {}
     }
     Ok(())
+}
+
+impl PromotionReport {
+    fn of(decision: &Decision) -> Self {
+        let CopiedAttribute { key, level, kind, column } = &decision.copy;
+        let (key, column) = (key.clone(), column.name.clone());
+        Self { effect: decision.effect, key, level: level.name(), column, kind: kind.name() }
+    }
 }
 
 impl RewriteReport {

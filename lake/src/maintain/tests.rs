@@ -7,6 +7,7 @@ use crate::commit::{Committed, commit};
 use crate::compact::execute::execute;
 use crate::metadata::Change;
 use crate::orphans::Seen;
+use crate::promote::FileSchema;
 use crate::testing::{Draw, Row, TABLE, TestLake};
 use crate::{CompactionConfig, LakeConfig, RetentionConfig};
 
@@ -52,7 +53,8 @@ async fn a_flush_between_rewriting_and_committing_is_kept() {
     let (lake, mut expected) = table(5).await;
     let rewrite = lake.upkeep().rewrites().await.expect("plans").remove(0);
     let (root, stop) = (lake.metadata().await.location().to_owned(), CancellationToken::new());
-    let rewritten = execute(&lake.lake, TABLE, &root, &rewrite, 128 << 20, &stop).await.expect("rewrites");
+    let rewritten =
+        execute(&lake.lake, FileSchema::plain(TABLE), &root, &rewrite, 128 << 20, &stop).await.expect("rewrites");
     let late = Draw(9).rows(99, 7, lake.day_start(1));
     lake.flush(&late, 6).await;
     let (add, remove) = (rewritten.files.clone(), rewrite.files.clone());
@@ -104,10 +106,12 @@ async fn a_crash_between_any_two_steps_loses_and_doubles_nothing() {
     let root = lake.metadata().await.location().to_owned();
     let rewrite = lake.upkeep().rewrites().await.expect("plans").remove(0);
     // Crashed after writing data files.
-    let lost = execute(&lake.lake, TABLE, &root, &rewrite, 128 << 20, &stop).await.expect("rewrites");
+    let lost =
+        execute(&lake.lake, FileSchema::plain(TABLE), &root, &rewrite, 128 << 20, &stop).await.expect("rewrites");
     assert_eq!(lake.rows().await, expected);
     // Crashed after writing metadata, before the swap.
-    let again = execute(&lake.lake, TABLE, &root, &rewrite, 128 << 20, &stop).await.expect("rewrites");
+    let again =
+        execute(&lake.lake, FileSchema::plain(TABLE), &root, &rewrite, 128 << 20, &stop).await.expect("rewrites");
     let (location, metadata) = lake.upkeep().current().await.expect("reads").expect("exists");
     let change = Change { add: again.files.clone(), remove: rewrite.files.clone(), ..Change::default() };
     let staged = lake.lake.stage(&metadata, &location, change).await.expect("stages");

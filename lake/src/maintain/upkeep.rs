@@ -8,7 +8,7 @@ use signaldb_model::TableId;
 use signaldb_signals::SignalTable;
 use tokio_util::sync::CancellationToken;
 
-use crate::commit::{Committed, commit};
+use crate::commit::{Committed, commit, commit_planned};
 use crate::compact::execute::execute;
 use crate::compact::plan::{CompactionPolicy, Rewrite, plan};
 use crate::error::LakeError;
@@ -16,6 +16,7 @@ use crate::lake::Lake;
 use crate::metadata::{Change, expired_snapshots};
 use crate::metrics;
 use crate::orphans::{self, Moment, Seen};
+use crate::promote::{Decision, FileSchema, PromoteError, Promotion};
 use crate::retention;
 use crate::table::version_of;
 
@@ -106,8 +107,8 @@ impl Upkeep<'_> {
     ) -> Result<Option<Compacted>, LakeError> {
         let Some((_, metadata)) = self.current().await? else { return Ok(None) };
         let target_bytes = self.lake.config().compaction.target_file_bytes;
-        let root = metadata.location();
-        let rewritten = execute(self.lake, self.table, root, rewrite, target_bytes, stop).await?;
+        let (schema, root) = (FileSchema::of(self.table, &metadata), metadata.location());
+        let rewritten = execute(self.lake, schema, root, rewrite, target_bytes, stop).await?;
         let (read, written) = (rewrite.files.len(), rewritten.files.len());
         let written_bytes = rewritten.files.iter().map(DataFile::file_size_in_bytes).sum();
         let change = Change {
@@ -125,6 +126,25 @@ impl Upkeep<'_> {
         metrics::note_rewritten(read, written, rewrite.bytes(), written_bytes);
         tracing::debug!(table = %self.id, day = rewrite.day, read, written, "data files were compacted");
         Ok(Some(Compacted { location, files: written, bytes: written_bytes }))
+    }
+
+    /// Promotes or demotes an attribute; returns what came of it, and where the table is then.
+    ///
+    /// # Errors
+    /// [`LakeError::Promote`]; nothing was changed then.
+    pub(crate) async fn promote(&self, promotion: &Promotion) -> Result<(Decision, String), LakeError> {
+        let mut decided = None;
+        let plan = |metadata: &TableMetadata| -> Result<Option<Change>, LakeError> {
+            let mut decision = promotion.decide(metadata, self.table)?;
+            let change = decision.change.take();
+            decided = Some(decision);
+            Ok(change)
+        };
+        let committed = commit_planned(self.lake, self.id, self.table, None, plan).await?;
+        match (committed, decided) {
+            (Committed::Done { location }, Some(decision)) => Ok((decision, location)),
+            _ => Err(PromoteError::NoTable(self.id.to_string()).into()),
+        }
     }
 
     /// Drops expired snapshots of a table that has no other commits to do it in.
