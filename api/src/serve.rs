@@ -164,6 +164,8 @@ fn api_router(app: App) -> Router {
         .route("/api/v1/cluster", get(health::cluster))
         .route("/api/v1/admin/flush", post(health::flush))
         .route("/api/v1/admin/recover", post(recover::recover))
+        .route("/api/v1/admin/promote", post(tables_http::promote))
+        .route("/api/v1/admin/demote", post(tables_http::demote))
         .route("/api/v1/admin/tables", get(tables_http::list))
         .route("/api/v1/admin/tables/files", get(tables_http::files))
         .route("/api/v1/admin/tables/compact", post(tables_http::compact))

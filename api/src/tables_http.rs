@@ -1,4 +1,5 @@
-//! `/api/v1/admin/tables`: what an operator sees of a tenant's tables, and asks to be done with them.
+//! `/api/v1/admin/tables`: what an operator sees of a tenant's tables, and asks to be done with them; `/promote` and
+//! `/demote` beside it are about one attribute of one table.
 //!
 //! Looking is answered from catalog and store, by any node; what is asked for, and what would become of it, by the node
 //! that leads the tables' owner group.
@@ -10,9 +11,10 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
-use signaldb_lake::{TableFilter, TableTask, Task};
+use signaldb_lake::{Attribute, Promotion, TableFilter, TableTask, Task};
 use signaldb_model::{DatasetId, TenantId};
 use signaldb_signals::SignalTable;
+use signaldb_signals::copies::{CopyKind, Level};
 
 use crate::app::App;
 use crate::error::{ApiError, Kind};
@@ -32,6 +34,21 @@ pub(crate) struct Selection {
 struct TaskRequest {
     dataset: Option<String>,
     table: Option<String>,
+    /// Only says what would be done.
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// An attribute, and the table whose column it gets.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PromotionRequest {
+    dataset: Option<String>,
+    table: String,
+    key: String,
+    level: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
     /// Only says what would be done.
     #[serde(default)]
     dry_run: bool,
@@ -63,9 +80,7 @@ pub(crate) async fn files(
         let dataset = dataset.unwrap_or(identity.dataset);
         let files = app.lake.file_shapes(&identity.tenant, &dataset, table).await?;
         let namespace = format!("{}.{dataset}", identity.tenant);
-        let files = files.ok_or_else(|| {
-            ApiError::new(Kind::NotFound, format!("there is no table {namespace}.{name}: nothing was written to it"))
-        })?;
+        let files = files.ok_or_else(|| missing(&namespace, &name))?;
         Ok::<_, ApiError>(Json(json!({"namespace": namespace, "table": name, "files": files})))
     };
     listed.await.into_response()
@@ -81,6 +96,64 @@ pub(crate) async fn expire(State(app): State<App>, headers: HeaderMap, body: Bod
 
 pub(crate) async fn retain(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     perform(&app, &headers, body, Task::Retain).await
+}
+
+pub(crate) async fn promote(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
+    let promoted = change_promotion(&app, &headers, body, |kind| {
+        let unknown = |name: &str| {
+            let kinds = CopyKind::ALL.map(CopyKind::name).join(", ");
+            ApiError::invalid(format!("{name:?} is not a type; expected one of {kinds}"))
+        };
+        let name = kind.unwrap_or(CopyKind::Text.name());
+        CopyKind::from_name(name).map(Some).ok_or_else(|| unknown(name))
+    });
+    promoted.await.map_or_else(IntoResponse::into_response, report)
+}
+
+pub(crate) async fn demote(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
+    let demoted = change_promotion(&app, &headers, body, |kind| match kind {
+        None => Ok(None),
+        Some(_) => Err(ApiError::invalid("a type is only for what is promoted")),
+    });
+    demoted.await.map_or_else(IntoResponse::into_response, report)
+}
+
+/// `kind` says by the type that was named which column is wanted, if one is.
+async fn change_promotion(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+    kind: impl FnOnce(Option<&str>) -> Result<Option<CopyKind>, ApiError>,
+) -> Result<String, ApiError> {
+    let identity = identify_admin(app, headers)?;
+    let body = read_body(body).await?;
+    let request: PromotionRequest = serde_json::from_slice(&body).map_err(|error| {
+        let expected = r#"{"dataset": "...", "table": "...", "key": "...", "level": "record", "type": "text"}"#;
+        ApiError::invalid(format!("the body is not {expected}, with table and key, and dry_run if wanted: {error}"))
+    })?;
+    let (table, kind) = (known(&request.table)?, kind(request.kind.as_deref())?);
+    let attribute = Attribute::new(&request.key, level(request.level.as_deref())?);
+    let attribute = attribute.map_err(|error| ApiError::invalid(error.to_string()))?;
+    let dataset = request.dataset.as_deref().map(dataset).transpose()?.unwrap_or(identity.dataset);
+    let namespace = format!("{}.{dataset}", identity.tenant);
+    if app.lake.current_table(&namespace, table.name()).await?.is_none() {
+        return Err(missing(&namespace, table.name()));
+    }
+    let tables = TableFilter { tenant: identity.tenant, dataset: Some(dataset), table: Some(table) };
+    let task = TableTask { task: Task::Promote(Promotion { attribute, kind }), tables, dry_run: request.dry_run };
+    Ok(Box::pin(app.engine.maintain(&task)).await?)
+}
+
+fn level(name: Option<&str>) -> Result<Level, ApiError> {
+    let name = name.unwrap_or(Level::Record.name());
+    Level::from_name(name).ok_or_else(|| {
+        let levels = Level::ALL.map(Level::name).join(", ");
+        ApiError::invalid(format!("{name:?} is not a level; expected one of {levels}"))
+    })
+}
+
+fn missing(namespace: &str, table: &str) -> ApiError {
+    ApiError::new(Kind::NotFound, format!("there is no table {namespace}.{table}: nothing was written to it"))
 }
 
 /// The policy of each table, and what it would remove now.

@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use signaldb_model::DatasetId;
 use signaldb_signals::SignalTable;
+use signaldb_signals::copies::{CopyKind, Level};
 
 use crate::cluster::{answer, text};
 
@@ -20,6 +21,12 @@ pub(crate) enum TableCommand {
     Expire(TaskArgs),
     /// Remove what the configured retention does not keep.
     Retention(TaskArgs),
+    /// Copy an attribute into a column of one table (`--table`) from now on. Compaction fills it for older rows.
+    Promote(PromoteArgs),
+    /// Copy it no more. The column stays, and the attribute is where it always was.
+    Demote(DemoteArgs),
+    /// Show the attributes that were promoted, and in how many data files they have their columns.
+    Promoted(Selection),
 }
 
 /// Which tables, and whom to ask.
@@ -50,6 +57,26 @@ pub(crate) struct TaskArgs {
     dry_run: bool,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct PromoteArgs {
+    #[command(flatten)]
+    what: DemoteArgs,
+    /// Type of the column. Values that are not written as one have null there, and stay where they are.
+    #[arg(long = "type", value_parser = CopyKind::ALL.map(CopyKind::name), default_value = "text")]
+    kind: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoteArgs {
+    /// Key of the attribute, as it is sent: `tenant.plan`.
+    attribute: String,
+    /// Whose attribute it is.
+    #[arg(long, value_parser = Level::ALL.map(Level::name), default_value = "record")]
+    level: String,
+    #[command(flatten)]
+    task: TaskArgs,
+}
+
 pub(crate) async fn run(command: TableCommand) -> anyhow::Result<()> {
     match command {
         TableCommand::List(selection) => list(&selection).await,
@@ -63,6 +90,9 @@ pub(crate) async fn run(command: TableCommand) -> anyhow::Result<()> {
             let report = perform(&args, "retention").await?;
             show(&args, &report, retained)
         }
+        TableCommand::Promote(PromoteArgs { what, kind }) => change_promotion(&what, "promote", Some(&kind)).await,
+        TableCommand::Demote(what) => change_promotion(&what, "demote", None).await,
+        TableCommand::Promoted(selection) => promoted(&selection).await,
     }
 }
 
@@ -153,6 +183,49 @@ async fn files(selection: &Selection) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn change_promotion(args: &DemoteArgs, path: &str, kind: Option<&str>) -> anyhow::Result<()> {
+    let Selection { dataset, table, endpoint, .. } = &args.task.selection;
+    let Some(table) = table else { bail!("--table says which table is meant") };
+    let mut body = json!({"table": table, "key": args.attribute, "level": args.level, "dry_run": args.task.dry_run});
+    for (name, value) in [("dataset", dataset.as_deref()), ("type", kind)] {
+        if let Some(value) = value {
+            body[name] = json!(value);
+        }
+    }
+    let request = reqwest::Client::new().post(format!("{endpoint}/api/v1/admin/{path}")).json(&body);
+    let report = args.task.selection.ask(request).await?;
+    show(&args.task, &report, promotion)
+}
+
+async fn promoted(selection: &Selection) -> anyhow::Result<()> {
+    let (body, answer) = selection.get("").await?;
+    if selection.json() {
+        println!("{body}");
+        return failures(&answer);
+    }
+    println!(
+        "{:<44} {:<8} {:<32} {:<40} {:<6} {:<8} {:>7} {:>7} {:>7}",
+        "table", "level", "key", "column", "type", "state", "files", "filled", "whole"
+    );
+    for table in each(&answer["tables"]) {
+        for one in each(&table["promoted"]) {
+            println!(
+                "{:<44} {:<8} {:<32} {:<40} {:<6} {:<8} {:>7} {:>7} {:>7}",
+                name(table),
+                text(&one["level"]),
+                text(&one["key"]),
+                text(&one["column"]),
+                text(&one["type"]),
+                if one["written"] == true { "promoted" } else { "demoted" },
+                number(&table["files"]),
+                number(&one["filled_files"]),
+                number(&one["whole_files"])
+            );
+        }
+    }
+    failures(&answer)
+}
+
 /// Asks again while something is left and something was done: a node merges for about a minute at a time.
 async fn compact(args: &TaskArgs) -> anyhow::Result<()> {
     loop {
@@ -235,6 +308,17 @@ fn retained(table: &Value, dry_run: bool) -> String {
     lines
 }
 
+fn promotion(table: &Value, dry_run: bool) -> String {
+    let (key, level, column) = (text(&table["key"]), text(&table["level"]), text(&table["column"]));
+    let (kind, verb) = (text(&table["type"]), if dry_run { "would be" } else { "is" });
+    match text(&table["effect"]) {
+        "promoted" => format!("{key} of {level} attributes {verb} copied into the new column {column} ({kind})"),
+        "woken" => format!("{key} of {level} attributes {verb} copied into its column {column} ({kind}) again"),
+        "demoted" => format!("{key} of {level} attributes {verb} no longer copied; the column {column} stays"),
+        _ => format!("nothing to change about {key} of {level} attributes and its column {column} ({kind})"),
+    }
+}
+
 /// Fails with what the answer says of tables that could not be read or maintained.
 fn failures(answer: &Value) -> anyhow::Result<()> {
     let failed = each(&answer["tables"]).filter(|table| table["error"].is_string());
@@ -286,6 +370,23 @@ mod tests {
         let expected =
             "kept for 2.5 days; 1 files with 5 rows, 700 B, would be removed\n  2026-01-02 1 files, 5 rows, 700 B";
         assert_eq!(retained(&json!({"keep_seconds": 216_000, "days": days}), true), expected);
+    }
+
+    #[test]
+    fn lines_say_what_becomes_of_an_attribute() {
+        let said = |effect: &str, dry_run| {
+            let (key, column) = ("tenant.plan", "attr_tenant_plan");
+            let table = json!({"effect": effect, "key": key, "level": "record", "column": column, "type": "text"});
+            promotion(&table, dry_run)
+        };
+        let new = "tenant.plan of record attributes is copied into the new column attr_tenant_plan (text)";
+        assert_eq!(said("promoted", false), new);
+        assert_eq!(said("promoted", true), new.replace(" is ", " would be "));
+        let again = "tenant.plan of record attributes is copied into its column attr_tenant_plan (text) again";
+        assert_eq!(said("woken", false), again);
+        let gone = "tenant.plan of record attributes is no longer copied; the column attr_tenant_plan stays";
+        assert_eq!(said("demoted", false), gone);
+        assert!(said("unchanged", false).starts_with("nothing to change about tenant.plan "));
     }
 
     #[test]

@@ -541,12 +541,21 @@ pub struct MaintainRequest {
     /// Code of the table; 0: all.
     #[prost(uint32, tag = "4")]
     pub table: u32,
-    /// 1: compact, 2: expire snapshots, 3: retain as the policy says.
+    /// 1: compact, 2: expire snapshots, 3: retain as the policy says, 4: promote or demote an attribute.
     #[prost(uint32, tag = "5")]
     pub task: u32,
     /// Only says what would be done.
     #[prost(bool, tag = "6")]
     pub dry_run: bool,
+    /// The attribute of task 4.
+    #[prost(string, tag = "7")]
+    pub key: String,
+    /// Whose: 1: resources, 2: scopes, 3: records.
+    #[prost(uint32, tag = "8")]
+    pub level: u32,
+    /// The type of its column, 1: text, 2: integer, 3: boolean, 4: double; 0: it is demoted.
+    #[prost(uint32, tag = "9")]
+    pub kind: u32,
 }
 
 #[cfg(test)]
@@ -580,7 +589,10 @@ mod tests {
         let poisoned = PoisonedRequest { node: 2, epoch };
         assert_eq!(hex(poisoned.encode_to_vec()), "0802 1207 0803 151e6c3a9f".replace(' ', ""));
         let (tenant, dataset) = ("t".to_owned(), "d".to_owned());
-        let maintain = MaintainRequest { group: 3, tenant, dataset, table: 1, task: 2, dry_run: true };
+        let maintain =
+            MaintainRequest { group: 3, tenant, dataset, table: 1, task: 2, dry_run: true, ..Default::default() };
         assert_eq!(hex(maintain.encode_to_vec()), "0803 120174 1a0164 2001 2802 3001".replace(' ', ""));
+        let promote = MaintainRequest { task: 4, key: "k".to_owned(), level: 3, kind: 1, ..Default::default() };
+        assert_eq!(hex(promote.encode_to_vec()), "2804 3a016b 4003 4801".replace(' ', ""));
     }
 }

@@ -15,8 +15,8 @@ use datafusion::common::{Result, ScalarValue};
 use datafusion::datasource::TableType;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_plan::ExecutionPlan;
-use signaldb_lake::Lake;
 use signaldb_lake::metadata::{AsOf, AsOfError, Moment, snapshot_as_of};
+use signaldb_lake::{Lake, copies_of};
 use signaldb_model::{DatasetId, TableId};
 use signaldb_signals::{SignalTable, schema};
 
@@ -60,7 +60,7 @@ impl TableFunctionImpl for Past {
         let (dataset, table) = self.resolve(name).ok_or_else(|| invalid(format!("table '{name}' not found")))?;
         let snapshotter = &self.catalog.snapshotter;
         let id = TableId { tenant: snapshotter.tenant.clone(), dataset, code: table.code() };
-        logical_view::over(table, Arc::new(PastTable { lake: snapshotter.lake.clone(), id, table, as_of }))
+        logical_view::over(schema::of(table), Arc::new(PastTable { lake: snapshotter.lake.clone(), id, table, as_of }))
     }
 }
 
@@ -135,7 +135,6 @@ impl fmt::Debug for PastTable {
 
 impl PastTable {
     async fn load(&self) -> Result<StoredTable, QueryError> {
-        let mut stored = StoredTable::empty(schema::of(self.table));
         let found = self.lake.current_table(&self.id.namespace(), self.table.name()).await.map_err(lake_error)?;
         let Some((_, metadata)) = found else {
             // Its tables are made on a tenant's first request, a moment later.
@@ -146,6 +145,8 @@ impl PastTable {
             return Err(invalid(error.to_string()));
         };
         let snapshot = snapshot_as_of(&metadata, self.as_of).map_err(|error| invalid(error.to_string()))?;
+        // Which attributes have columns is known now, and which columns a file has says the file.
+        let mut stored = StoredTable::new(self.table, copies_of(&metadata))?;
         stored.files = self.lake.snapshot_files(&metadata, &snapshot).await.map_err(lake_error)?;
         Ok(stored)
     }
@@ -173,7 +174,9 @@ impl TableProvider for PastTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        self.load().await?.scan(state, projection, filters, limit).await
+        // Columns by promotion are those of the present: here they only serve filters on the attributes.
+        let own: Vec<usize> = (0..self.schema().fields().len()).collect();
+        self.load().await?.scan(state, Some(projection.unwrap_or(&own)), filters, limit).await
     }
 }
 

@@ -20,10 +20,10 @@ use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::StreamExt;
 use signaldb_catalog::{Access, Identity};
-use signaldb_lake::{Lake, LakeError, MemBatch};
+use signaldb_lake::{Lake, LakeError, MemBatch, copies_of};
 use signaldb_model::{DatasetId, GroupId, NodeId, Position, TableId, TenantId};
 use signaldb_raft::{Group, Groups, Leadership, ReadError};
-use signaldb_signals::{SignalTable, schema};
+use signaldb_signals::SignalTable;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -380,8 +380,8 @@ impl Snapshotter {
             };
             views.extend(view.map(|view| (group, view)));
         }
-        let mut stored = StoredTable::empty(schema::of(table));
         let Some(location) = self.newest_location(&id, table, &views).await? else {
+            let mut stored = StoredTable::new(table, Vec::new())?;
             for (_, view) in views {
                 let above = view.watermark;
                 view.rows_above(above, &mut stored);
@@ -389,6 +389,7 @@ impl Snapshotter {
             return Ok(stored);
         };
         let metadata = self.lake.metadata_at(&location).await.map_err(lake_error)?;
+        let mut stored = StoredTable::new(table, copies_of(&metadata))?;
         let cluster_id = &self.groups.founding().cluster_id;
         for (group, view) in views {
             // The cut is the watermark of the metadata that is scanned, not the one that the view knew.
@@ -579,6 +580,7 @@ pub(crate) fn lake_error(error: LakeError) -> QueryError {
     }
     let kind = match error {
         LakeError::Quarantined { .. } => QueryErrorKind::Quarantined,
+        LakeError::Promote(_) => QueryErrorKind::Invalid,
         _ => QueryErrorKind::Unavailable,
     };
     QueryError::new(kind, message)

@@ -1,19 +1,23 @@
-//! The functions of the logical view: ids as hex, the whole attribute map, and one attribute of it.
+//! The functions of the logical view: ids as hex, the whole attribute map, one attribute of it, and a copy of one.
 
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, StringArray};
 use arrow::compute::kernels::zip::zip;
 use arrow::compute::{cast, is_not_null};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::{Result, plan_err};
-use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility};
+use datafusion::logical_expr::{
+    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDFImpl, Signature, Volatility,
+};
+use signaldb_signals::copies::CopyKind;
 use signaldb_signals::merge_attributes;
 use signaldb_signals::promoted::{self, Promoted};
 
 pub(crate) const HEX_ID: &str = "signaldb_hex_id";
 pub(crate) const ATTRIBUTES: &str = "signaldb_attributes";
 pub(crate) const ATTRIBUTE: &str = "signaldb_attribute";
+const COPY: &str = "signaldb_copy";
 
 /// `signaldb_hex_id(fixed binary) -> text`, lower-case hex.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -142,6 +146,47 @@ impl ScalarUDFImpl for Attribute {
             _ => zip(&is_not_null(&column)?, &column, &in_map)?,
         };
         Ok(ColumnarValue::Array(value))
+    }
+}
+
+/// `signaldb_copy(map['its key']) -> the column that the attribute is copied into`, where rows do not have the column.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct CopyOf {
+    signature: Signature,
+    kind: CopyKind,
+    /// The column: what is computed must be the very same field.
+    field: FieldRef,
+}
+
+impl CopyOf {
+    pub(crate) fn new(kind: CopyKind, field: FieldRef) -> Self {
+        Self { signature: Signature::any(1, Volatility::Immutable), kind, field }
+    }
+}
+
+impl ScalarUDFImpl for CopyOf {
+    fn name(&self) -> &str {
+        COPY
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+        match arguments {
+            [DataType::Utf8] => Ok(self.field.data_type().clone()),
+            other => plan_err!("{COPY} takes a text, not {other:?}"),
+        }
+    }
+
+    fn return_field_from_args(&self, _arguments: ReturnFieldArgs<'_>) -> Result<FieldRef> {
+        Ok(Arc::clone(&self.field))
+    }
+
+    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let texts = arguments.args[0].to_array(arguments.number_rows)?;
+        Ok(ColumnarValue::Array(self.kind.values(texts.as_string::<i32>())))
     }
 }
 

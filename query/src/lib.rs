@@ -7,6 +7,7 @@
 //! Start with [`QueryEngine`].
 
 mod as_of;
+mod copies;
 mod engine;
 mod error;
 mod functions;

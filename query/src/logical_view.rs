@@ -10,7 +10,7 @@ use datafusion::common::Result;
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, ScalarUDF, ident};
 use signaldb_signals::promoted::Promoted;
-use signaldb_signals::schema::{self, Column, ColumnKind};
+use signaldb_signals::schema::{Column, ColumnKind, TableSchema};
 use signaldb_signals::{SignalTable, promoted_into};
 
 use crate::functions::{Attribute, Attributes, HexId};
@@ -19,10 +19,10 @@ pub(crate) static HEX_ID: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(S
 pub(crate) static ATTRIBUTES: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(Attributes::new())));
 pub(crate) static ATTRIBUTE: LazyLock<Arc<ScalarUDF>> = LazyLock::new(|| Arc::new(ScalarUDF::from(Attribute::new())));
 
-pub(crate) fn over(table: SignalTable, stored: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
-    let columns = schema::of(table).columns.iter().filter(|column| !column.is_helper());
-    let expressions: Vec<Expr> = columns.map(|column| expression(table, column)).collect();
-    let name = format!("stored_{}", table.name());
+pub(crate) fn over(schema: &TableSchema, stored: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
+    let columns = schema.columns.iter().filter(|column| !column.is_helper());
+    let expressions: Vec<Expr> = columns.map(|column| expression(schema.table, column)).collect();
+    let name = format!("stored_{}", schema.table.name());
     let plan = LogicalPlanBuilder::scan(name, provider_as_source(stored), None)?.project(expressions)?.build()?;
     Ok(Arc::new(ViewTable::new(plan, None)))
 }

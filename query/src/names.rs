@@ -99,7 +99,8 @@ impl SchemaProvider for DatasetTables {
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
         let Some(table) = SignalTable::from_name(name) else { return Ok(None) };
         let stored = self.snapshotter.table(&self.dataset, table).await?;
-        Ok(Some(logical_view::over(table, Arc::new(stored))?))
+        let schema = stored.schema.clone();
+        Ok(Some(logical_view::over(&schema, Arc::new(stored))?))
     }
 }
 

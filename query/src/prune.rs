@@ -57,6 +57,7 @@ impl<'a> FileBounds<'a> {
 
 fn scalar(bound: &Datum) -> Option<ScalarValue> {
     Some(match bound.literal() {
+        PrimitiveLiteral::Boolean(value) => ScalarValue::Boolean(Some(*value)),
         PrimitiveLiteral::Int(value) => ScalarValue::Int32(Some(*value)),
         PrimitiveLiteral::Long(value) => ScalarValue::Int64(Some(*value)),
         PrimitiveLiteral::String(value) => ScalarValue::Utf8(Some(value.clone())),

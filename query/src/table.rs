@@ -1,5 +1,6 @@
 //! A stored table at one moment: data files of one metadata version, and the memtable rows above its watermarks.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -24,9 +25,11 @@ use datafusion::physical_plan::union::UnionExec;
 use iceberg::spec::DataFile;
 use object_store::ObjectMeta;
 use object_store::path::Path;
-use signaldb_signals::Rows;
-use signaldb_signals::schema::TableSchema;
+use signaldb_signals::copies::CopiedAttribute;
+use signaldb_signals::schema::{self, TableSchema};
+use signaldb_signals::{Rows, SignalTable};
 
+use crate::copies::Copies;
 use crate::error::{QueryError, QueryErrorKind};
 use crate::remote::{self, RemoteRows};
 use crate::{memory, prune, whole};
@@ -34,7 +37,10 @@ use crate::{memory, prune, whole};
 /// One consistent state of a table. Made for one query.
 #[derive(Debug)]
 pub(crate) struct StoredTable {
-    pub(crate) schema: &'static TableSchema,
+    /// The table's own columns, then those of `copies`.
+    pub(crate) schema: Cow<'static, TableSchema>,
+    /// Attributes that an operator promoted.
+    copies: Copies,
     /// Live files of the metadata version that the query reads.
     pub(crate) files: Vec<Arc<Vec<DataFile>>>,
     /// Rows that this version does not have.
@@ -69,22 +75,30 @@ impl TableProvider for StoredTable {
         let schema = &self.schema.arrow;
         // A limit counts what the filters keep.
         let limit = limit.filter(|_| filters.is_empty());
+        let wanted = projection.cloned().unwrap_or_else(|| (0..schema.fields().len()).collect());
+        let named = self.copies.named(schema, &wanted, filters);
         let mut plans = Vec::new();
         let files = self.files.iter().flat_map(|files| files.iter()).collect();
-        for part in whole::split(self.schema, filters, files)? {
-            let files = prune::files(self.schema, part.files, physical_filter(state, schema, &part.filters)?)?;
+        for part in whole::split(&self.schema, &self.copies, &named, filters, files)? {
+            let files = prune::files(&self.schema, part.files, physical_filter(state, schema, &part.filters)?)?;
             if !files.is_empty() {
+                let view = self.copies.view(schema, &wanted, &part.absent)?;
                 let scan =
-                    |columns: Option<&Vec<usize>>| self.scan_files(state, &files, columns, filters.is_empty(), limit);
-                plans.push(filtered(state, schema, &part.filters, projection, scan)?);
+                    |columns: &Vec<usize>| self.scan_files(state, &files, columns, part.filters.is_empty(), limit);
+                plans.push(view.over(state, filtered(state, schema, &part.filters, view.columns(), scan)?)?);
             }
         }
+        // Rows have no copies before they are in files.
+        let view = self.copies.view(schema, &wanted, &named)?;
+        let without = |filter: &Expr| self.copies.without(&named, filter.clone());
+        let filters = filters.iter().map(without).collect::<Result<Vec<_>>>()?;
         for rows in &self.remote {
-            let scan = |columns: Option<&Vec<usize>>| remote::scan(rows, schema, columns);
-            plans.push(filtered(state, schema, filters, projection, scan)?);
+            let scan = |columns: &Vec<usize>| remote::scan(rows, schema, Some(columns));
+            plans.push(view.over(state, filtered(state, schema, &filters, view.columns(), scan)?)?);
         }
         if !self.rows.is_empty() || plans.is_empty() {
-            plans.push(memory::scan(state, schema, &self.rows, projection, filters)?);
+            let rows = memory::scan(state, schema, &self.rows, Some(view.columns()), &filters)?;
+            plans.push(view.over(state, rows)?);
         }
         match plans.len() {
             1 => Ok(plans.remove(0)),
@@ -94,15 +108,25 @@ impl TableProvider for StoredTable {
 }
 
 impl StoredTable {
-    pub(crate) fn empty(schema: &'static TableSchema) -> Self {
-        Self { schema, files: Vec::new(), rows: Vec::new(), remote: Vec::new() }
+    /// A table without rows; writers copy `attributes` into columns of their own.
+    ///
+    /// # Errors
+    /// None: the table has the columns that it is given.
+    pub(crate) fn new(table: SignalTable, attributes: Vec<CopiedAttribute>) -> Result<Self, QueryError> {
+        let own = schema::of(table);
+        let schema = match attributes.is_empty() {
+            true => Cow::Borrowed(own),
+            false => Cow::Owned(own.with(attributes.iter().map(|attribute| attribute.column.clone()))),
+        };
+        let copies = Copies::new(attributes, &schema)?;
+        Ok(Self { schema, copies, files: Vec::new(), rows: Vec::new(), remote: Vec::new() })
     }
 
     fn scan_files(
         &self,
         state: &dyn Session,
         files: &[&DataFile],
-        projection: Option<&Vec<usize>>,
+        columns: &[usize],
         exact: bool,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
@@ -136,7 +160,7 @@ impl StoredTable {
             .with_file_groups(grouped.into_iter().map(FileGroup::new).collect())
             // With exact counts, count(*) opens no file.
             .with_statistics(Statistics::new_unknown(&self.schema.arrow).with_num_rows(rows))
-            .with_projection_indices(projection.cloned())?
+            .with_projection_indices(Some(columns.to_vec()))?
             .with_limit(limit)
             .build();
         Ok(DataSourceExec::from_data_source(config))
@@ -149,24 +173,23 @@ fn physical_filter(state: &dyn Session, schema: &SchemaRef, filters: &[Expr]) ->
     state.create_physical_expr(filter, &schema).map(Some)
 }
 
-/// What `filters` keep of a scan, with the columns of `projection`. The scan is asked for those that the filters need, too.
+/// What `filters` keep of a scan, with the columns `wanted`. The scan is asked for those that the filters need, too.
 fn filtered(
     state: &dyn Session,
     schema: &SchemaRef,
     filters: &[Expr],
-    projection: Option<&Vec<usize>>,
-    scan: impl FnOnce(Option<&Vec<usize>>) -> Result<Arc<dyn ExecutionPlan>>,
+    wanted: &[usize],
+    scan: impl FnOnce(&Vec<usize>) -> Result<Arc<dyn ExecutionPlan>>,
 ) -> Result<Arc<dyn ExecutionPlan>> {
-    let Some(filter) = conjunction(filters.to_vec()) else { return scan(projection) };
-    let mut columns = projection.cloned().unwrap_or_else(|| (0..schema.fields().len()).collect());
-    let wanted = columns.len();
+    let (mut columns, wanted) = (wanted.to_vec(), wanted.len());
+    let Some(filter) = conjunction(filters.to_vec()) else { return scan(&columns) };
     let needed = filter.column_refs().into_iter().map(|column| Ok(schema.index_of(&column.name)?));
     let mut needed = needed.collect::<Result<Vec<usize>>>()?;
     needed.retain(|column| !columns.contains(column));
     // In the same order in every run.
     needed.sort_unstable();
     columns.extend(needed);
-    let input = scan(Some(&columns))?;
+    let input = scan(&columns)?;
     let filter = state.create_physical_expr(filter, &DFSchema::try_from(input.schema())?)?;
     let projection = (columns.len() > wanted).then(|| (0..wanted).collect());
     Ok(Arc::new(FilterExecBuilder::new(filter, input).apply_projection(projection)?.build()?))

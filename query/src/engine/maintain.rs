@@ -1,9 +1,10 @@
 //! What an operator asks of a tenant's tables, brought to the node that leads their owner group.
 
-use signaldb_lake::{TableFilter, TableTask, Task, TaskReport};
+use signaldb_lake::{Attribute, Promotion, TableFilter, TableTask, Task, TaskReport};
 use signaldb_model::{DatasetId, GroupId, InvalidName, TableCode, TenantId};
 use signaldb_proto::peer::MaintainRequest;
 use signaldb_signals::SignalTable;
+use signaldb_signals::copies::{CopyKind, Level};
 use tokio::time::Instant;
 
 use super::{LEADER_TIMEOUT, QueryEngine, another_attempt, lake_error, read_error, unavailable};
@@ -46,6 +47,14 @@ impl QueryEngine {
 /// What the leader of `group` is sent.
 fn request_of(group: GroupId, task: &TableTask) -> MaintainRequest {
     let TableFilter { tenant, dataset, table } = &task.tables;
+    let (key, level, kind) = match &task.task {
+        Task::Promote(Promotion { attribute, kind }) => {
+            let level = Level::ALL.iter().position(|level| *level == attribute.level());
+            let kind = CopyKind::ALL.iter().position(|one| Some(*one) == *kind);
+            (attribute.key().to_owned(), number(level), number(kind))
+        }
+        Task::Compact | Task::Expire | Task::Retain => (String::new(), 0, 0),
+    };
     MaintainRequest {
         group: group.0,
         tenant: tenant.to_string(),
@@ -55,9 +64,35 @@ fn request_of(group: GroupId, task: &TableTask) -> MaintainRequest {
             Task::Compact => 1,
             Task::Expire => 2,
             Task::Retain => 3,
+            Task::Promote(_) => 4,
         },
         dry_run: task.dry_run,
+        key,
+        level,
+        kind,
     }
+}
+
+/// A position as it is sent: from 1, 0 for none.
+fn number(position: Option<usize>) -> u32 {
+    position.and_then(|position| u32::try_from(position + 1).ok()).unwrap_or(0)
+}
+
+/// The one of `all` that was sent as `number`.
+fn at<T: Copy>(all: &[T], number: u32) -> Option<T> {
+    all.get(usize::try_from(number.checked_sub(1)?).ok()?).copied()
+}
+
+fn promotion_of(request: &MaintainRequest) -> Result<Promotion, QueryError> {
+    let unknown = |what: &str| QueryError::new(QueryErrorKind::Invalid, format!("this node does not know the {what}"));
+    let level = at(&Level::ALL, request.level).ok_or_else(|| unknown("level"))?;
+    let kind = match request.kind {
+        0 => None,
+        kind => Some(at(&CopyKind::ALL, kind).ok_or_else(|| unknown("type"))?),
+    };
+    let attribute = Attribute::new(&request.key, level);
+    let attribute = attribute.map_err(|error| QueryError::new(QueryErrorKind::Invalid, error.to_string()))?;
+    Ok(Promotion { attribute, kind })
 }
 
 /// What a peer asks for.
@@ -78,6 +113,7 @@ pub(crate) fn task_of(request: &MaintainRequest) -> Result<TableTask, QueryError
             1 => Task::Compact,
             2 => Task::Expire,
             3 => Task::Retain,
+            4 => Task::Promote(promotion_of(request)?),
             _ => return Err(unknown("task")),
         },
         tables: TableFilter {
@@ -95,11 +131,18 @@ mod tests {
 
     #[test]
     fn a_task_arrives_as_it_was_sent() {
-        for (task, dataset, table, dry_run) in [
+        let promotion = |level, kind| {
+            let attribute = Attribute::new("tenant.plan", level).expect("a key");
+            (Task::Promote(Promotion { attribute, kind }), Some("d"), Some(SignalTable::Traces), false)
+        };
+        let plain = [
             (Task::Compact, None, None, true),
             (Task::Expire, Some("d"), None, false),
             (Task::Retain, Some("d"), Some(SignalTable::MetricsSummary), true),
-        ] {
+        ];
+        let kinds = || [None].into_iter().chain(CopyKind::ALL.map(Some));
+        let promotions = Level::ALL.into_iter().flat_map(|level| kinds().map(move |kind| promotion(level, kind)));
+        for (task, dataset, table, dry_run) in plain.into_iter().chain(promotions) {
             let sent = TableTask {
                 task,
                 tables: TableFilter {
@@ -114,7 +157,11 @@ mod tests {
         let good = MaintainRequest { tenant: "t".to_owned(), task: 1, ..MaintainRequest::default() };
         assert!(task_of(&good).is_ok());
         for bad in [
-            MaintainRequest { task: 4, ..good.clone() },
+            MaintainRequest { task: 5, ..good.clone() },
+            MaintainRequest { task: 4, level: 3, kind: 1, ..good.clone() },
+            MaintainRequest { task: 4, level: 4, key: "k".to_owned(), ..good.clone() },
+            MaintainRequest { task: 4, level: 0, key: "k".to_owned(), ..good.clone() },
+            MaintainRequest { task: 4, level: 1, kind: 5, key: "k".to_owned(), ..good.clone() },
             MaintainRequest { table: 99, ..good.clone() },
             MaintainRequest { table: 300, ..good.clone() },
             MaintainRequest { tenant: "T".to_owned(), ..good.clone() },
