@@ -28,6 +28,7 @@ mod otlp;
 mod outage;
 mod peer_port;
 mod power_loss;
+mod promotion;
 mod pruning;
 mod recover;
 mod recovery_model;

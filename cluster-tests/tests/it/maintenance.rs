@@ -47,14 +47,14 @@ const EAGER_CLUSTER: [&str; 6] = [
 ];
 
 /// Runs `signaldb table`.
-fn signaldb_table(node: &Node, arguments: &[&str]) -> anyhow::Result<Output> {
+pub(crate) fn signaldb_table(node: &Node, arguments: &[&str]) -> anyhow::Result<Output> {
     let mut command = Command::new(binary()?);
     command.arg("table").args(arguments).args(["--endpoint", &node.url("")]);
     command.output().context("run signaldb table")
 }
 
 /// What it answers in JSON: one report, and for a long compaction several.
-fn table(node: &Node, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+pub(crate) fn table(node: &Node, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
     let output = signaldb_table(node, &[arguments, &["--format", "json"][..]].concat())?;
     ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     let reports = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
@@ -62,7 +62,7 @@ fn table(node: &Node, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
 }
 
 /// The part of an answer that is about `traces`.
-fn traces(answer: &Value) -> anyhow::Result<&Value> {
+pub(crate) fn traces(answer: &Value) -> anyhow::Result<&Value> {
     let tables = answer["tables"].as_array().context("tables")?;
     tables.iter().find(|table| table["table"] == "traces").with_context(|| format!("no traces in {answer}"))
 }

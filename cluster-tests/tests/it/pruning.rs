@@ -1,5 +1,6 @@
 use anyhow::Context;
 use prost::Message;
+use serde_json::{Value, json};
 use signaldb_proto::otlp::common::v1::{AnyValue, KeyValue, any_value};
 use signaldb_proto::otlp::trace::v1::Span;
 
@@ -7,11 +8,11 @@ use crate::node::Node;
 use crate::spans::{hex, request, send_until_acknowledged, span, text};
 
 const SPANS: u64 = 2000;
-const DAY_NANOS: u64 = 86_400_000_000_000;
+pub(crate) const DAY_NANOS: u64 = 86_400_000_000_000;
 /// 2026-01-01.
-const FIRST_DAY: u64 = 20_454;
+pub(crate) const FIRST_DAY: u64 = 20_454;
 
-fn integer(key: &str, value: i64) -> KeyValue {
+pub(crate) fn integer(key: &str, value: i64) -> KeyValue {
     let value = Some(AnyValue { value: Some(any_value::Value::IntValue(value)) });
     KeyValue { key: key.to_owned(), value, ..KeyValue::default() }
 }
@@ -153,5 +154,102 @@ async fn filters_reach_files_row_groups_and_columns() -> anyhow::Result<()> {
     }
     let limited = "SELECT count(*) FROM (SELECT name FROM traces WHERE attributes['http.route'] = '/b' LIMIT 2500)";
     assert_eq!(node.number(limited).await?, 2500);
+    Ok(())
+}
+
+/// The same spans with two keys of the tenant's own.
+fn own_spans(file: u64, plan: &str, retries: i64) -> Vec<Span> {
+    let mut spans = spans(file, "/", 80);
+    for span in &mut spans {
+        span.attributes.extend([text("tenant.plan", plan), integer("retries", retries)]);
+    }
+    spans
+}
+
+async fn post(node: &Node, path: &str, body: Value) -> anyhow::Result<Value> {
+    let answer = node.http.post(node.url(path)).json(&body).send().await?;
+    Ok(answer.error_for_status()?.json().await?)
+}
+
+/// Scenario: keys of the tenant's own are promoted after two data files of one day were written; two of other days follow,
+/// in the last of which one number is a text; then spans that are not flushed. The first day's files are compacted.
+/// Guarantees: filters on the attributes and on their columns leave out files by their bounds and do not read the maps, as
+/// far as the files have the columns; before that they read them. Whatever is pruned, every row is found, also by the
+/// column's name, before it was flushed or compacted.
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_on_promoted_attributes_reach_files_and_columns() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let node = Node::start(dir.path(), &["compaction.enabled=false", "compaction.min_files=2"]).await?;
+    for _ in 0..2 {
+        send(&node, "a", own_spans(0, "free", 1)).await?;
+        node.flush().await?;
+    }
+    for (key, kind) in [("tenant.plan", "text"), ("retries", "int")] {
+        let body = json!({"table": "traces", "key": key, "type": kind});
+        let answer = post(&node, "/api/v1/admin/promote", body).await?;
+        assert_eq!(answer["tables"][0]["effect"], "promoted", "{answer}");
+    }
+    send(&node, "b", own_spans(1, "gold", 5)).await?;
+    node.flush().await?;
+    let mut odd = own_spans(2, "trial", 9);
+    odd[0].attributes.pop();
+    odd[0].attributes.push(text("retries", "many"));
+    send(&node, "c", odd).await?;
+    node.flush().await?;
+
+    let (all, each) = (scan(&node, "attributes['noise'] <> ''").await?, SPANS as i64);
+    assert_eq!(all.files, 4, "{}", all.plan);
+    for (filter, files, rows) in [
+        ("attributes['tenant.plan'] = 'gold'", 3, each),
+        ("attr_tenant_plan = 'gold'", 3, each),
+        ("attributes['retries'] = '5'", 4, each),
+        ("attr_retries = 5", 3, each),
+        ("attr_retries < 5", 2, 2 * each),
+        ("attr_retries IS NULL", 3, 1),
+        ("attributes['retries'] = 'many'", 3, 1),
+        ("attr_tenant_plan = 'free'", 2, 2 * each),
+    ] {
+        let scan = scan(&node, filter).await?;
+        assert_eq!((scan.files, count(&node, filter).await?), (files, rows), "{filter}: {}", scan.plan);
+    }
+
+    let compacted = post(&node, "/api/v1/admin/tables/compact", json!({"table": "traces"})).await?;
+    assert_eq!(compacted["tables"][0]["rewrites"][0]["new_files"], 1, "{compacted}");
+    for filter in [
+        "attributes['tenant.plan'] = 'gold'",
+        "attr_tenant_plan = 'gold'",
+        "attributes['tenant.plan'] IN ('gold', 'x')",
+        "attr_retries = 5",
+        "attr_tenant_plan = 'gold' AND attr_retries > 4",
+    ] {
+        let scan = scan(&node, filter).await?;
+        assert_eq!(scan.files, 1, "{filter}: {}", scan.plan);
+        assert!(scan.bytes * 10.0 < all.bytes, "{filter} read {} of {}: {}", scan.bytes, all.bytes, scan.plan);
+        assert_eq!(count(&node, filter).await?, each, "{filter}");
+    }
+    for (filter, files, rows) in [
+        // Of the file with the odd one the map is asked.
+        ("attributes['retries'] = '5'", 2, each),
+        ("attributes['retries'] = '1'", 2, 2 * each),
+        ("attr_retries = 1", 1, 2 * each),
+        ("attributes['tenant.plan'] = 'nobody'", 0, 0),
+        ("attr_tenant_plan IS NULL", 0, 0),
+        ("attr_retries IS NULL", 1, 1),
+    ] {
+        let scan = scan(&node, filter).await?;
+        assert_eq!((scan.files, count(&node, filter).await?), (files, rows), "{filter}: {}", scan.plan);
+    }
+
+    send(&node, "b", own_spans(1, "gold", 5)).await?;
+    for filter in ["attributes['tenant.plan'] = 'gold'", "attr_tenant_plan = 'gold'", "attr_retries = 5"] {
+        assert_eq!(count(&node, filter).await?, 2 * each, "{filter}");
+    }
+    let plans =
+        "SELECT count(*) FROM (SELECT attr_tenant_plan, max(attr_retries) FROM traces GROUP BY attr_tenant_plan)";
+    assert_eq!(node.number(plans).await?, 3);
+    let limited = "SELECT count(*) FROM (SELECT attr_tenant_plan FROM traces WHERE attr_retries = 5 LIMIT 2500)";
+    assert_eq!(node.number(limited).await?, 2500);
+    let past = "SELECT count(*) FROM traces FOR TIMESTAMP AS OF now() WHERE attributes['tenant.plan'] = 'gold'";
+    assert_eq!(node.number(past).await?, each);
     Ok(())
 }
