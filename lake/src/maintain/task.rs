@@ -214,7 +214,7 @@ impl Visit<'_> {
         }
         let (decision, location) = upkeep.promote(promotion).await?;
         let CopiedAttribute { key, column, .. } = &decision.copy;
-        tracing::info!(table = %self.id, key, column = %column.name, effect = ?decision.effect, "promotion of an attribute");
+        tracing::info!(table = %self.id, %key, column = %column.name, effect = ?decision.effect, "promotion of an attribute");
         // A flush on top of it may have been announced before it.
         let known = self.group.with_state(|state| state.tables.get(self.id).map_or(-1, |table| table.version));
         if version_of(&location) > known {
