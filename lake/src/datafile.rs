@@ -220,8 +220,8 @@ fn properties(table: SignalTable, density: Density) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_compression(density.compression())
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
-        // Bounds of map entries and nested leaves help nobody and cost a comparison a value.
-        .set_statistics_enabled(EnabledStatistics::None);
+        // Of map entries and nested leaves only for the size of their texts, which whoever reads the file in batches needs.
+        .set_statistics_enabled(EnabledStatistics::Chunk);
     for column in &schema::of(table).columns {
         let path = ColumnPath::from(column.name.as_str());
         if bounded(table, &column.name) {
