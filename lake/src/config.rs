@@ -30,7 +30,8 @@ pub struct LakeConfig {
 /// How commits and flushes that failed are tried again.
 #[derive(Debug, Clone)]
 pub struct RetryConfig {
-    /// Attempts of one commit while others win, before it counts as failed. Flushes are tried again for ever. Default 5.
+    /// Attempts of one commit while others win, before it counts as failed; a compaction has eight times as many, before its
+    /// files are given up. Flushes are tried again for ever. Default 5.
     pub max_attempts: u32,
     /// Pause after the first failure, half of it drawn. Default 100 ms.
     pub initial_delay: Duration,

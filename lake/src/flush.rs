@@ -349,7 +349,8 @@ impl Flusher {
         let mut unknown = None;
         for attempt in 1..=retry.max_attempts {
             let mut failed = None;
-            unknown = match self.try_commit(written, &mut failed).await? {
+            // Whoever lost once has files to commit, and need not lose again: the next attempt is made in turn.
+            unknown = match self.try_commit(written, attempt > 1, &mut failed).await? {
                 Attempt::Done(planned) => {
                     let tables = planned.len();
                     for plan in planned {
@@ -373,19 +374,32 @@ impl Flusher {
         Err(unknown.map_or(LakeError::Stopped("other commits won every attempt"), LakeError::Catalog))
     }
 
-    /// One attempt on the tables' current metadata.
+    /// One attempt on the tables' current metadata; `in_turn`: nobody else on this node comes between look and swap.
     ///
     /// A table that cannot be planned is left out and reported through `failed`: it must not stop its neighbours.
-    async fn try_commit(&self, written: &Written, failed: &mut Option<LakeError>) -> Result<Attempt, LakeError> {
+    async fn try_commit(
+        &self,
+        written: &Written,
+        in_turn: bool,
+        failed: &mut Option<LakeError>,
+    ) -> Result<Attempt, LakeError> {
+        let turn = match in_turn {
+            true => Some(self.lake.commit_turns().take(self.memtable.loads().into_keys()).await),
+            false => None,
+        };
         let plans = stream::iter(self.memtable.loads().into_keys()).map(|id| async move {
             let plan = Box::pin(self.plan(&id, written)).await;
             (id, plan)
         });
         let mut plans = plans.buffered(self.lake.config().concurrency.max(1));
-        let mut planned = Vec::new();
+        let (mut planned, mut tables) = (Vec::new(), Vec::new());
         while let Some((id, plan)) = plans.next().await {
             match plan {
-                Ok(plan) => planned.extend(plan),
+                Ok(Some(plan)) => {
+                    planned.push(plan);
+                    tables.push(id);
+                }
+                Ok(None) => {}
                 // Catalog and store are everybody's: the cut waits for them.
                 Err(error @ (LakeError::Catalog(_) | LakeError::Store(_))) => return Err(error),
                 Err(error) => {
@@ -416,6 +430,11 @@ impl Flusher {
             written.encoded().clear();
             return Ok(Attempt::Lost);
         }
+        // Without it, files are written beside others' commits; but not in the way of one that is nearly done.
+        let _turn = match turn {
+            Some(turn) => turn,
+            None => self.lake.commit_turns().take(tables).await,
+        };
         match self.lake.swap(&swaps).await {
             Ok(SwapOutcome::Moved) => Ok(Attempt::Done(planned)),
             Ok(SwapOutcome::Conflict) => Ok(Attempt::Lost),

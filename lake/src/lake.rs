@@ -31,6 +31,7 @@ use crate::pointers::TablePointers;
 use crate::quarantine;
 use crate::storage::Store;
 use crate::table;
+use crate::turns::CommitTurns;
 
 /// Tables whose parsed metadata is kept; each entry is small beside its manifests.
 const METADATA_CACHE_MAX: usize = 256;
@@ -64,6 +65,7 @@ struct Inner {
     last_flush: Mutex<Option<signaldb_model::UnixNanos>>,
     failure: Mutex<Option<String>>,
     table_turns: Mutex<HashMap<TableId, Arc<tokio::sync::Mutex<()>>>>,
+    commit_turns: CommitTurns,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -108,6 +110,7 @@ impl Lake {
             last_flush: Mutex::default(),
             failure: Mutex::default(),
             table_turns: Mutex::default(),
+            commit_turns: CommitTurns::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }))
@@ -146,6 +149,11 @@ impl Lake {
     pub(crate) fn table_turn(&self, id: &TableId) -> Arc<tokio::sync::Mutex<()>> {
         let mut turns = self.0.table_turns.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(turns.entry(id.clone()).or_default())
+    }
+
+    /// Held from looking at a table to its swap, by flushes and maintenance alike.
+    pub(crate) fn commit_turns(&self) -> &CommitTurns {
+        &self.0.commit_turns
     }
 
     pub(crate) fn memtable(&self, group: GroupId) -> Arc<GroupMemtable> {
@@ -368,14 +376,32 @@ impl Lake {
         location: &str,
         change: Change,
     ) -> Result<Staged, LakeError> {
+        self.restage(metadata, location, change, &mut HashMap::new()).await
+    }
+
+    /// The same for a commit that may be tried again: what it read for one base serves for the next, for manifests never
+    /// change.
+    ///
+    /// # Errors
+    /// As [`Self::stage`].
+    pub(crate) async fn restage(
+        &self,
+        metadata: &TableMetadata,
+        location: &str,
+        change: Change,
+        read: &mut HashMap<String, Manifest>,
+    ) -> Result<Staged, LakeError> {
         let manifests = self.manifests(metadata).await?;
-        let wanted: Vec<String> =
+        let mut wanted: Vec<String> =
             manifests_to_load(&manifests, &change).iter().map(|manifest| manifest.manifest_path.clone()).collect();
+        wanted.retain(|path| !read.contains_key(path));
         let loaded = stream::iter(wanted).map(|path| async move {
             let content = self.0.store.read(&path).await?;
             Ok::<_, LakeError>((path, Manifest::parse_avro(&content)?))
         });
-        let loaded: HashMap<String, Manifest> = loaded.buffer_unordered(READS_AT_ONCE).try_collect().await?;
+        read.extend(loaded.buffer_unordered(READS_AT_ONCE).try_collect::<Vec<_>>().await?);
+        // The entries themselves are shared.
+        let loaded = read.clone();
         let seeds = Seeds {
             snapshot_id: (uuid::Uuid::new_v4().as_u128() as i64) & i64::MAX,
             commit: uuid::Uuid::new_v4(),

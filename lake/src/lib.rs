@@ -32,6 +32,7 @@ mod storage;
 mod table;
 #[cfg(test)]
 mod testing;
+mod turns;
 
 pub use config::{CompactionConfig, LakeConfig, RetentionConfig, RetentionRule, RetryConfig};
 pub use datafile::{data_files_of, is_whole};
