@@ -18,6 +18,7 @@ pub struct LakeConfig {
     pub log_bytes_max: Option<usize>,
     /// Tables of one flush whose files are written at the same time. Default 4.
     pub concurrency: usize,
+    pub batch: BatchConfig,
     /// How long parsed metadata and manifests that nobody asks for are kept. Default 5 min; zero keeps none.
     pub cache_ttl: Duration,
     pub retry: RetryConfig,
@@ -25,6 +26,15 @@ pub struct LakeConfig {
     pub lone_voter: bool,
     pub compaction: CompactionConfig,
     pub retention: RetentionConfig,
+}
+
+/// Rows of a flush that are sorted together, in memory. Each batch is a data file for each of its days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchConfig {
+    /// Default 50,000.
+    pub rows_max: usize,
+    /// Default 128 MiB, 512 MiB at most.
+    pub bytes_max: usize,
 }
 
 /// How commits and flushes that failed are tried again.
@@ -80,6 +90,12 @@ pub struct RetentionRule {
     pub keep: Option<Duration>,
 }
 
+impl Default for BatchConfig {
+    fn default() -> Self {
+        Self { rows_max: 50_000, bytes_max: 128 << 20 }
+    }
+}
+
 impl Default for RetryConfig {
     fn default() -> Self {
         Self {
@@ -119,6 +135,7 @@ impl Default for LakeConfig {
             memtable_bytes_max: 1 << 30,
             log_bytes_max: None,
             concurrency: 4,
+            batch: BatchConfig::default(),
             cache_ttl: Duration::from_secs(300),
             retry: RetryConfig::default(),
             lone_voter: true,

@@ -605,12 +605,13 @@ impl Flusher {
     ) -> Result<Vec<DataFile>, LakeError> {
         // One file waits while the next is encoded: rows of very many days must not pile up in memory as files.
         let (sender, mut files) = mpsc::channel(1);
+        let batch = self.lake.config().batch;
         let encode = move || -> Result<(), LakeError> {
             let rows: Vec<Rows> = rows.into_iter().map(|batch| batch.rows).collect();
             let mut done = |file: EncodedFile| {
                 sender.blocking_send(file).map_err(|_| LakeError::Stopped("the data file's write failed"))
             };
-            datafile::encode(table, &rows, name, &mut done)
+            datafile::encode_in(batch, table, &rows, name, &mut done)
         };
         let encoding = self.lake.cpu().spawn_blocking(encode);
         let mut entries = Vec::new();
