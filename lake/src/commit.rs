@@ -23,7 +23,7 @@ const PATIENCE: u32 = 2;
 /// A commit that adds data files is tried so many times as often as others: writing them again would cost more.
 const REBASES: u32 = 8;
 /// After so many attempts pauses grow no longer: what wins is another attempt, not a longer wait.
-const PAUSES_GROW: u32 = 4;
+const PAUSES_GROW: u32 = 5;
 
 /// How a commit ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::FutureExt;
-use signaldb_catalog::Swap;
+use signaldb_catalog::{Swap, SwapOutcome};
 
 use super::*;
-use crate::RetryConfig;
+use crate::maintain::Visit;
 use crate::testing::faults::{BEFORE_SWAP, BeforeSwap};
 use crate::testing::rig::{Rig, table_id};
+use crate::{LakeError, RetryConfig};
 
 /// So many flushes may end between a compaction's first look at the table and its commit.
 const COMMITS_MAX: u64 = 3;
@@ -134,4 +135,27 @@ async fn a_compaction_that_loses_to_another_node_does_not_write_its_files_again(
     let rewritten = listed.iter().filter(|file| file.location.contains("/c-")).count();
     assert_eq!(rewritten, 1, "a lost swap does not make the rows be written again");
     assert_eq!((lake.rows().await, lake.mark().await), (expected, 5 + lost));
+}
+
+/// Scenario: after a visit's look at the catalog a flush commits, and its version is told first. Then somebody puts the
+/// table back.
+/// Guarantees: flushes do not end a visit; a table that was put back does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_that_is_told_of_first_does_not_end_a_visit() {
+    let mut rig = Rig::new().await;
+    let id = table_id("busy");
+    rig.append("busy", 2).await;
+    rig.flush(0).await.expect("flushes");
+    let seen = rig.catalog.load(&id.namespace(), TABLE.name()).await.expect("answers").expect("exists");
+    rig.append("busy", 2).await;
+    rig.flush(0).await.expect("flushes");
+    let (process, lake) = (&rig.process, &rig.process.leaders[0].lake);
+    let visit = Visit { lake, group: &process.group, cluster_id: &process.cluster_id, id: &id };
+    visit.announce(Some(seen.clone())).await.expect("the catalog has what was told");
+    let base = rig.catalog.load(&id.namespace(), TABLE.name()).await.expect("answers").expect("exists");
+    let back = Swap { namespace: id.namespace(), table: TABLE.name().to_owned(), base, new: seen.clone() };
+    assert_eq!(rig.catalog.swap(&[back]).await.expect("answers"), SwapOutcome::Moved);
+    let refused = visit.announce(Some(seen)).await.expect_err("versions would come again");
+    assert!(matches!(refused, LakeError::Stopped(_)), "{refused:?}");
+    rig.process.stop().await;
 }
