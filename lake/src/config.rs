@@ -31,9 +31,9 @@ pub struct LakeConfig {
 /// Rows of a flush that are sorted together, in memory. Each batch is a data file for each of its days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchConfig {
-    /// Default 50,000.
+    /// Default 1,000,000.
     pub rows_max: usize,
-    /// Default 128 MiB, 512 MiB at most.
+    /// Default 512 MiB, which is the most.
     pub bytes_max: usize,
 }
 
@@ -92,7 +92,7 @@ pub struct RetentionRule {
 
 impl Default for BatchConfig {
     fn default() -> Self {
-        Self { rows_max: 50_000, bytes_max: 128 << 20 }
+        Self { rows_max: 1_000_000, bytes_max: 512 << 20 }
     }
 }
 

@@ -238,7 +238,7 @@ fn the_writers_settings_have_the_seeds_names_and_defaults() {
     assert_eq!((writer.batch.target_concurrent_batches, writer.batch.catalog_cache_ttl), (4, Time::from_secs(300)));
     assert!(writer.batch.enable_catalog_caching && writer.batch.enable_auto_split);
     let batch_max = (writer.batch.max_rows_per_batch, writer.batch.max_memory_per_batch);
-    assert_eq!(batch_max, (50_000, ByteSize(128 << 20)));
+    assert_eq!(batch_max, (1_000_000, ByteSize(512 << 20)));
     let set = [
         "writer.pool.min_connections=5",
         "writer.pool.max_connections=20",

@@ -88,8 +88,8 @@ impl Default for Retry {
 impl Default for Batch {
     fn default() -> Self {
         Self {
-            max_rows_per_batch: 50_000,
-            max_memory_per_batch: ByteSize(128 << 20),
+            max_rows_per_batch: 1_000_000,
+            max_memory_per_batch: ByteSize(512 << 20),
             enable_auto_split: true,
             target_concurrent_batches: 4,
             enable_catalog_caching: true,
