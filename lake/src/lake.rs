@@ -9,6 +9,7 @@ use iceberg::spec::{
     DataFile, FormatVersion, Manifest, ManifestContentType, ManifestFile, ManifestList, Snapshot, TableMetadata,
 };
 use signaldb_catalog::{CatalogError, IcebergCatalog, Swap, SwapOutcome};
+use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{Clock, DatasetId, GroupId, TableId, TenantId};
 use signaldb_raft::state::GroupState;
 use signaldb_raft::{Append, ApplySink, Group, Groups, TableState};
@@ -552,7 +553,10 @@ impl Lake {
         let (begun, _call) = (self.0.clock.elapsed(), self.call());
         let outcome = self.0.pointers.swap(swaps).await;
         crate::metrics::note_transaction(&outcome, self.0.clock.elapsed().saturating_sub(begun));
-        outcome
+        match outcome {
+            Err(CatalogError::Unknown(_)) if mutation::active(Mutation::CommitErrorIsSuccess) => Ok(SwapOutcome::Moved),
+            outcome => outcome,
+        }
     }
 
     /// A flush is about to ask catalog or store.
