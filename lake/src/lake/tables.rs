@@ -8,6 +8,7 @@ use iceberg::spec::{
     DataFile, FormatVersion, Manifest, ManifestContentType, ManifestFile, ManifestList, Snapshot, TableMetadata,
 };
 use signaldb_catalog::{CatalogError, Swap, SwapOutcome};
+use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{DatasetId, GroupId, TableId, TenantId};
 use signaldb_signals::SignalTable;
 
@@ -256,6 +257,9 @@ impl Lake {
         let (begun, _call) = (self.0.clock.elapsed(), self.call());
         let outcome = self.0.pointers.swap(swaps).await;
         crate::metrics::note_transaction(&outcome, self.0.clock.elapsed().saturating_sub(begun));
-        outcome
+        match outcome {
+            Err(CatalogError::Unknown(_)) if mutation::active(Mutation::CommitErrorIsSuccess) => Ok(SwapOutcome::Moved),
+            outcome => outcome,
+        }
     }
 }
