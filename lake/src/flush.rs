@@ -35,6 +35,8 @@ mod exactly_once;
 #[cfg(test)]
 mod foreign;
 mod mark;
+#[cfg(test)]
+mod read_back;
 mod settle;
 
 use mark::{FlushMark, MARK_PREFIX, lineage, mark_key};
