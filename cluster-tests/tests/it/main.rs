@@ -14,6 +14,7 @@ mod deploy_files;
 mod deployment;
 mod disk_faults;
 mod ext4;
+mod fixtures;
 mod freshness;
 mod iceberg_rest;
 mod intake;

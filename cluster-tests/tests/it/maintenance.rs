@@ -17,7 +17,7 @@ use signaldb_proto::otlp::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, Load, assert_everywhere};
-use crate::iceberg_rest;
+use crate::fixtures::assert_pyiceberg;
 use crate::node::{DEADLINE, Node, binary, flight_number, scale};
 use crate::spans::{compare, hex, now_nanos, request, send_batch, send_until_acknowledged, span};
 
@@ -96,17 +96,6 @@ async fn assert_within_policy(node: &Node, rows: usize, min_files: u64) -> anyho
     assert_eq!(counted, rows as u64);
     assert!(classes.values().all(|files| *files < min_files), "{classes:?}");
     Ok(())
-}
-
-/// PyIceberg reads exactly these spans, and finds every file that any kept snapshot names
-/// (`cluster-tests/python/maintained_tables.py`).
-fn assert_pyiceberg(dir: &Path, catalog: &Path, ids: &[String]) -> anyhow::Result<()> {
-    let Some(python) = iceberg_rest::python()? else { return Ok(()) };
-    let spans = dir.join("spans.txt");
-    std::fs::write(&spans, ids.join("\n"))?;
-    let catalog = ("SIGNALDB_CATALOG", format!("sqlite:///{}", catalog.display()));
-    let environment = [catalog, ("SPANS", spans.display().to_string())];
-    iceberg_rest::run(&python, "maintained_tables.py", &environment, "nothing is missing")
 }
 
 /// How far the writer is, for readers that check what they see.
