@@ -6,15 +6,12 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use prost::Message;
 use serde_json::{Value, json};
 use signaldb_catalog::test_postgres::Server;
-use signaldb_proto::otlp::collector::logs::v1::ExportLogsServiceRequest;
-use signaldb_proto::otlp::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use tokio::task::JoinSet;
 
 use crate::node::{DEADLINE, Node, scale};
-use crate::spans::{batch, compare, now_nanos};
+use crate::spans::{batch, compare, log_record, now_nanos};
 
 /// Memtables have an eighth of this: 16 MiB.
 const MEMORY: &str = "memory.limit=128MiB";
@@ -130,7 +127,8 @@ async fn outage_until_the_budget_is_used(dir: &Path, mut catalog: Catalog, kill:
         [MEMORY, &limit, &at, "flush.interval=500ms", "flush.max_interval=500ms", "compaction.enabled=false"];
     let mut node = Node::start(dir, &settings).await?;
     let mut acknowledged = export(&node, 1).await?;
-    export_log_record(&node).await?;
+    let logged = post(&node.http, &node.otlp_http("/v1/logs"), log_record(now_nanos())).await?;
+    ensure!(logged.status().is_success(), "refused: {}", logged.status());
     node.flush().await?;
     catalog.stop()?;
     acknowledged.extend(export(&node, 1).await?);
@@ -240,17 +238,6 @@ async fn export(node: &Node, spans: usize) -> anyhow::Result<Vec<String>> {
     let response = post(&node.http, &node.otlp_http("/v1/traces"), body).await?;
     ensure!(response.status().is_success(), "refused: {}", response.status());
     Ok(ids)
-}
-
-/// Exports one log record.
-async fn export_log_record(node: &Node) -> anyhow::Result<()> {
-    let record = LogRecord { time_unix_nano: now_nanos(), ..LogRecord::default() };
-    let scope_logs = vec![ScopeLogs { log_records: vec![record], ..ScopeLogs::default() }];
-    let resource_logs = vec![ResourceLogs { scope_logs, ..ResourceLogs::default() }];
-    let body = ExportLogsServiceRequest { resource_logs }.encode_to_vec();
-    let response = post(&node.http, &node.otlp_http("/v1/logs"), body.into()).await?;
-    ensure!(response.status().is_success(), "refused: {}", response.status());
-    Ok(())
 }
 
 /// Exports without pause until a request is refused; returns the ids of what was acknowledged before.
