@@ -369,6 +369,7 @@ impl Snapshotter {
             let message = format!("position {position} is not of a group that holds rows of the tenant");
             return Err(QueryError::new(QueryErrorKind::Invalid, message));
         }
+        let asked: Vec<GroupId> = homes.iter().map(|home| home.id()).collect();
         let mut views = Vec::new();
         for group in homes {
             let view = match self.view(&group, &id).await {
@@ -384,7 +385,7 @@ impl Snapshotter {
         let location = match self.newest_location(&id, table, &views).await {
             // Nobody flushed to it as far as the log knows; the catalog may know more, and cannot be asked.
             Err(error) if self.may_miss() && error.kind == QueryErrorKind::Unavailable => {
-                views.iter().for_each(|(group, _)| self.miss(group.id()));
+                asked.into_iter().for_each(|group| self.miss(group));
                 None
             }
             location => location?,
