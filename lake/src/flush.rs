@@ -38,6 +38,8 @@ mod foreign;
 mod mark;
 #[cfg(test)]
 mod mutations;
+#[cfg(test)]
+mod read_back;
 mod settle;
 
 use mark::{FlushMark, MARK_PREFIX, lineage, mark_key};
