@@ -8,11 +8,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use signaldb_model::TableId;
-use signaldb_raft::{Append, Compression, TableState};
-use signaldb_signals::decode::{DecodedTable, decode};
-use signaldb_signals::request::{EXPANDED_BYTES_MAX, expanded_bytes};
-use signaldb_signals::{Rows, SignalKind, SignalTable};
+use signaldb_raft::{Append, TableState};
+use signaldb_signals::decode::DecodedTable;
 use tokio::sync::{Notify, watch};
+
+mod batch;
+mod decode;
+mod table;
+
+pub use batch::MemBatch;
+
+use decode::decode_all;
+use table::Table;
 
 /// Entries that a new leader reads back at a time, at most.
 const LOAD_ENTRIES: usize = 1024;
@@ -20,26 +27,12 @@ const LOAD_ENTRIES: usize = 1024;
 const LOAD_BYTES: usize = 4 << 20;
 /// Bytes of requests that are read back and decoded at a time: by so much memory may be overdrawn.
 const LOAD_RAW_BYTES: usize = 1 << 20;
-/// How often a flush looks whether others have made room for rows of its group.
+/// How often a flush looks whether others have made room for rows of its group, at least.
 const ROOM_POLL: Duration = Duration::from_millis(50);
-/// Batches are merged while the result stays below this: many small exports must not become many small batches.
-const MERGED_ROWS_MAX: usize = 2 << 10;
 
 /// Memory of rows for each byte of the requests that they come in, roughly: a span of 400 bytes takes about 1 kB. What
 /// is to be decoded counts as what it becomes: decoding must not be where the budget is found to be overdrawn.
 pub(crate) const ROW_BYTES_A_REQUEST_BYTE: usize = 3;
-
-/// Rows of one table with the log indexes that they came from. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct MemBatch {
-    pub rows: Rows,
-    /// Log index and end of its rows, both ascending.
-    entries: Vec<(u64, usize)>,
-    /// When the oldest of its rows was applied.
-    since: Duration,
-    /// Memory of the columns, bytes; counted once, for it is asked at every request.
-    bytes: usize,
-}
 
 /// What one group holds of one table, at one moment.
 #[derive(Debug, Clone, Default)]
@@ -117,20 +110,6 @@ struct State {
     tables: BTreeMap<TableId, Table>,
 }
 
-#[derive(Debug, Default)]
-struct Table {
-    watermark: u64,
-    last_append: u64,
-    /// No row below this index is unflushed; `None` when none is. The watermark alone would say too little: it stays
-    /// where the last flush of this table left it, however long ago that was.
-    dirty_from: Option<u64>,
-    floor: u64,
-    version: i64,
-    location: String,
-    quarantined: Option<String>,
-    batches: Vec<MemBatch>,
-}
-
 /// Work for one step of the builder.
 enum Step {
     /// Entries to read from the log, ascending.
@@ -147,8 +126,8 @@ pub(crate) struct TableLoad {
     pub(crate) since: Duration,
 }
 
-/// Where a new leader reads the rows that it did not decode.
-pub(crate) trait LogReader {
+/// Where rows are read that were not decoded as they came; tests put a log in its place that fails on time.
+pub(crate) trait LogReader: std::fmt::Debug + Send + Sync {
     /// The appends from `from` to `to`, cut at about `bytes_max`, and the index to go on at. Blocking.
     fn read_appends(&self, from: u64, to: u64, bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String>;
 
@@ -271,11 +250,6 @@ impl GroupMemtable {
         table.forget_upto(known.watermark);
         state.forget_flushed();
         state.count_decoded();
-    }
-
-    /// Why the rows of a table are put aside, while they are.
-    pub(crate) fn quarantine_of(&self, id: &TableId) -> Option<String> {
-        self.state().tables.get(id).and_then(|table| table.quarantined.clone())
     }
 
     /// Tables in quarantine, with the reasons.
@@ -417,22 +391,27 @@ impl GroupMemtable {
             if self.state().decoded_bytes > 0 {
                 return Ok((now.epoch, now.index));
             }
-            // Rows of other groups fill the memory, and are flushed.
-            tokio::time::sleep(ROOM_POLL).await;
+            // Rows are being read back, or rows of other groups fill the memory, and are flushed.
+            drop(tokio::time::timeout(ROOM_POLL, built.changed()).await);
         }
     }
 
     /// The table as of now; `None` when it never had rows, or when the epoch is over.
     pub(crate) fn view(&self, id: &TableId, epoch: u64) -> Option<TableView> {
         let state = self.state();
-        state.tables.get(id).filter(|_| state.epoch == epoch).map(|table| TableView {
-            watermark: table.watermark,
-            floor: table.floor,
-            version: table.version,
-            location: table.location.clone(),
-            quarantined: table.quarantined.clone(),
-            batches: table.batches.clone(),
-        })
+        state.tables.get(id).filter(|_| state.epoch == epoch).map(Table::view)
+    }
+
+    /// The table as of now, while rows of its group wait in the log, and whether none of its own up to `index` does: tables
+    /// that are quiet need not suffer for the busy ones. `None` when nothing is decoded here.
+    pub(crate) fn view_beside_backlog(&self, id: &TableId, index: u64) -> Option<(Option<TableView>, bool)> {
+        let state = self.state();
+        let built = self.built.borrow().index;
+        let table = state.tables.get(id);
+        let here = table.is_none_or(|table| table.last_append <= built.max(table.watermark));
+        // Of what is not applied yet nobody knows whose rows it has.
+        let whole = here && state.applied >= index;
+        state.active.then(|| (table.map(Table::view), whole))
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -519,380 +498,5 @@ fn load(log: &dyn LogReader, entries: &[Entry]) -> Result<VecDeque<(u64, Append)
     Ok(queue)
 }
 
-impl Table {
-    fn unknown() -> Self {
-        Self { version: -1, ..Self::default() }
-    }
-
-    fn advance(&mut self, version: i64, location: &str) {
-        if version > self.version {
-            self.version = version;
-            location.clone_into(&mut self.location);
-        }
-    }
-
-    /// Rows up to `hi` are in files.
-    fn forget_upto(&mut self, hi: u64) {
-        let watermark = self.watermark.max(hi);
-        self.watermark = watermark;
-        let dirty = self.last_append > watermark;
-        self.dirty_from = self.dirty_from.filter(|_| dirty).map(|from| from.max(watermark + 1));
-        self.batches = self.batches.drain(..).filter_map(|batch| batch.above(watermark)).collect();
-    }
-
-    /// Adds a batch and merges neighbours of like size, so that each row is copied a logarithmic number of times.
-    fn push(&mut self, batch: MemBatch) {
-        self.batches.push(batch);
-        while let [.., before, last] = self.batches.as_slice() {
-            let (rows_before, rows) = (before.rows.num_rows(), last.rows.num_rows());
-            if rows_before > 2 * rows || rows_before + rows > MERGED_ROWS_MAX {
-                break;
-            }
-            let Some(merged) = before.merge(last) else { break };
-            self.batches.truncate(self.batches.len() - 2);
-            self.batches.push(merged);
-        }
-    }
-}
-
-impl MemBatch {
-    fn new(rows: Rows, entries: Vec<(u64, usize)>, since: Duration) -> Self {
-        let bytes = rows.memory_bytes();
-        Self { rows, entries, since, bytes }
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    pub fn last_index(&self) -> u64 {
-        self.entries.last().map_or(0, |(index, _)| *index)
-    }
-
-    fn merge(&self, next: &Self) -> Option<Self> {
-        let rows = Rows::concat(&[&self.rows, &next.rows]).ok()??;
-        let shift = self.rows.num_rows();
-        let shifted = next.entries.iter().map(|(index, end)| (*index, end + shift));
-        let entries = self.entries.iter().copied().chain(shifted).collect();
-        Some(Self::new(rows, entries, self.since.min(next.since)))
-    }
-
-    /// The rows of entries above `index`; `None` when there are none.
-    pub fn above(&self, index: u64) -> Option<Self> {
-        let skipped = self.entries.partition_point(|(entry, _)| *entry <= index);
-        if skipped == 0 {
-            return Some(self.clone());
-        }
-        let start = self.entries[skipped - 1].1;
-        self.cut(start, self.rows.num_rows(), skipped..self.entries.len())
-    }
-
-    /// The rows of entries up to and including `index`.
-    pub fn upto(&self, index: u64) -> Option<Self> {
-        let kept = self.entries.partition_point(|(entry, _)| *entry <= index);
-        let end = kept.checked_sub(1).map(|last| self.entries[last].1)?;
-        self.cut(0, end, 0..kept)
-    }
-
-    fn cut(&self, start: usize, end: usize, entries: std::ops::Range<usize>) -> Option<Self> {
-        let entries: Vec<_> = self.entries[entries].iter().map(|(index, end)| (*index, end - start)).collect();
-        // A slice keeps the whole columns alive.
-        let rows = || self.rows.slice(start, end - start);
-        (end > start).then(|| Self { rows: rows(), entries, since: self.since, bytes: self.bytes })
-    }
-}
-
-/// Decodes a run of entries, all of one tenant, dataset and kind at once.
-fn decode_all(queue: VecDeque<(u64, Append)>) -> Vec<(TableId, DecodedTable)> {
-    /// Log index and request.
-    type Requests = Vec<(u64, Vec<u8>)>;
-    let mut groups: BTreeMap<(TableId, u8), Requests> = BTreeMap::new();
-    for (index, append) in queue {
-        let Some(id) = append.table_ids().next() else { continue };
-        let id = TableId { code: signaldb_model::TableCode(0), ..id };
-        match decompress(&append) {
-            Some(payload) => groups.entry((id, append.kind)).or_default().push((index, payload)),
-            // Checked before it was proposed and by the log's checksums since.
-            None => tracing::error!(index, "a log entry does not decompress; its rows are left out"),
-        }
-    }
-    let mut out = Vec::new();
-    for ((id, kind), payloads) in groups {
-        let Some(kind) = SignalKind::from_code(kind) else {
-            tracing::error!(kind, "a log entry has a kind of a newer version; its rows are left out");
-            continue;
-        };
-        let mut rest = payloads.as_slice();
-        while !rest.is_empty() {
-            let (chunk, later) = rest.split_at(chunk_len(kind, rest));
-            for table in decode(kind, chunk.iter().map(|(index, payload)| (*index, payload.as_slice()))) {
-                out.push((TableId { code: SignalTable::code(table.table), ..id.clone() }, table));
-            }
-            rest = later;
-        }
-    }
-    out
-}
-
-/// Requests that are decoded into one batch: a column's texts must stay well below 2 GiB.
-fn chunk_len(kind: SignalKind, payloads: &[(u64, Vec<u8>)]) -> usize {
-    let mut bytes = 0;
-    let fits = payloads.iter().take_while(|(_, payload)| {
-        bytes += expanded_bytes(kind, payload) + payload.len() as u64;
-        bytes <= EXPANDED_BYTES_MAX
-    });
-    fits.count().max(1)
-}
-
-fn decompress(append: &Append) -> Option<Vec<u8>> {
-    match append.compression {
-        Compression::None => Some(append.payload.to_vec()),
-        Compression::Lz4 => lz4_flex::block::decompress(&append.payload, append.raw_len as usize).ok(),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-    use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
-    use prost::Message;
-    use signaldb_model::{DatasetId, TenantId, UnixNanos};
-    use signaldb_raft::TableStats;
-
-    use super::*;
-
-    fn append(spans: usize) -> Append {
-        let scope = ScopeSpans { spans: vec![Span::default(); spans], ..ScopeSpans::default() };
-        let resource = ResourceSpans { scope_spans: vec![scope], ..ResourceSpans::default() };
-        let body = ExportTraceServiceRequest { resource_spans: vec![resource] }.encode_to_vec();
-        Append {
-            kind: SignalKind::Traces as u8,
-            tenant: TenantId::new("t").expect("name"),
-            dataset: DatasetId::new("d").expect("name"),
-            at: UnixNanos(0),
-            dedup: None,
-            tables: vec![TableStats {
-                table: SignalTable::Traces.code(),
-                rows: spans as u32,
-                time_min: UnixNanos(0),
-                time_max: UnixNanos(0),
-            }],
-            compression: Compression::Lz4,
-            raw_len: body.len() as u32,
-            payload: Bytes::from(lz4_flex::block::compress(&body)),
-        }
-    }
-
-    const ROOM: &dyn Fn() -> bool = &|| true;
-    const NO_ROOM: &dyn Fn() -> bool = &|| false;
-
-    fn rows(view: &TableView) -> usize {
-        view.batches.iter().map(|batch| batch.rows.num_rows()).sum()
-    }
-
-    #[tokio::test]
-    async fn rows_can_be_read_up_to_the_built_index_and_go_when_flushed() {
-        let table = GroupMemtable::new(true);
-        let id = append(1).table_ids().next().expect("one table");
-        for index in 1..=40 {
-            table.append(index, append(2), true);
-            table.applied(index);
-            table.build(Duration::from_nanos(index), None, ROOM).expect("builds");
-        }
-        let epoch = table.wait_built(40).await.expect("active");
-        let view = table.view(&id, epoch).expect("exists");
-        assert_eq!((rows(&view), view.version), (80, -1));
-        assert!(view.batches.len() < 8, "small batches are merged: {}", view.batches.len());
-        let kept: usize =
-            view.batches.iter().filter_map(|batch| batch.above(30)?.upto(35)).map(|b| b.rows.num_rows()).sum();
-        assert_eq!(kept, 10);
-        assert_eq!(table.loads()[&id].since, Duration::from_nanos(1));
-        table.flushed(&id, 33, 1, "v1");
-        let view = table.view(&id, table.epoch()).expect("exists");
-        assert_eq!((rows(&view), view.watermark, view.location.as_str()), (14, 33, "v1"));
-        table.flushed(&id, 40, 2, "v2");
-        assert!(table.loads().is_empty());
-        assert_eq!(table.bytes(), 0);
-    }
-
-    #[tokio::test]
-    async fn rows_at_or_below_the_watermark_are_not_built_again() {
-        let table = GroupMemtable::new(true);
-        let id = append(1).table_ids().next().expect("one table");
-        table.flushed(&id, 5, 1, "v1");
-        for index in 4..=7 {
-            table.append(index, append(1), true);
-        }
-        table.applied(7);
-        table.build(Duration::from_nanos(1), None, ROOM).expect("builds");
-        assert_eq!(rows(&table.view(&id, table.epoch()).expect("exists")), 2);
-    }
-
-    #[tokio::test]
-    async fn a_table_that_was_clean_needs_only_its_own_rows() {
-        let table = GroupMemtable::new(false);
-        let busy = append(1).table_ids().next().expect("one table");
-        let sparse = TableId { tenant: TenantId::new("sparse").expect("name"), ..busy.clone() };
-        table.append(10, Append { tenant: sparse.tenant.clone(), ..append(1) }, true);
-        table.flushed(&sparse, 10, 1, "v1");
-        for index in 11..=2000 {
-            table.append(index, append(1), true);
-        }
-        table.append(2001, Append { tenant: sparse.tenant.clone(), ..append(1) }, true);
-        // The cut at 2000 is complete: everything up to it may be purged from the log.
-        table.flushed(&busy, 2000, 1, "v1");
-        let left: Vec<u64> = table.state().entries.iter().map(|entry| entry.index).collect();
-        assert_eq!(left, [2001]);
-    }
-
-    /// A log of one kind of append, index for index.
-    struct Log;
-
-    impl LogReader for Log {
-        fn read_appends(&self, from: u64, to: u64, _bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String> {
-            if from <= 3 {
-                return Err("purged".to_owned());
-            }
-            let upto = to.min(from + 2);
-            Ok(((from..=upto).map(|index| (index, append(1))).collect(), upto + 1))
-        }
-
-        fn purged(&self) -> u64 {
-            3
-        }
-    }
-
-    #[tokio::test]
-    async fn what_the_log_no_longer_holds_is_not_read_back() {
-        let table = GroupMemtable::new(false);
-        let id = append(1).table_ids().next().expect("one table");
-        for index in [2, 3, 4, 5] {
-            table.append(index, append(1), true);
-            table.applied(index);
-        }
-        table.activate();
-        table.build(Duration::from_nanos(1), Some(&Log), ROOM).expect("goes on with what is left");
-        let epoch = table.wait_built(5).await.expect("active");
-        assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 2);
-    }
-
-    #[tokio::test]
-    async fn a_new_leader_reads_back_what_is_not_flushed_and_no_repeats() {
-        let table = GroupMemtable::new(false);
-        let id = append(1).table_ids().next().expect("one table");
-        // Entry 7 was a repeat: nobody told us of it.
-        for index in [4, 5, 6, 8, 9] {
-            table.append(index, append(1), true);
-            table.applied(index);
-        }
-        table.build(Duration::from_nanos(1), None, ROOM).expect("a follower decodes nothing");
-        assert_eq!((table.bytes(), table.wait_built(1).await), (0, Err(NotBuilt::Moved)));
-        table.flushed(&id, 5, 1, "v1");
-        table.activate();
-        table.append(10, append(1), true);
-        table.applied(10);
-        table.build(Duration::from_nanos(1), Some(&Log), ROOM).expect("loads and decodes");
-        let epoch = table.wait_built(10).await.expect("active");
-        assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 4, "6, 8, 9 and 10");
-        table.deactivate();
-        assert_eq!(table.bytes(), 0);
-        assert!(table.view(&id, epoch).is_none(), "what was seen under one leadership is not mixed with another");
-        table.activate();
-        table.build(Duration::from_nanos(1), Some(&Log), ROOM).expect("loads");
-        let epoch = table.wait_built(10).await.expect("active again");
-        assert_eq!(rows(&table.view(&id, epoch).expect("exists")), 4);
-        table.flushed(&id, 10, 2, "v2");
-        table.deactivate();
-        table.activate();
-        table.build(Duration::from_nanos(1), None, ROOM).expect("nothing is left to load");
-    }
-
-    /// Entries 4 to 9 come while memory is full after entry 5.
-    #[tokio::test]
-    async fn rows_that_memory_has_no_room_for_are_flushed_in_steps() {
-        let table = GroupMemtable::new(true);
-        let id = append(1).table_ids().next().expect("one table");
-        for index in 4..=9 {
-            table.append(index, append(1), index <= 5);
-            table.applied(index);
-            table.build(Duration::from_nanos(index), Some(&Log), NO_ROOM).expect("builds");
-        }
-        assert_eq!(table.wait_built(5).await, Ok(table.epoch()));
-        assert_eq!(table.wait_built(6).await, Err(NotBuilt::InLog), "a strong read does not wait for the store");
-        let in_log = table.log_bytes();
-        assert!(table.has_backlog() && in_log > 0);
-        assert_eq!(table.wait_flushable(9).await, Ok((table.epoch(), 5)), "what is here goes first");
-        table.flushed(&id, 5, 1, "v1");
-        assert_eq!((table.bytes(), table.loads().len()), (0, 0));
-        assert_eq!(table.log_bytes(), in_log / 3 * 2);
-        table.append(10, append(1), true);
-        table.applied(10);
-        table.build(Duration::from_nanos(10), Some(&Log), ROOM).expect("reads back");
-        assert_eq!(table.wait_flushable(9).await, Ok((table.epoch(), 9)));
-        let view = table.view(&id, table.wait_built(10).await.expect("active")).expect("exists");
-        assert_eq!(rows(&view), 5, "6 to 9 from the log, 10 behind them, each once");
-        assert!(!table.has_backlog());
-        table.flushed(&id, 10, 2, "v2");
-        assert_eq!(table.log_bytes(), 0);
-    }
-
-    /// Entries 4 to 9 of a table in quarantine come while memory is full after entry 5.
-    #[tokio::test]
-    async fn rows_that_are_put_aside_make_room_for_those_in_the_log() {
-        let table = GroupMemtable::new(true);
-        let id = append(1).table_ids().next().expect("one table");
-        for index in 4..=9 {
-            table.append(index, append(1), index <= 5);
-            table.applied(index);
-            table.build(Duration::from_nanos(index), Some(&Log), NO_ROOM).expect("builds");
-        }
-        assert_eq!(table.wait_flushable(9).await, Ok((table.epoch(), 5)));
-        let in_log = table.log_bytes();
-        let aside = |watermark| TableState {
-            watermark,
-            last_append: 9,
-            version: 1,
-            quarantined: Some("gone".to_owned()),
-            ..TableState::default()
-        };
-        // A step's range ends at the step's watermark: the rows behind it are not in its files.
-        table.quarantine(&id, &aside(5));
-        assert_eq!((table.bytes(), table.loads().len()), (0, 0));
-        assert_eq!(table.log_bytes(), in_log / 3 * 2);
-        assert_eq!(table.quarantine_of(&id).as_deref(), Some("gone"));
-        table.build(Duration::from_nanos(10), Some(&Log), ROOM).expect("reads back");
-        assert_eq!(table.wait_flushable(9).await, Ok((table.epoch(), 9)));
-        let view = table.view(&id, table.epoch()).expect("exists");
-        assert_eq!((rows(&view), view.watermark), (4, 5), "6 to 9");
-        table.quarantine(&id, &aside(9));
-        assert_eq!((table.bytes(), table.log_bytes()), (0, 0));
-        assert!(!table.has_backlog());
-    }
-
-    #[tokio::test]
-    async fn a_log_that_is_not_open_yet_is_read_later() {
-        let table = GroupMemtable::new(true);
-        table.append(4, append(1), false);
-        table.applied(4);
-        table.build(Duration::from_nanos(1), None, ROOM).expect("waits for the log");
-        assert_eq!(table.wait_built(4).await, Err(NotBuilt::InLog));
-        table.build(Duration::from_nanos(1), Some(&Log), ROOM).expect("reads it");
-        table.wait_built(4).await.expect("active");
-    }
-
-    #[tokio::test]
-    async fn what_is_read_back_at_a_time_is_bounded() {
-        let table = GroupMemtable::new(true);
-        let large = |index| (index, Append { raw_len: 3 << 20, ..append(1) });
-        for (index, append) in (4..=9).map(large) {
-            table.append(index, append, false);
-        }
-        table.applied(9);
-        let (_, step) = table.next_step(true);
-        let Step::Load(entries) = step else { panic!("there is something to load") };
-        assert_eq!(entries.len(), 1, "one is more than enough");
-        assert_eq!(table.bytes(), ROW_BYTES_A_REQUEST_BYTE * (3 << 20), "what is being read counts");
-        assert_eq!(table.backlog_bytes(), 5 * ROW_BYTES_A_REQUEST_BYTE * (3 << 20));
-    }
-}
+mod tests;

@@ -249,7 +249,7 @@ pub(crate) fn cause(failure: &LakeError) -> &'static str {
         | LakeError::ForeignDeletes(_) => "table",
         LakeError::Write(_)
         | LakeError::Read(_)
-        | LakeError::Backlog
+        | LakeError::Backlog { .. }
         | LakeError::Promote(_)
         | LakeError::Stopped(_) => "other",
     }

@@ -7,7 +7,7 @@ use signaldb_proto::otlp::common::v1::KeyValue;
 use signaldb_proto::otlp::trace::v1::Span;
 
 use crate::cluster::Cluster;
-use crate::iceberg_rest;
+use crate::fixtures::{python, run_script};
 use crate::maintenance::{signaldb_table, table, traces};
 use crate::node::Node;
 use crate::pruning::{DAY_NANOS, FIRST_DAY, integer};
@@ -78,14 +78,14 @@ async fn assert_same(cluster: &Cluster, batches: u64) -> anyhow::Result<()> {
 /// PyIceberg sees the columns with their types; so many spans have them filled, in units of [`EACH`], and each has what
 /// its map has (`cluster-tests/python/promotion.py`).
 fn assert_pyiceberg(cluster: &Cluster, plans: u64, retries: u64) -> anyhow::Result<()> {
-    let Some(python) = iceberg_rest::python()? else { return Ok(()) };
+    let Some(python) = python()? else { return Ok(()) };
     let catalog = cluster.root.join("shared/catalog.db");
     let environment = [
         ("SIGNALDB_CATALOG", format!("sqlite:///{}", catalog.display())),
         ("PLANS", (plans * EACH).to_string()),
         ("RETRIES", (retries * EACH).to_string()),
     ];
-    iceberg_rest::run(&python, "promotion.py", &environment, "the copies are right")
+    run_script(&python, "promotion.py", &environment, "the copies are right").map(drop)
 }
 
 /// What became of an attribute, by `signaldb table promote` or `demote`.
