@@ -48,7 +48,8 @@ pub struct Lake(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: LakeConfig,
-    catalog: IcebergCatalog,
+    /// `None` in simulation.
+    catalog: Option<IcebergCatalog>,
     pointers: Arc<dyn TablePointers>,
     store: Store,
     clock: Arc<dyn Clock>,
@@ -84,7 +85,7 @@ impl Lake {
     /// The same with another way to the catalog for commits.
     pub(crate) fn with_pointers(
         config: LakeConfig,
-        catalog: IcebergCatalog,
+        catalog: impl Into<Option<IcebergCatalog>>,
         pointers: Arc<dyn TablePointers>,
         store: Store,
         clock: Arc<dyn Clock>,
@@ -93,7 +94,7 @@ impl Lake {
         let ttl = config.cache_ttl;
         Self(Arc::new(Inner {
             config,
-            catalog,
+            catalog: catalog.into(),
             pointers,
             store,
             clock,
@@ -113,12 +114,29 @@ impl Lake {
         }))
     }
 
+    /// A lake of a simulation: there is no database behind `pointers`, and nothing runs beside the thread that drives `cpu`.
+    pub fn simulated(
+        config: LakeConfig,
+        pointers: Arc<dyn TablePointers>,
+        store: Store,
+        clock: Arc<dyn Clock>,
+        cpu: tokio::runtime::Handle,
+    ) -> Self {
+        Self::with_pointers(config, None::<IcebergCatalog>, pointers, store, clock, cpu)
+    }
+
+    pub(crate) fn is_simulated(&self) -> bool {
+        self.0.catalog.is_none()
+    }
+
     pub fn store(&self) -> &Store {
         &self.0.store
     }
 
+    /// # Panics
+    /// In simulation.
     pub fn catalog(&self) -> &IcebergCatalog {
-        &self.0.catalog
+        self.0.catalog.as_ref().expect("only a simulation has no database")
     }
 
     pub(crate) fn pointers(&self) -> &dyn TablePointers {
@@ -590,7 +608,7 @@ impl Lake {
             backlog_bytes: memtables.iter().map(|memtable| memtable.backlog_bytes()).sum(),
             cached_metadata: self.0.metadata.len(),
             cached_manifests: self.0.manifests.len(),
-            pool: self.0.catalog.pool_status(),
+            pool: self.catalog().pool_status(),
         });
     }
 
