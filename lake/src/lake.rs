@@ -41,7 +41,8 @@ pub struct Lake(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: LakeConfig,
-    catalog: IcebergCatalog,
+    /// `None` in simulation.
+    catalog: Option<IcebergCatalog>,
     pointers: Arc<dyn TablePointers>,
     store: Store,
     clock: Arc<dyn Clock>,
@@ -85,7 +86,7 @@ impl Lake {
     /// The same with another way to the catalog for commits.
     pub(crate) fn with_pointers(
         config: LakeConfig,
-        catalog: IcebergCatalog,
+        catalog: impl Into<Option<IcebergCatalog>>,
         pointers: Arc<dyn TablePointers>,
         store: Store,
         clock: Arc<dyn Clock>,
@@ -94,7 +95,7 @@ impl Lake {
         let ttl = config.cache_ttl;
         Self(Arc::new(Inner {
             config,
-            catalog,
+            catalog: catalog.into(),
             pointers,
             store,
             clock,
@@ -115,12 +116,29 @@ impl Lake {
         }))
     }
 
+    /// A lake of a simulation: there is no database behind `pointers`, and nothing runs beside the thread that drives `cpu`.
+    pub fn simulated(
+        config: LakeConfig,
+        pointers: Arc<dyn TablePointers>,
+        store: Store,
+        clock: Arc<dyn Clock>,
+        cpu: tokio::runtime::Handle,
+    ) -> Self {
+        Self::with_pointers(config, None::<IcebergCatalog>, pointers, store, clock, cpu)
+    }
+
+    pub(crate) fn is_simulated(&self) -> bool {
+        self.0.catalog.is_none()
+    }
+
     pub fn store(&self) -> &Store {
         &self.0.store
     }
 
+    /// # Panics
+    /// In simulation.
     pub fn catalog(&self) -> &IcebergCatalog {
-        &self.0.catalog
+        self.0.catalog.as_ref().expect("only a simulation has no database")
     }
 
     pub(crate) fn pointers(&self) -> &dyn TablePointers {

@@ -42,6 +42,7 @@ pub use flush::flush_of;
 pub use lake::Lake;
 pub use maintain::{TableTask, Task, TaskReport};
 pub use memtable::{MemBatch, TableView};
+pub use pointers::TablePointers;
 pub use promote::{Attribute, PROMOTED_MAX, PromoteError, Promotion, copies_of};
 pub use shape::{FileShape, FilesShape, PromotedShape, TableFilter, TableShape};
 pub use storage::{Listed, ObjectFailure, S3Credentials, S3Options, Store, StoreError};
