@@ -11,6 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::history::{Kind, Level, Operation, Outcome};
+use crate::verdict::Verdict;
+
+const CHECKER: &str = "ingest";
 
 /// Acknowledged adds below which a run says nothing.
 const ACKNOWLEDGED_MIN: usize = 1000;
@@ -28,16 +31,6 @@ const FLUSH_WINDOW: u64 = 1_500_000_000;
 pub(crate) struct Blackout {
     pub(crate) begun: u64,
     pub(crate) ended: u64,
-}
-
-/// What a history proves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Valid,
-    /// Each violation, the first few of each kind.
-    Invalid(Vec<String>),
-    /// Too little happened.
-    Unknown(String),
 }
 
 /// What is known of one element.
@@ -126,24 +119,25 @@ impl Findings {
 
     /// The judgment. `faults` is how many faults had an effect.
     pub(crate) fn verdict(&self, faults: u64) -> Verdict {
+        let Self { acknowledged, middle, finals, .. } = self;
+        let detail =
+            format!("{acknowledged} acknowledged adds, {middle} strong reads under faults, {finals} last reads");
         if !self.is_sound() {
-            return Verdict::Invalid(self.violations.listed());
+            return Verdict::invalid(CHECKER, detail, self.violations.listed());
         }
-        if self.acknowledged < ACKNOWLEDGED_MIN {
-            let acknowledged = self.acknowledged;
-            return Verdict::Unknown(format!("{acknowledged} acknowledged adds, {ACKNOWLEDGED_MIN} are needed"));
+        if *acknowledged < ACKNOWLEDGED_MIN {
+            return Verdict::unknown(CHECKER, format!("{detail}: {ACKNOWLEDGED_MIN} acknowledged adds are needed"));
         }
         if faults == 0 {
-            return Verdict::Unknown("no fault had an effect".to_owned());
+            return Verdict::unknown(CHECKER, format!("{detail}: no fault had an effect"));
         }
-        if self.middle < READS_MIN {
-            let middle = self.middle;
-            return Verdict::Unknown(format!("{middle} answered reads under faults, {READS_MIN} are needed"));
+        if *middle < READS_MIN {
+            return Verdict::unknown(CHECKER, format!("{detail}: {READS_MIN} reads under faults are needed"));
         }
-        if self.finals == 0 {
-            return Verdict::Unknown("no final read succeeded".to_owned());
+        if *finals == 0 {
+            return Verdict::unknown(CHECKER, format!("{detail}: no last read succeeded"));
         }
-        Verdict::Valid
+        Verdict::valid(CHECKER, format!("{detail}: nothing is lost, doubled, stale or made up"))
     }
 }
 
@@ -329,14 +323,14 @@ mod tests {
 
     #[test]
     fn good_histories_are_valid() {
-        assert_eq!(check(&good(), 1), Verdict::Valid);
+        assert_eq!(check(&good(), 1).valid, Some(true));
         let unknown_and_absent = with_final(vec![add(3, Outcome::Info, "x"), read(5, &[])], &[]);
-        assert_eq!(check(&unknown_and_absent, 1), Verdict::Valid);
+        assert_eq!(check(&unknown_and_absent, 1).valid, Some(true));
         let unknown_and_there = with_final(vec![add(3, Outcome::Info, "x"), read(5, &["x"]), read(7, &["x"])], &["x"]);
-        assert_eq!(check(&unknown_and_there, 1), Verdict::Valid);
+        assert_eq!(check(&unknown_and_there, 1).valid, Some(true));
         let during_a_read =
             with_final(vec![add(3, Outcome::Ok, "x"), Operation { invoked: 31, ended: 60, ..read(3, &[]) }], &["x"]);
-        assert_eq!(check(&during_a_read, 1), Verdict::Valid, "an add and a read that overlap may be in either order");
+        assert_eq!(check(&during_a_read, 1).valid, Some(true), "an add and a read that overlap may be in either order");
     }
 
     #[test]
@@ -355,18 +349,19 @@ mod tests {
             ("foreign", with_final(vec![foreign, foreign_final], &["x"])),
         ];
         for (kind, history) in cases {
-            let Verdict::Invalid(violations) = check(&history, 1) else { panic!("{kind} was not found") };
+            let Verdict { valid, anomalies: violations, .. } = check(&history, 1);
+            assert_eq!(valid, Some(false), "{kind} was not found");
             assert!(violations.iter().any(|violation| violation.starts_with(kind)), "{kind}: {violations:?}");
         }
     }
 
     #[test]
     fn too_little_is_unknown() {
-        assert!(matches!(check(&good(), 0), Verdict::Unknown(_)), "no faults");
-        assert!(matches!(check(&good()[..500], 1), Verdict::Unknown(_)), "too few adds");
+        assert_eq!(check(&good(), 0).valid, None, "no faults");
+        assert_eq!(check(&good()[..500], 1).valid, None, "too few adds");
         let without_reads = good().into_iter().filter(|one| !matches!(one.kind, Kind::Read(_))).collect::<Vec<_>>();
-        assert!(matches!(check(&without_reads, 1), Verdict::Unknown(_)), "no reads under faults");
-        assert!(matches!(check(&good()[..ACKNOWLEDGED_MIN + READS_MIN], 1), Verdict::Unknown(_)), "no final read");
+        assert_eq!(check(&without_reads, 1).valid, None, "no reads under faults");
+        assert_eq!(check(&good()[..ACKNOWLEDGED_MIN + READS_MIN], 1).valid, None, "no final read");
     }
     const SECOND: u64 = 1_000_000_000;
     const BLACKOUT: Blackout = Blackout { begun: 100 * SECOND, ended: 102 * SECOND };
@@ -439,6 +434,7 @@ mod tests {
         all.add(examine(&good(), &[]));
         let lost = vec![add(3, Outcome::Ok, "x"), operation(901, Outcome::Ok, Kind::Final(vec![]))];
         all.add_again(examine(&lost, &[]));
-        assert!(matches!(all.verdict(1), Verdict::Invalid(found) if found[0].starts_with("lost")));
+        let judged = all.verdict(1);
+        assert!(judged.valid == Some(false) && judged.anomalies[0].starts_with("lost"), "{judged:?}");
     }
 }

@@ -23,6 +23,7 @@ mod report;
 mod run;
 mod scenario;
 mod schedule;
+mod verdict;
 mod workload;
 
 use std::path::PathBuf;
@@ -31,7 +32,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::checker::Verdict;
 use crate::cluster::Catalog;
 
 #[derive(Debug, Parser)]
@@ -65,9 +65,9 @@ async fn main() -> ExitCode {
         stopped = stop_signal() => stopped.and(Err(anyhow::anyhow!("stopped by a signal"))),
     };
     match outcome {
-        Ok(Verdict::Valid) => ExitCode::SUCCESS,
-        Ok(Verdict::Invalid(_)) => ExitCode::from(1),
-        Ok(Verdict::Unknown(_)) => ExitCode::from(2),
+        Ok(Some(true)) => ExitCode::SUCCESS,
+        Ok(Some(false)) => ExitCode::from(1),
+        Ok(None) => ExitCode::from(2),
         Err(error) => {
             // A test that could not be run proves nothing.
             eprintln!("signaldb-jepsen: {error:#}\nverdict: unknown");

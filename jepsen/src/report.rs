@@ -1,9 +1,10 @@
 //! What a run did, for people: faults by kind, what clients got, and how long nobody could write.
 
-use crate::checker::{Findings, Verdict};
+use crate::checker::Findings;
 use crate::fault::{ALL, Fault};
 use crate::history::{Kind, Operation, Outcome};
 use crate::nemesis::Strike;
+use crate::verdict::{self, Verdict};
 use crate::workload::Tenants;
 
 /// Time between two acknowledgments that follow each other, nanoseconds since the run began.
@@ -61,7 +62,7 @@ pub(crate) struct Report<'a> {
     pub(crate) samples: u64,
     /// Faults came one at a time.
     pub(crate) one_at_a_time: bool,
-    pub(crate) verdict: &'a Verdict,
+    pub(crate) verdicts: &'a [Verdict],
 }
 
 /// Faults that had an effect.
@@ -123,11 +124,11 @@ impl Report<'_> {
                 during.join(", ")
             );
         }
-        match self.verdict {
-            Verdict::Valid => println!("verdict: valid"),
-            Verdict::Invalid(violations) => println!("{}\nverdict: invalid", violations.join("\n")),
-            Verdict::Unknown(why) => println!("{why}\nverdict: unknown"),
+        for one in self.verdicts {
+            println!("{:<22}{}: {}", one.checker, verdict::word(one.valid), one.detail);
+            one.anomalies.iter().for_each(|anomaly| println!("  {anomaly}"));
         }
+        println!("verdict: {}", verdict::word(verdict::overall(self.verdicts)));
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::Context;
 use tokio::task::JoinSet;
 
 use crate::Args;
-use crate::checker::{Blackout, Findings, Verdict, examine};
+use crate::checker::{Blackout, Findings, examine};
 use crate::cluster::{Cluster, NODES, Place};
 use crate::damage::Damage;
 use crate::fault::Fault;
@@ -21,6 +21,7 @@ use crate::random::Random;
 use crate::report::{self, Counts, Report};
 use crate::scenario::Scenario;
 use crate::schedule::Schedule;
+use crate::verdict::{self, Verdict};
 use crate::workload::{self, Tenants, Test};
 
 /// Everything that a run learned so far.
@@ -51,8 +52,8 @@ struct Run {
     blackouts: Arc<Mutex<Vec<Blackout>>>,
 }
 
-/// Runs a scenario, and says what it proves.
-pub(crate) async fn run(args: Args) -> anyhow::Result<Verdict> {
+/// Runs a scenario, and says whether what happened may happen; `None` when that cannot be said.
+pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     let scenario = Scenario::load(&args.scenario)?;
     let clock = std::time::UNIX_EPOCH.elapsed().map_or(1, |now| u64::from(now.subsec_nanos()));
     let seed = args.seed.unwrap_or(clock);
@@ -89,7 +90,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Verdict> {
     stop.store(true, Ordering::Relaxed);
     let invariants = watchers.join_next().await.context("a watcher")??;
     history::write(&run.dir.join("faults.jsonl"), &ledger.strikes)?;
-    let verdict = judge(&run.cluster, &ledger, &invariants);
+    let verdicts = judge(&run.cluster, &ledger, &invariants);
+    let valid = verdict::overall(&verdicts);
     let report = Report {
         strikes: &ledger.strikes,
         skipped: &skipped,
@@ -99,17 +101,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Verdict> {
         excused_deaths: run.cluster.excused_deaths(),
         samples: invariants.samples(),
         one_at_a_time: run.scenario.at_once == 1,
-        verdict: &verdict,
+        verdicts: &verdicts,
     };
     report.print();
-    if verdict == Verdict::Valid && args.out.is_none() {
+    if valid == Some(true) && args.out.is_none() {
         let dir = run.dir.clone();
         // Unmounts what is below it.
         drop(run);
         // Only what is valid is not worth keeping.
         let _ = std::fs::remove_dir_all(&dir);
     }
-    Ok(verdict)
+    Ok(valid)
 }
 
 /// The faults that can be made here, with their weights, and those that cannot.
@@ -121,17 +123,20 @@ fn possible(scenario: &Scenario, cluster: &Cluster) -> (Vec<(Fault, u32)>, Vec<F
     (weights, skipped.into_iter().map(|(fault, _)| fault).collect())
 }
 
-fn judge(cluster: &Cluster, ledger: &Ledger, invariants: &Invariants) -> Verdict {
-    let mut verdict = ledger.findings.verdict(report::effective(&ledger.strikes));
+/// What each checker says; the first is about what clients saw.
+fn judge(cluster: &Cluster, ledger: &Ledger, invariants: &Invariants) -> Vec<Verdict> {
+    let mut verdicts = vec![ledger.findings.verdict(report::effective(&ledger.strikes))];
     let violations: Vec<String> = invariants.violations().iter().cloned().chain(cluster.deaths()).collect();
-    match &mut verdict {
-        Verdict::Invalid(found) => found.extend(violations),
-        verdict if !violations.is_empty() => *verdict = Verdict::Invalid(violations),
-        Verdict::Valid if !ledger.troubles.is_empty() => verdict = Verdict::Unknown(ledger.troubles.join("; ")),
-        Verdict::Unknown(why) => why.extend(ledger.troubles.iter().map(|trouble| format!("; {trouble}"))),
-        Verdict::Valid => {}
+    let looked = format!("{} accounts of nodes, and how their processes ended", invariants.samples());
+    verdicts.push(match violations.is_empty() {
+        true => Verdict::valid("nodes", looked),
+        false => Verdict::invalid("nodes", looked, violations),
+    });
+    if !ledger.troubles.is_empty() {
+        let anomalies = ledger.troubles.clone();
+        verdicts.push(Verdict { anomalies, ..Verdict::unknown("run", "the test itself did not go as it should") });
     }
-    verdict
+    verdicts
 }
 
 impl Run {
