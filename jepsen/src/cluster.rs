@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::clock::{self, Clocks};
 use crate::disk::{self, Disk, Disks};
+use crate::fault::Fault;
 use crate::link::{Links, Relay};
 use crate::postgres::Server;
 use crate::random::Random;
@@ -36,6 +37,16 @@ pub(crate) enum Catalog {
     Sqlite,
     /// A private server.
     Postgres,
+}
+
+impl Catalog {
+    /// As the command line names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
+        }
+    }
 }
 
 /// How far a read must look.
@@ -86,11 +97,11 @@ pub(crate) struct Cluster {
     excused: Mutex<[bool; NODES]>,
     /// The group of the last acknowledgment; 0 before there is one.
     busy_group: AtomicU64,
-    /// `None` when nodes have no disks of their own.
-    disks: Option<Disks>,
+    /// Or why nodes have no disks of their own.
+    disks: Result<Disks, String>,
     small_log: bool,
-    /// `None` when clocks cannot be moved here.
-    clocks: Option<Clocks>,
+    /// Or why clocks cannot be moved here.
+    clocks: Result<Clocks, String>,
     /// `None` when the catalog is in SQLite.
     postgres: Option<Server>,
     pub(crate) http: reqwest::Client,
@@ -109,16 +120,10 @@ impl Cluster {
                 Some(tokio::task::spawn_blocking(move || Server::start(port, &log)).await??)
             }
         };
-        let clocks = match Clocks::find(dir) {
-            Ok(clocks) => Some(clocks),
-            Err(error) => {
-                println!("clocks are not moved in this run: {error:#}");
-                None
-            }
-        };
+        let clocks = Clocks::find(dir).map_err(|error| format!("{error:#}"));
         let disks = match disks {
             true => make_disks(dir).await?,
-            false => None,
+            false => Err("the scenario wants none".to_owned()),
         };
         let (links, mut relays) = (Links::default(), BTreeMap::new());
         for (from, to) in pairs() {
@@ -193,7 +198,7 @@ impl Cluster {
             command.arg("--set").arg(setting);
         }
         command.env("SIGNALDB_BOOT_ID_PATH", self.boot_id(node));
-        if let Some(clocks) = &self.clocks {
+        if let Ok(clocks) = &self.clocks {
             clocks.load_into(&mut command, &name(node));
         }
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
@@ -402,15 +407,20 @@ table = StaticTable.from_metadata('{}')",
         self.dir.join(name(node)).join("boot_id")
     }
 
-    /// Whether nodes have disks of their own.
-    pub(crate) fn has_disks(&self) -> bool {
-        self.disks.is_some()
+    /// Why a fault cannot be made here, and what would change that.
+    pub(crate) fn lacks(&self, fault: Fault) -> Option<String> {
+        let disks =
+            || Some(format!("root, loop devices and ext4 (sudo make jepsen-full): {}", self.disks.as_ref().err()?));
+        let clocks = || Some(format!("clocks that can be moved: {}", self.clocks.as_ref().err()?));
+        fault.needs_disks().then(disks).or_else(|| fault.moves_clocks().then(clocks)).flatten()
     }
 
     /// A node's own disk.
     pub(crate) fn disk(&self, node: usize) -> anyhow::Result<Disk> {
-        let disks = self.disks.as_ref().context("the nodes have no disks of their own")?;
-        Ok(disks.of(node).clone())
+        match &self.disks {
+            Ok(disks) => Ok(disks.of(node).clone()),
+            Err(why) => bail!("the nodes have no disks of their own: {why}"),
+        }
     }
 
     /// Where a node keeps its log.
@@ -445,14 +455,9 @@ table = StaticTable.from_metadata('{}')",
         if gone { self.launch(node) } else { Ok(()) }
     }
 
-    /// Whether clocks can be moved.
-    pub(crate) fn has_clocks(&self) -> bool {
-        self.clocks.is_some()
-    }
-
     /// Sets a node's wall clock to `offset` seconds from the true time.
     pub(crate) fn set_clock(&self, node: usize, offset: i64) -> anyhow::Result<()> {
-        let Some(clocks) = &self.clocks else { return Ok(()) };
+        let Ok(clocks) = &self.clocks else { return Ok(()) };
         clocks.set(&name(node), offset).with_context(|| format!("move the clock of node {}", node + 1))
     }
 
@@ -480,7 +485,7 @@ table = StaticTable.from_metadata('{}')",
 
     /// Ends every fault and waits until all nodes are ready.
     pub(crate) async fn heal(&self) -> anyhow::Result<()> {
-        if let Some(disks) = &self.disks {
+        if let Ok(disks) = &self.disks {
             disks.mend();
         }
         self.links.heal();
@@ -538,7 +543,7 @@ table = StaticTable.from_metadata('{}')",
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Some(disks) = &self.disks {
+        if let Ok(disks) = &self.disks {
             // A process that waits for a frozen disk does not end.
             disks.mend();
         }
@@ -560,16 +565,11 @@ fn data(dir: &Path, node: usize) -> PathBuf {
     dir.join(name(node)).join("data")
 }
 
-/// A disk for each node, where its data will be; `None`, and why, where that cannot be.
-async fn make_disks(dir: &Path) -> anyhow::Result<Option<Disks>> {
+/// A disk for each node, where its data will be; or why that cannot be.
+async fn make_disks(dir: &Path) -> anyhow::Result<Result<Disks, String>> {
     let mounts: Vec<PathBuf> = (0..NODES).map(|node| data(dir, node)).collect();
-    Ok(match tokio::task::spawn_blocking(move || Disks::make(&mounts)).await? {
-        Ok(disks) => Some(disks),
-        Err(error) => {
-            println!("nodes have no disks of their own in this run: {error:#}");
-            None
-        }
-    })
+    let made = tokio::task::spawn_blocking(move || Disks::make(&mounts)).await?;
+    Ok(made.map_err(|error| format!("{error:#}")))
 }
 
 /// Kills processes, all before waiting for any; how many there were.

@@ -86,6 +86,42 @@ pub(crate) enum Target {
 }
 
 impl Fault {
+    /// As scenarios name it.
+    pub(crate) fn name(self) -> String {
+        let name = serde_json::to_value(self).ok();
+        name.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+    }
+
+    /// For people who did not read this file.
+    pub(crate) fn about(self) -> &'static str {
+        match self {
+            Self::Kill => "SIGKILL of a node, and a start a little later",
+            Self::KillLeader => "SIGKILL of the leader, and a start a little later",
+            Self::KillAll => "SIGKILL of all nodes at once, and a start",
+            Self::Pause => "SIGSTOP and SIGCONT of a node",
+            Self::PauseLeader => "SIGSTOP and SIGCONT of the leader",
+            Self::IsolateLeader => "the leader and the two others do not reach each other",
+            Self::IsolateOne => "a node and the two others do not reach each other",
+            Self::OneWay => "the leader hears nobody, or nobody hears it",
+            Self::Ring => "two nodes do not reach each other, the third reaches both",
+            Self::Slow => "what the leader sends arrives 20 to 170 ms later",
+            Self::Reset => "all connections between nodes are cut, five times",
+            Self::ClockJump => "wall clocks of one or more nodes jump by up to two hours, twice, and return",
+            Self::ClockJumpBeforeRetry => {
+                "writes through one node commit without an answer; before they are tried again, the others' clocks jump ahead"
+            }
+            Self::RollingRestart => "SIGTERM to one node after the other, each awaited",
+            Self::PowerLoss => "the machine of a node loses its power: what was not synced is gone",
+            Self::PowerLossLeader => "the machine of the leader loses its power: what was not synced is gone",
+            Self::PowerLossAll => "all machines lose their power at once: what was not synced is gone",
+            Self::DiskNearlyFull => "less is free than the node's reserve",
+            Self::DiskFull => "not one block is free",
+            Self::SlowDisk => "the disk answers in bursts only",
+            Self::BitFlip => "one bit of one segment of a node's log is flipped",
+            Self::TruncateSegment => "a sealed segment of a node's log is cut short",
+        }
+    }
+
     pub(crate) fn target(self) -> Target {
         match self {
             Self::KillLeader

@@ -4,8 +4,9 @@
 //! 1 invalid, 2 unknown; what is unknown is no pass. The method is that of Jepsen (Kingsbury): concurrent clients record
 //! what they did and saw while a nemesis breaks things, and a checker looks for what must not be.
 //!
-//! Start with [`run`]; [`scenario`] says what there is to choose.
+//! Start with [`run`]; [`scenario`] says what there is to choose, [`page`] shows what happened.
 
+mod about;
 mod checker;
 mod clock;
 mod cluster;
@@ -13,16 +14,21 @@ mod command;
 mod damage;
 mod disk;
 mod fault;
+mod flush_audit;
 mod history;
 mod invariants;
+mod leaders;
 mod link;
 mod nemesis;
+mod page;
 mod postgres;
 mod random;
 mod report;
 mod run;
 mod scenario;
 mod schedule;
+mod store;
+mod timeline;
 mod verdict;
 mod workload;
 
@@ -51,9 +57,15 @@ struct Args {
     /// Makes the choices of an earlier run again (not its timing).
     #[arg(long)]
     seed: Option<u64>,
-    /// Where history and logs are kept; a temporary directory by default, kept unless the verdict is valid.
+    /// Where runs are kept, each in a directory named after its time.
+    #[arg(long, default_value = "jepsen/store")]
+    store: PathBuf,
+    /// The directory of this run, instead.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Keeps logs and tables of the nodes also when the verdict is valid.
+    #[arg(long)]
+    keep_data: bool,
 }
 
 #[tokio::main]

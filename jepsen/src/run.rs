@@ -1,7 +1,6 @@
 //! A run: rounds of clients and faults around the same nodes, each judged at its end, and all of them once more at the end.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,20 +8,29 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio::task::JoinSet;
 
-use crate::Args;
+use crate::about::About;
 use crate::checker::{Blackout, Findings, examine};
 use crate::cluster::{Cluster, NODES, Place};
 use crate::damage::Damage;
 use crate::fault::Fault;
-use crate::history::{self, History, Kind, Operation};
+use crate::flush_audit::{self, Audit};
+use crate::history::{History, Kind, Operation};
 use crate::invariants::Invariants;
+use crate::leaders::Leaders;
 use crate::nemesis::{self, Strike};
 use crate::random::Random;
 use crate::report::{self, Counts, Report};
 use crate::scenario::Scenario;
 use crate::schedule::Schedule;
-use crate::verdict::{self, Verdict};
+use crate::store::{self, Store};
+use crate::timeline::Timeline;
+use crate::verdict::{LeftOut, Verdict};
 use crate::workload::{self, Tenants, Test};
+use crate::{Args, page};
+
+/// Why the tables were not looked at through another reader.
+const NO_PYTHON: &str = "it needs PyIceberg: python3 and its venv module, with which make jepsen makes .venv and sets \
+                         SIGNALDB_PYTHON";
 
 /// Everything that a run learned so far.
 #[derive(Default)]
@@ -32,6 +40,8 @@ struct Ledger {
     troubles: Vec<String>,
     findings: Findings,
     counts: Counts,
+    timeline: Timeline,
+    audit: Audit,
     /// Damage that nobody noticed yet, by node.
     left: Vec<(usize, Damage)>,
     /// The rounds that were judged: their tenants, adds and last reads.
@@ -47,7 +57,7 @@ struct Run {
     cluster: Arc<Cluster>,
     random: Arc<Random>,
     begun: Instant,
-    dir: PathBuf,
+    store: Store,
     python: Option<String>,
     blackouts: Arc<Mutex<Vec<Blackout>>>,
 }
@@ -58,28 +68,33 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     let clock = std::time::UNIX_EPOCH.elapsed().map_or(1, |now| u64::from(now.subsec_nanos()));
     let seed = args.seed.unwrap_or(clock);
     let random = Arc::new(Random::new(seed));
-    let dir = match &args.out {
-        Some(out) => std::path::absolute(out)?,
-        None => tempfile::tempdir().context("make a directory")?.keep(),
+    let now = std::time::UNIX_EPOCH.elapsed().context("the clock is before 1970")?.as_secs();
+    let store = match &args.out {
+        Some(out) => Store::at(out)?,
+        None => Store::make(&args.store, now)?,
     };
-    std::fs::create_dir_all(&dir)?;
+    let about = About::gather(&args, &scenario, seed, now);
     println!("scenario {}: {}", scenario.name, scenario.about);
-    println!("seed {seed}, history and logs in {}", dir.display());
+    println!("seed {seed}, history and logs in {}", store.dir().display());
     let small_log = scenario.faults.iter().any(|one| one.fault.damages());
-    let place = Place { dir: &dir, catalog: args.catalog, disks: scenario.disks, small_log };
+    let place = Place { dir: store.dir(), catalog: args.catalog, disks: scenario.disks, small_log };
     let cluster = Arc::new(Cluster::start(&args.node, place, &random).await?);
-    let (weights, skipped) = possible(&scenario, &cluster);
-    anyhow::ensure!(!weights.is_empty(), "none of the scenario's faults can be made here");
+    let (weights, mut left_out) = possible(&scenario, &cluster);
+    anyhow::ensure!(!weights.is_empty(), "none of the scenario's faults can be made here: {left_out:?}");
     let lengths = scenario.rounds(args.seconds.unwrap_or(scenario.seconds));
-    let python = std::env::var("SIGNALDB_PYTHON").ok();
-    let run = Run { scenario, cluster, random, begun: Instant::now(), dir, python, blackouts: Arc::default() };
+    let python = std::env::var("SIGNALDB_PYTHON").ok().filter(|python| !python.is_empty());
+    if python.is_none() {
+        left_out.push(LeftOut::checker(flush_audit::CHECKER, NO_PYTHON));
+    }
+    left_out.iter().for_each(|one| println!("left out: {}: {}", one.what, one.why));
+    let run = Run { scenario, cluster, random, begun: Instant::now(), store, python, blackouts: Arc::default() };
     let stop = Arc::new(AtomicBool::new(false));
     let mut watchers = JoinSet::new();
-    watchers.spawn(watch(Arc::clone(&run.cluster), Arc::clone(&stop)));
+    watchers.spawn(watch(Arc::clone(&run.cluster), run.begun, Arc::clone(&stop)));
     let (mut schedule, mut ledger) = (Schedule::new(weights), Ledger::default());
     for (round, seconds) in lengths.into_iter().enumerate() {
         Box::pin(run.round(round, Duration::from_secs(seconds), &mut schedule, &mut ledger)).await?;
-        if !ledger.troubles.is_empty() || !ledger.findings.is_sound() {
+        if !ledger.troubles.is_empty() || !ledger.findings.is_sound() || !ledger.audit.is_sound() {
             // Later rounds would not be about what was meant to be tested, and bury what was found.
             break;
         }
@@ -88,39 +103,50 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
         run.look_again(&mut ledger).await;
     }
     stop.store(true, Ordering::Relaxed);
-    let invariants = watchers.join_next().await.context("a watcher")??;
-    history::write(&run.dir.join("faults.jsonl"), &ledger.strikes)?;
-    let verdicts = judge(&run.cluster, &ledger, &invariants);
-    let valid = verdict::overall(&verdicts);
+    let (invariants, leaders) = watchers.join_next().await.context("a watcher")??;
+    let until = u64::try_from(run.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let (verdicts, reigns) = (judge(&run.cluster, &ledger, &invariants), leaders.reigns());
     let report = Report {
+        about: &about,
+        until,
+        verdicts: &verdicts,
+        left_out: &left_out,
         strikes: &ledger.strikes,
-        skipped: &skipped,
+        timeline: &ledger.timeline,
+        reigns: &reigns,
         counts: &ledger.counts,
         findings: &ledger.findings,
         blackouts: run.blackouts().len(),
         excused_deaths: run.cluster.excused_deaths(),
         samples: invariants.samples(),
         one_at_a_time: run.scenario.at_once == 1,
-        verdicts: &verdicts,
     };
+    let store = run.store.clone();
+    store.write_lines(store::FAULTS, &ledger.strikes)?;
+    store.write_lines(store::LEADERS, &reigns)?;
+    store.write_verdict(&report.json())?;
+    store.write_page(&page::html(&report))?;
     report.print();
-    if valid == Some(true) && args.out.is_none() {
-        let dir = run.dir.clone();
-        // Unmounts what is below it.
-        drop(run);
-        // Only what is valid is not worth keeping.
-        let _ = std::fs::remove_dir_all(&dir);
+    println!("report: {}", store.dir().join(store::PAGE).display());
+    let valid = report.valid();
+    // Ends the nodes, and unmounts what is below the directory.
+    drop(run);
+    if valid == Some(true) && !args.keep_data {
+        store.remove_data();
     }
     Ok(valid)
 }
 
-/// The faults that can be made here, with their weights, and those that cannot.
-fn possible(scenario: &Scenario, cluster: &Cluster) -> (Vec<(Fault, u32)>, Vec<Fault>) {
-    let wanted = scenario.faults.iter().filter(|one| one.weight > 0).map(|one| (one.fault, one.weight));
-    let can =
-        |fault: Fault| (cluster.has_clocks() || !fault.moves_clocks()) && (cluster.has_disks() || !fault.needs_disks());
-    let (weights, skipped): (Vec<_>, Vec<_>) = wanted.partition(|(fault, _)| can(*fault));
-    (weights, skipped.into_iter().map(|(fault, _)| fault).collect())
+/// The faults that can be made here, with their weights, and why the others cannot.
+fn possible(scenario: &Scenario, cluster: &Cluster) -> (Vec<(Fault, u32)>, Vec<LeftOut>) {
+    let (mut weights, mut left_out) = (Vec::new(), Vec::new());
+    for one in scenario.faults.iter().filter(|one| one.weight > 0) {
+        match cluster.lacks(one.fault) {
+            None => weights.push((one.fault, one.weight)),
+            Some(why) => left_out.push(LeftOut::fault(one.fault.name(), &format!("it needs {why}"))),
+        }
+    }
+    (weights, left_out)
 }
 
 /// What each checker says; the first is about what clients saw.
@@ -132,6 +158,7 @@ fn judge(cluster: &Cluster, ledger: &Ledger, invariants: &Invariants) -> Vec<Ver
         true => Verdict::valid("nodes", looked),
         false => Verdict::invalid("nodes", looked, violations),
     });
+    verdicts.extend(ledger.audit.verdict());
     if !ledger.troubles.is_empty() {
         let anomalies = ledger.troubles.clone();
         verdicts.push(Verdict { anomalies, ..Verdict::unknown("run", "the test itself did not go as it should") });
@@ -187,15 +214,18 @@ impl Run {
             Err(error) => ledger.troubles.push(format!("{error:#}")),
         }
         let tenants = test.tenants;
+        self.audit(tenants, ledger).await;
         let history = Arc::into_inner(test.history).context("clients are gone")?;
         let mut operations = history.into_operations();
         let findings = examine(&operations, &self.blackouts());
         ledger.counts.add(&operations, tenants, &ledger.strikes);
+        ledger.timeline.add(&operations);
+        ledger.audit.rows(&operations, tenants);
         if self.scenario.round_seconds.is_some() && findings.is_sound() {
             // Thousands of whole sets, of which nothing more is to be learned.
             operations.retain(|one| !matches!(one.kind, Kind::Read(_)));
         }
-        history::write(&history_file(&self.dir, round), &operations)?;
+        self.store.write_history(round, tenants, &operations)?;
         ledger.findings.add(findings);
         ledger.judged.push((tenants, operations));
         Ok(())
@@ -258,6 +288,19 @@ impl Run {
         Ok(())
     }
 
+    /// Looks at the tables through another reader, if there is one.
+    async fn audit(&self, tenants: Tenants, ledger: &mut Ledger) {
+        let Some(python) = &self.python else { return };
+        for tenant in tenants {
+            let (python, cluster) = (python.clone(), Arc::clone(&self.cluster));
+            let read = tokio::task::spawn_blocking(move || flush_audit::read(&python, &cluster, tenant));
+            match read.await.map_err(anyhow::Error::from).flatten() {
+                Ok(table) => ledger.audit.table(tenant, &table),
+                Err(error) => ledger.troubles.push(format!("PyIceberg did not show the table of {tenant}: {error:#}")),
+            }
+        }
+    }
+
     /// Reads what earlier rounds wrote: nothing that came later may have taken it.
     async fn look_again(&self, ledger: &mut Ledger) {
         let blackouts = self.blackouts();
@@ -270,7 +313,7 @@ impl Run {
             let all: Vec<Operation> = operations.into_iter().chain(history.into_operations()).collect();
             let findings = examine(&all, &blackouts);
             if !findings.is_sound()
-                && let Err(error) = history::write(&history_file(&self.dir, round), &all)
+                && let Err(error) = self.store.write_history(round, tenants, &all)
             {
                 ledger.troubles.push(format!("{error:#}"));
             }
@@ -294,13 +337,6 @@ fn left_nodes(ledger: &Ledger) -> BTreeSet<usize> {
     ledger.left.iter().map(|(node, _)| *node).collect()
 }
 
-fn history_file(dir: &Path, round: usize) -> PathBuf {
-    match round {
-        0 => dir.join("history.jsonl"),
-        round => dir.join(format!("history-{round}.jsonl")),
-    }
-}
-
 fn start_clients(test: &Test) -> JoinSet<anyhow::Result<()>> {
     let mut clients = JoinSet::new();
     for process in 0..6 {
@@ -317,15 +353,16 @@ fn start_clients(test: &Test) -> JoinSet<anyhow::Result<()>> {
     clients
 }
 
-async fn watch(cluster: Arc<Cluster>, stop: Arc<AtomicBool>) -> Invariants {
-    let mut invariants = Invariants::default();
+async fn watch(cluster: Arc<Cluster>, begun: Instant, stop: Arc<AtomicBool>) -> (Invariants, Leaders) {
+    let (mut invariants, mut leaders) = (Invariants::default(), Leaders::default());
     while !stop.load(Ordering::Relaxed) {
         for node in 0..NODES {
             if let Some(state) = cluster.state(node).await {
                 invariants.sample(&state);
+                leaders.sample(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX), &state);
             }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    invariants
+    (invariants, leaders)
 }

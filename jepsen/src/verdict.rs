@@ -29,6 +29,26 @@ impl Verdict {
     }
 }
 
+/// Something that a run did without, because this machine lacks what it needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct LeftOut {
+    /// A checker, else a fault.
+    pub(crate) is_checker: bool,
+    pub(crate) what: String,
+    /// What is missing, and how to have it.
+    pub(crate) why: String,
+}
+
+impl LeftOut {
+    pub(crate) fn checker(what: &str, why: &str) -> Self {
+        Self { is_checker: true, what: what.to_owned(), why: why.to_owned() }
+    }
+
+    pub(crate) fn fault(what: String, why: &str) -> Self {
+        Self { is_checker: false, what, why: why.to_owned() }
+    }
+}
+
 /// One that found something makes the run invalid; else one that cannot say makes it unknown.
 pub(crate) fn overall(verdicts: &[Verdict]) -> Option<bool> {
     if verdicts.iter().any(|one| one.valid == Some(false)) {
