@@ -14,7 +14,6 @@ mod command;
 mod damage;
 mod disk;
 mod fault;
-mod flush_audit;
 mod history;
 mod invariants;
 mod leaders;

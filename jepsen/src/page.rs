@@ -290,10 +290,10 @@ mod tests {
             Verdict::unknown("log", "too little"),
             Verdict::invalid("register", "5 reads", vec!["stale: 1 in all".to_owned()]),
         ];
-        run.left_out = vec![LeftOut::checker("flush audit", "no Python")];
+        run.left_out = vec![LeftOut::checker("flush-audit", "no Python")];
         let page = html(&run.report());
         let at = |what: &str| page.find(&format!("<b>{what}</b>")).expect(what);
-        assert!(at("register") < at("log") && at("log") < at("ingest") && at("ingest") < at("flush audit"));
+        assert!(at("register") < at("log") && at("log") < at("ingest") && at("ingest") < at("flush-audit"));
         assert!(page.contains("<main class=\"invalid\">") && page.contains("stale: 1 in all"));
     }
 

@@ -306,9 +306,7 @@ pub(crate) mod testing {
             };
             let (begun, ended, detail) = (500_000_000, 1_500_000_000, String::new());
             let strike = Strike { fault: Fault::KillLeader, begun, ended, effective: true, detail, left: None };
-            let (asked, given, kind, outcome) = (None, None, Kind::Add(Vec::new()), Outcome::Ok);
-            let add =
-                Operation { process: 0, node: 1, tenant: "a", invoked: 0, ended: begun, outcome, asked, given, kind };
+            let add = crate::timeline::testing::add(begun, 1_000_000, Outcome::Ok);
             let (mut timeline, mut counts) = (Timeline::default(), Counts::default());
             timeline.add(std::slice::from_ref(&add));
             counts.add(&[add], ["a", "b"], &[]);
@@ -398,11 +396,11 @@ mod tests {
     #[test]
     fn programs_get_the_verdict_the_figures_and_what_was_left_out() {
         let mut run = testing::Run::new();
-        run.left_out = vec![LeftOut::checker("flush audit", "no Python")];
+        run.left_out = vec![LeftOut::checker("flush-audit", "no Python")];
         let valid = run.report().json();
         assert_eq!((&valid["format"], &valid["valid"]), (&json!(1), &json!(true)), "what is not run is no failure");
         assert_eq!(valid["run"]["seed"], 7);
-        assert_eq!(valid["left_out"][0]["what"], "flush audit");
+        assert_eq!(valid["left_out"][0]["what"], "flush-audit");
         assert_eq!(valid["figures"]["operations"]["acknowledged"], 1);
         assert_eq!(valid["figures"]["faults_an_hour"], 1800.0);
         assert_eq!(valid["by_kind"], json!([{"fault": "kill-leader", "struck": 1, "effective": 1}]));

@@ -13,7 +13,6 @@ use crate::checker::{Blackout, Findings, examine};
 use crate::cluster::{Cluster, NODES, Place};
 use crate::damage::Damage;
 use crate::fault::Fault;
-use crate::flush_audit::{self, Audit};
 use crate::history::{History, Kind, Operation};
 use crate::invariants::Invariants;
 use crate::leaders::Leaders;
@@ -28,6 +27,8 @@ use crate::verdict::{LeftOut, Verdict};
 use crate::workload::{self, Tenants, Test};
 use crate::{Args, page};
 
+/// Whether the tables hold what was acknowledged, by another reader.
+const FLUSH_AUDIT: &str = "flush-audit";
 /// Why the tables were not looked at through another reader.
 const NO_PYTHON: &str = "it needs PyIceberg: python3 and its venv module, with which make jepsen makes .venv and sets \
                          SIGNALDB_PYTHON";
@@ -41,7 +42,6 @@ struct Ledger {
     findings: Findings,
     counts: Counts,
     timeline: Timeline,
-    audit: Audit,
     /// Damage that nobody noticed yet, by node.
     left: Vec<(usize, Damage)>,
     /// The rounds that were judged: their tenants, adds and last reads.
@@ -84,7 +84,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     let lengths = scenario.rounds(args.seconds.unwrap_or(scenario.seconds));
     let python = std::env::var("SIGNALDB_PYTHON").ok().filter(|python| !python.is_empty());
     if python.is_none() {
-        left_out.push(LeftOut::checker(flush_audit::CHECKER, NO_PYTHON));
+        left_out.push(LeftOut::checker(FLUSH_AUDIT, NO_PYTHON));
     }
     left_out.iter().for_each(|one| println!("left out: {}: {}", one.what, one.why));
     let run = Run { scenario, cluster, random, begun: Instant::now(), store, python, blackouts: Arc::default() };
@@ -94,7 +94,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     let (mut schedule, mut ledger) = (Schedule::new(weights), Ledger::default());
     for (round, seconds) in lengths.into_iter().enumerate() {
         Box::pin(run.round(round, Duration::from_secs(seconds), &mut schedule, &mut ledger)).await?;
-        if !ledger.troubles.is_empty() || !ledger.findings.is_sound() || !ledger.audit.is_sound() {
+        if !ledger.troubles.is_empty() || !ledger.findings.is_sound() {
             // Later rounds would not be about what was meant to be tested, and bury what was found.
             break;
         }
@@ -158,7 +158,6 @@ fn judge(cluster: &Cluster, ledger: &Ledger, invariants: &Invariants) -> Vec<Ver
         true => Verdict::valid("nodes", looked),
         false => Verdict::invalid("nodes", looked, violations),
     });
-    verdicts.extend(ledger.audit.verdict());
     if !ledger.troubles.is_empty() {
         let anomalies = ledger.troubles.clone();
         verdicts.push(Verdict { anomalies, ..Verdict::unknown("run", "the test itself did not go as it should") });
@@ -214,13 +213,11 @@ impl Run {
             Err(error) => ledger.troubles.push(format!("{error:#}")),
         }
         let tenants = test.tenants;
-        self.audit(tenants, ledger).await;
         let history = Arc::into_inner(test.history).context("clients are gone")?;
         let mut operations = history.into_operations();
         let findings = examine(&operations, &self.blackouts());
         ledger.counts.add(&operations, tenants, &ledger.strikes);
         ledger.timeline.add(&operations);
-        ledger.audit.rows(&operations, tenants);
         if self.scenario.round_seconds.is_some() && findings.is_sound() {
             // Thousands of whole sets, of which nothing more is to be learned.
             operations.retain(|one| !matches!(one.kind, Kind::Read(_)));
@@ -286,19 +283,6 @@ impl Run {
         }
         schedule.set_damaged(left);
         Ok(())
-    }
-
-    /// Looks at the tables through another reader, if there is one.
-    async fn audit(&self, tenants: Tenants, ledger: &mut Ledger) {
-        let Some(python) = &self.python else { return };
-        for tenant in tenants {
-            let (python, cluster) = (python.clone(), Arc::clone(&self.cluster));
-            let read = tokio::task::spawn_blocking(move || flush_audit::read(&python, &cluster, tenant));
-            match read.await.map_err(anyhow::Error::from).flatten() {
-                Ok(table) => ledger.audit.table(tenant, &table),
-                Err(error) => ledger.troubles.push(format!("PyIceberg did not show the table of {tenant}: {error:#}")),
-            }
-        }
     }
 
     /// Reads what earlier rounds wrote: nothing that came later may have taken it.

@@ -35,7 +35,7 @@ impl Default for Bin {
 impl Bin {
     fn take(&mut self, operation: &Operation) {
         let ok = operation.outcome == Outcome::Ok;
-        if !matches!(operation.kind, Kind::Add(_)) {
+        if !is_write(&operation.kind) {
             self.reads[usize::from(!ok)] += 1;
             return;
         }
@@ -66,6 +66,14 @@ impl Bin {
             seen += u64::from(*count);
             (all > 0 && seen >= rank).then(|| slowest(class))
         })
+    }
+}
+
+/// Everything else reads.
+fn is_write(kind: &Kind) -> bool {
+    match kind {
+        Kind::Add(_) => true,
+        Kind::Read(_) | Kind::Final(_) => false,
     }
 }
 
@@ -144,20 +152,27 @@ pub(crate) struct Totals {
     pub(crate) p99_ms: Option<f64>,
 }
 
+/// Operations of which only time and outcome matter.
 #[cfg(test)]
-mod tests {
+pub(crate) mod testing {
     use super::*;
 
-    const MS: u64 = 1_000_000;
-
-    fn operation(ended: u64, latency: u64, outcome: Outcome, kind: Kind) -> Operation {
-        let (invoked, asked, given) = (ended - latency, None, None);
+    pub(crate) fn operation(ended: u64, latency: u64, outcome: Outcome, kind: Kind) -> Operation {
+        let (invoked, asked, given) = (ended.saturating_sub(latency), None, None);
         Operation { process: 0, node: 1, tenant: "a", invoked, ended, outcome, asked, given, kind }
     }
 
-    fn add(ended: u64, latency: u64, outcome: Outcome) -> Operation {
+    pub(crate) fn add(ended: u64, latency: u64, outcome: Outcome) -> Operation {
         operation(ended, latency, outcome, Kind::Add(Vec::new()))
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{add, operation};
+    use super::*;
+
+    const MS: u64 = 1_000_000;
 
     #[test]
     fn an_hour_becomes_few_columns_and_nothing_is_left_out() {

@@ -306,8 +306,9 @@ fn number(value: f64) -> String {
 mod tests {
     use super::*;
     use crate::fault::Fault;
-    use crate::history::{Kind, Operation, Outcome};
+    use crate::history::Outcome;
     use crate::timeline::Timeline;
+    use crate::timeline::testing::add;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -347,12 +348,7 @@ mod tests {
     #[test]
     fn a_run_of_two_hundred_thousand_operations_and_a_thousand_faults_is_a_small_picture() {
         let mut timeline = Timeline::default();
-        let add = |n: u64| {
-            let (ended, kind) = (n * SECOND / 50, Kind::Add(Vec::new()));
-            let invoked = ended.saturating_sub((n * 7919) % SECOND);
-            let (asked, given) = (None, None);
-            Operation { process: 0, node: 1, tenant: "a", invoked, ended, outcome: Outcome::Ok, asked, given, kind }
-        };
+        let add = |n: u64| add(n * SECOND / 50, (n * 7919) % SECOND, Outcome::Ok);
         timeline.add(&(0..200_000).map(add).collect::<Vec<_>>());
         let strikes: Vec<Strike> = (0..1000).map(|n| strike(n * 4 * SECOND, (n * 4 + 2) * SECOND, "node 1")).collect();
         let until = 4000 * SECOND;
