@@ -15,7 +15,7 @@ help:
 	@echo "              the report is jepsen/store/latest/index.html"
 	@echo "              CATALOG=postgres: with their catalog in a private PostgreSQL; SEED=7: the choices of an earlier run"
 	@echo "make jepsen-full  for an hour, as root: power losses, full, slow and damaged disks too"
-	@echo "              SECONDS=600, SCENARIO=full|overlap|power-loss-all|damage|default or a file (jepsen/scenarios)"
+	@echo "              SECONDS=600, SCENARIO=full|overlap|outages|power-loss-all|damage|default or a file (jepsen/scenarios)"
 	@echo "make lint     format check and clippy"
 	@echo "make bench    measure a release node; appends to bench/RESULTS.md"
 	@echo "make install  install the binary and the names of its roles into PREFIX (default /usr/local)"

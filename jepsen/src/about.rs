@@ -47,7 +47,7 @@ impl About {
             seed,
             seconds,
             catalog: catalog.to_owned(),
-            store: "local files".to_owned(),
+            store: if scenario.bucket { "an S3 server of this test" } else { "local files" }.to_owned(),
             version: version.trim().to_owned(),
             again: again(&commit, &args.scenario, seconds, seed, catalog),
             commit,

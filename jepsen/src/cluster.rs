@@ -5,22 +5,26 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
+use crate::bucket::{self, Bucket, Mode};
 use crate::clock::{self, Clocks};
 use crate::disk::{self, Disk, Disks};
 use crate::fault::Fault;
 use crate::link::{Links, Relay};
+use crate::outage::Lock;
 use crate::postgres::Server;
 use crate::random::Random;
 use crate::workload;
 
 pub(crate) const NODES: usize = 3;
 
+/// Both halves of the key to our bucket, which looks at none.
+const KEY: &str = "jepsen";
 /// How long a clock that was moved may take to show it.
 const CLOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a node may take until it is ready.
@@ -66,6 +70,13 @@ pub(crate) enum Cut {
     DiskFirst(Duration),
 }
 
+/// Sums of indexes over all groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) committed: u64,
+    pub(crate) flushed: u64,
+}
+
 /// Where nodes keep what they write.
 pub(crate) struct Place<'a> {
     /// What they write, and what they say, is below it.
@@ -73,6 +84,8 @@ pub(crate) struct Place<'a> {
     pub(crate) catalog: Catalog,
     /// Each node has a disk of its own, if that can be.
     pub(crate) disks: bool,
+    /// The tables are in a bucket of our own.
+    pub(crate) bucket: bool,
     /// Several segments, and none for long: damage is noticed, or goes with its segment.
     pub(crate) small_log: bool,
 }
@@ -103,27 +116,35 @@ pub(crate) struct Cluster {
     /// Or why clocks cannot be moved here.
     clocks: Result<Clocks, String>,
     /// `None` when the catalog is in SQLite.
-    postgres: Option<Server>,
+    postgres: Option<Arc<Server>>,
+    /// Somebody holds the catalog in SQLite locked.
+    lock: Mutex<Option<Lock>>,
+    /// `None` when tables are local files.
+    bucket: Option<Bucket>,
     pub(crate) http: reqwest::Client,
 }
 
 impl Cluster {
     /// Starts nodes.
     pub(crate) async fn start(binary: &Path, place: Place<'_>, random: &Random) -> anyhow::Result<Self> {
-        let Place { dir, catalog, disks, small_log } = place;
+        let Place { dir, catalog, disks, bucket, small_log } = place;
         let free = free_ports(5 * NODES + 1)?;
         let ports: [[u16; 5]; NODES] = std::array::from_fn(|node| std::array::from_fn(|at| free[5 * node + at]));
         let postgres = match catalog {
             Catalog::Sqlite => None,
             Catalog::Postgres => {
                 let (port, log) = (free[5 * NODES], dir.join("postgres.log"));
-                Some(tokio::task::spawn_blocking(move || Server::start(port, &log)).await??)
+                Some(Arc::new(tokio::task::spawn_blocking(move || Server::start(port, &log)).await??))
             }
         };
         let clocks = Clocks::find(dir).map_err(|error| format!("{error:#}"));
         let disks = match disks {
             true => make_disks(dir).await?,
             false => Err("the scenario wants none".to_owned()),
+        };
+        let bucket = match bucket {
+            true => Some(Bucket::start(&dir.join("shared/bucket"), random.next()).await?),
+            false => None,
         };
         let (links, mut relays) = (Links::default(), BTreeMap::new());
         for (from, to) in pairs() {
@@ -146,6 +167,8 @@ impl Cluster {
             small_log,
             clocks,
             postgres,
+            lock: Mutex::default(),
+            bucket,
             http,
         };
         cluster.reset_clocks()?;
@@ -173,18 +196,21 @@ impl Cluster {
             Some(server) => (server.address(), server.address()),
             None => (self.sqlite("catalog"), self.sqlite("signaldb")),
         };
+        let store = match &self.bucket {
+            Some(bucket) => in_bucket(&bucket.endpoint()),
+            None => vec!["type=filesystem".to_owned(), format!("url=file://{}/storage", shared.display())],
+        };
         let mut settings = vec![
             format!("node.id={}", node + 1),
             "cluster.name=jepsen".to_owned(),
             format!("cluster.peers=[{}]", peers.join(",")),
             format!("schema.catalog_uri={catalog}"),
             format!("database.dsn={database}"),
-            "storage.adapters.local.type=filesystem".to_owned(),
-            format!("storage.adapters.local.url=file://{}/storage", shared.display()),
             "flush.interval=500ms".to_owned(),
             "flush.max_interval=500ms".to_owned(),
             "wal.disk_reserve=64MiB".to_owned(),
         ];
+        settings.extend(store.into_iter().map(|setting| format!("storage.adapters.local.{setting}")));
         if self.small_log {
             settings.extend(["wal.max_segment_size=256KiB".to_owned(), "wal.keep_flushed=20s".to_owned()]);
         }
@@ -214,17 +240,23 @@ impl Cluster {
     /// How PyIceberg opens a table of a tenant: as Python that makes `table`. Blocking.
     pub(crate) fn pyiceberg(&self, tenant: &str, table: &str) -> anyhow::Result<String> {
         let namespace = format!("{tenant}.default");
+        let store = self.bucket.as_ref().map_or_else(String::new, |bucket| {
+            format!(
+                "'s3.endpoint': '{}', 's3.region': 'us-east-1', 's3.access-key-id': '{KEY}', 's3.secret-access-key': '{KEY}'",
+                bucket.endpoint()
+            )
+        });
         Ok(match &self.postgres {
             None => format!(
                 "from pyiceberg.catalog import load_catalog
-catalog = load_catalog('signaldb', type='sql', uri='sqlite:///{}/shared/catalog.db')
+catalog = load_catalog('signaldb', type='sql', uri='sqlite:///{}/shared/catalog.db', **{{{store}}})
 table = catalog.load_table(('{namespace}', '{table}'))",
                 self.dir.display()
             ),
             // Its catalog would need a driver that nothing else here needs.
             Some(server) => format!(
                 "from pyiceberg.table import StaticTable
-table = StaticTable.from_metadata('{}')",
+table = StaticTable.from_metadata('{}', {{{store}}})",
                 server.metadata_location(&namespace, table)?
             ),
         })
@@ -412,7 +444,15 @@ table = StaticTable.from_metadata('{}')",
         let disks =
             || Some(format!("root, loop devices and ext4 (sudo make jepsen-full): {}", self.disks.as_ref().err()?));
         let clocks = || Some(format!("clocks that can be moved: {}", self.clocks.as_ref().err()?));
-        fault.needs_disks().then(disks).or_else(|| fault.moves_clocks().then(clocks)).flatten()
+        match fault {
+            fault if fault.needs_disks() => disks(),
+            fault if fault.moves_clocks() => clocks(),
+            // PostgreSQL is stopped instead.
+            Fault::CatalogDown if self.postgres.is_none() => {
+                Lock::try_out().err().map(|error| format!("python3 with sqlite3: {error:#}"))
+            }
+            _ => None,
+        }
     }
 
     /// A node's own disk.
@@ -490,6 +530,8 @@ table = StaticTable.from_metadata('{}')",
         }
         self.links.heal();
         self.reset_clocks()?;
+        self.set_store(Mode::Works);
+        self.set_catalog(true).await?;
         for node in 0..NODES {
             self.signal(node, "-CONT");
             self.revive(node)?;
@@ -500,8 +542,74 @@ table = StaticTable.from_metadata('{}')",
         Ok(())
     }
 
+    /// Has the catalog take commits, or none. Waits for its turn.
+    pub(crate) async fn set_catalog(&self, works: bool) -> anyhow::Result<()> {
+        if let Some(server) = self.postgres.clone() {
+            let work = move || match works {
+                true => server.go_on(),
+                false => {
+                    server.stop();
+                    Ok(())
+                }
+            };
+            return tokio::task::spawn_blocking(work).await?;
+        }
+        let before = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let shared = self.dir.join("shared");
+        let work = move || {
+            drop(before);
+            let databases = ["catalog.db", "signaldb.db"].map(|file| shared.join(file));
+            let databases: Vec<&Path> = databases.iter().map(PathBuf::as_path).collect();
+            (!works).then(|| Lock::take(&databases)).transpose()
+        };
+        let lock = tokio::task::spawn_blocking(work).await??;
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = lock;
+        Ok(())
+    }
+
+    /// How the store of the tables behaves from now on; local files always work.
+    pub(crate) fn set_store(&self, mode: Mode) {
+        if let Some(bucket) = &self.bucket {
+            bucket.set(mode);
+        }
+    }
+
+    /// Requests that the store refused or lied about so far.
+    pub(crate) fn store_disturbed(&self) -> u64 {
+        self.bucket.as_ref().map_or(0, Bucket::disturbed)
+    }
+
+    /// How far all groups together are committed, and how far they are in the tables, as far as nodes answer.
+    pub(crate) async fn progress(&self) -> Progress {
+        let mut groups: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for node in 0..NODES {
+            let Some(state) = self.state(node).await else { continue };
+            for group in state["groups"].as_array().into_iter().flatten() {
+                let number = |name: &str| group[name].as_u64().unwrap_or(0);
+                let (committed, flushed) = groups.entry(number("group")).or_default();
+                *committed = (*committed).max(number("commit_index"));
+                *flushed = (*flushed).max(number("flushed_index"));
+            }
+        }
+        let sum = |of: fn(&(u64, u64)) -> u64| groups.values().map(of).sum::<u64>();
+        Progress { committed: sum(|(committed, _)| *committed), flushed: sum(|(_, flushed)| *flushed) }
+    }
+
+    /// Has the leader of the busiest group give it away; whether it did. `None` when nobody leads.
+    pub(crate) async fn move_leader(&self) -> Option<bool> {
+        let (group, leader) = self.busiest().await?;
+        let url = self.url(leader, "/api/v1/admin/transfer-leader");
+        let asked = self.http.post(url).timeout(Duration::from_secs(5)).json(&json!({"group": group})).send().await;
+        Some(asked.is_ok_and(|answer| answer.status().is_success()))
+    }
+
     /// The node that leads the group which acknowledged last, as the first node that answers sees it.
     pub(crate) async fn leader(&self) -> Option<usize> {
+        self.busiest().await.map(|(_, leader)| leader)
+    }
+
+    /// That group, and that node.
+    async fn busiest(&self) -> Option<(u64, usize)> {
         for node in 0..NODES {
             let Some(state) = self.state(node).await else { continue };
             let groups = state["groups"].as_array()?;
@@ -509,7 +617,7 @@ table = StaticTable.from_metadata('{}')",
             let busy = groups.iter().find(|group| last > 0 && group["group"] == last);
             let busy = busy.or_else(|| groups.iter().max_by_key(|group| group["last_log_index"].as_u64()))?;
             if let Some(leader) = busy["leader"].as_u64() {
-                return usize::try_from(leader).ok()?.checked_sub(1);
+                return Some((busy["group"].as_u64()?, usize::try_from(leader).ok()?.checked_sub(1)?));
             }
         }
         None
@@ -551,6 +659,20 @@ impl Drop for Cluster {
             self.kill(node);
         }
     }
+}
+
+/// Settings of an adapter for our bucket.
+fn in_bucket(endpoint: &str) -> Vec<String> {
+    let options = [
+        format!("endpoint={endpoint}"),
+        "allow_http=true".to_owned(),
+        "region=us-east-1".to_owned(),
+        format!("access_key_id={KEY}"),
+        format!("secret_access_key={KEY}"),
+        "timeout=10s".to_owned(),
+    ];
+    let store = ["type=s3".to_owned(), format!("url=s3://{}", bucket::NAME)];
+    store.into_iter().chain(options.into_iter().map(|option| format!("options.{option}"))).collect()
 }
 
 pub(crate) fn pairs() -> impl Iterator<Item = (usize, usize)> {

@@ -46,10 +46,18 @@ pub(crate) enum Fault {
     /// A sealed segment, of a node that does not run, is shorter than it was. Not the newest one: where its end is nobody
     /// wrote down, so that a lost end looks like a write that a kill cut short.
     TruncateSegment,
+    /// The catalog's database takes no commits; writes go on.
+    CatalogDown,
+    /// The store of the tables refuses everything; writes go on.
+    StoreDown,
+    /// The store does what it is told, and mostly says that it failed.
+    StoreLies,
+    /// The leadership of the busiest group is given away, again and again.
+    TransferStorm,
 }
 
 /// Every kind, as reports list them.
-pub(crate) const ALL: [Fault; 22] = [
+pub(crate) const ALL: [Fault; 26] = [
     Fault::KillLeader,
     Fault::IsolateLeader,
     Fault::PauseLeader,
@@ -72,6 +80,10 @@ pub(crate) const ALL: [Fault; 22] = [
     Fault::SlowDisk,
     Fault::BitFlip,
     Fault::TruncateSegment,
+    Fault::CatalogDown,
+    Fault::StoreDown,
+    Fault::StoreLies,
+    Fault::TransferStorm,
 ];
 
 /// Where a fault is made.
@@ -119,6 +131,10 @@ impl Fault {
             Self::SlowDisk => "the disk answers in bursts only",
             Self::BitFlip => "one bit of one segment of a node's log is flipped",
             Self::TruncateSegment => "a sealed segment of a node's log is cut short",
+            Self::CatalogDown => "the catalog's database takes no commits",
+            Self::StoreDown => "the store of the tables refuses everything",
+            Self::StoreLies => "the store of the tables does what it is told, and answers 500 to three of four writes",
+            Self::TransferStorm => "the leadership of the busiest group is given away, again and again",
         }
     }
 
@@ -131,7 +147,14 @@ impl Fault {
             | Self::Slow
             | Self::ClockJumpBeforeRetry
             | Self::PowerLossLeader => Target::Leader,
-            Self::KillAll | Self::RollingRestart | Self::PowerLossAll | Self::Reset => Target::All,
+            Self::KillAll
+            | Self::RollingRestart
+            | Self::PowerLossAll
+            | Self::Reset
+            | Self::CatalogDown
+            | Self::StoreDown
+            | Self::StoreLies
+            | Self::TransferStorm => Target::All,
             Self::Kill
             | Self::Pause
             | Self::IsolateOne
@@ -165,6 +188,21 @@ impl Fault {
                 | Self::RollingRestart
                 | Self::PowerLossAll
         )
+    }
+
+    /// It takes away what holds the tables.
+    pub(crate) fn takes_tables(self) -> bool {
+        matches!(self, Self::CatalogDown | Self::StoreDown | Self::StoreLies)
+    }
+
+    /// It needs tables in a bucket of our own (see [`crate::bucket`]).
+    pub(crate) fn needs_bucket(self) -> bool {
+        matches!(self, Self::StoreDown | Self::StoreLies)
+    }
+
+    /// It asks nodes to give leaderships away.
+    pub(crate) fn moves_leaders(self) -> bool {
+        matches!(self, Self::TransferStorm)
     }
 
     /// It stops processes, or does something to their disks.

@@ -7,6 +7,7 @@
 //! Start with [`run`]; [`scenario`] says what there is to choose, [`page`] shows what happened.
 
 mod about;
+mod bucket;
 mod checker;
 mod clock;
 mod cluster;
@@ -19,6 +20,7 @@ mod invariants;
 mod leaders;
 mod link;
 mod nemesis;
+mod outage;
 mod page;
 mod postgres;
 mod random;
@@ -44,7 +46,7 @@ struct Args {
     /// The release binary to test.
     #[arg(long)]
     node: PathBuf,
-    /// What happens: default, full, overlap, power-loss-all, damage, or a file like those in jepsen/scenarios.
+    /// What happens: default, full, overlap, power-loss-all, damage, outages, or a file like those in jepsen/scenarios.
     #[arg(long, default_value = "default")]
     scenario: String,
     /// How long faults go on, seconds; the scenario says it by default.

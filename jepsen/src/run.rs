@@ -77,7 +77,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     println!("scenario {}: {}", scenario.name, scenario.about);
     println!("seed {seed}, history and logs in {}", store.dir().display());
     let small_log = scenario.faults.iter().any(|one| one.fault.damages());
-    let place = Place { dir: store.dir(), catalog: args.catalog, disks: scenario.disks, small_log };
+    let place =
+        Place { dir: store.dir(), catalog: args.catalog, disks: scenario.disks, bucket: scenario.bucket, small_log };
     let cluster = Arc::new(Cluster::start(&args.node, place, &random).await?);
     let (weights, mut left_out) = possible(&scenario, &cluster);
     anyhow::ensure!(!weights.is_empty(), "none of the scenario's faults can be made here: {left_out:?}");

@@ -8,12 +8,13 @@ use serde::Deserialize;
 use crate::fault::Fault;
 
 /// Those that are part of the program, by name.
-const BUILT_IN: [(&str, &str); 5] = [
+const BUILT_IN: [(&str, &str); 6] = [
     ("default", include_str!("../scenarios/default.toml")),
     ("full", include_str!("../scenarios/full.toml")),
     ("overlap", include_str!("../scenarios/overlap.toml")),
     ("power-loss-all", include_str!("../scenarios/power-loss-all.toml")),
     ("damage", include_str!("../scenarios/damage.toml")),
+    ("outages", include_str!("../scenarios/outages.toml")),
 ];
 
 /// One scenario.
@@ -32,6 +33,9 @@ pub(crate) struct Scenario {
     /// Each node has a disk of its own, which needs root. Where that cannot be, the faults that need it are left out.
     #[serde(default)]
     pub(crate) disks: bool,
+    /// The tables are in a bucket that can fail, not on local files.
+    #[serde(default)]
+    pub(crate) bucket: bool,
     /// The level that clients ask for.
     #[serde(default)]
     pub(crate) ack: Ask,
@@ -101,6 +105,9 @@ impl Scenario {
         if let Some(fault) = faults.iter().find(|fault| fault.needs_disks() && !scenario.disks) {
             bail!("{fault:?} needs disks = true");
         }
+        if let Some(fault) = faults.iter().find(|fault| fault.needs_bucket() && !scenario.bucket) {
+            bail!("{fault:?} needs bucket = true");
+        }
         Ok(scenario)
     }
 
@@ -151,11 +158,21 @@ mod tests {
     }
 
     #[test]
+    fn an_hour_of_everything_has_every_kind_but_the_one_that_may_lose() {
+        let scenario = Scenario::load("full").expect("is sound");
+        let missing =
+            crate::fault::ALL.into_iter().filter(|fault| scenario.faults.iter().all(|one| one.fault != *fault));
+        assert_eq!(missing.collect::<Vec<_>>(), [Fault::PowerLossAll]);
+        assert_eq!(scenario.seconds, 3600);
+    }
+
+    #[test]
     fn mistakes_are_refused_and_named() {
         for (lines, part) in [
             (format!("{TIMES}faults = []"), "weight"),
             (format!("{TIMES}faults = [{{ fault = \"kill\" }}, {{ fault = \"kill\" }}]"), "twice"),
             (format!("{TIMES}faults = [{{ fault = \"power-loss\" }}]"), "disks = true"),
+            (format!("{TIMES}faults = [{{ fault = \"store-lies\" }}]"), "bucket = true"),
             (format!("{TIMES}faults = [{{ fault = \"earthquake\" }}]"), "earthquake"),
             (format!("{TIMES}at_once = 0\nfaults = [{{ fault = \"kill\" }}]"), "at_once"),
             (format!("{TIMES}colour = 1\nfaults = [{{ fault = \"kill\" }}]"), "colour"),

@@ -133,6 +133,21 @@ pub(crate) fn utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
+/// As XML has it.
+pub(crate) fn iso_date(seconds: u64) -> String {
+    let [year, month, day, hour, minute, second] = civil(seconds);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// As HTTP has it.
+pub(crate) fn http_date(seconds: u64) -> String {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let [year, month, day, hour, minute, second] = civil(seconds);
+    let (name, month) = (DAYS[(seconds / 86_400 % 7) as usize], MONTHS[month as usize - 1]);
+    format!("{name}, {day:02} {month} {year:04} {hour:02}:{minute:02}:{second:02} GMT")
+}
+
 /// Year, month, day, hour, minute and second of a time since 1970.
 /// Source: Hinnant, chrono-Compatible Low-Level Date Algorithms, civil_from_days.
 fn civil(seconds: u64) -> [u64; 6] {
@@ -166,6 +181,9 @@ mod tests {
             assert_eq!(utc(seconds), expected);
         }
         assert_eq!(dir_name(1_767_225_599), "20251231T235959Z");
+        assert_eq!(iso_date(1_767_225_599), "2025-12-31T23:59:59Z");
+        assert_eq!(http_date(1_767_225_599), "Wed, 31 Dec 2025 23:59:59 GMT");
+        assert_eq!(http_date(951_782_400), "Tue, 29 Feb 2000 00:00:00 GMT");
     }
 
     #[test]
