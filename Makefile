@@ -4,12 +4,13 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ENV := . scripts/env.sh;
 
-.PHONY: help deps test-deps jepsen-deps run cluster test test-deployment jepsen jepsen-full lint bench install clean
+.PHONY: help deps test-deps jepsen-deps run cluster test mutations test-deployment jepsen jepsen-full lint bench install clean
 
 help:
 	@echo "make run      build the release binary and run one node on loopback (data in .data/)"
 	@echo "make cluster  three nodes as three processes on this machine, until Ctrl-C (data in .data/cluster/)"
 	@echo "make test     run every test that CI runs"
+	@echo "make mutations  break the server on purpose, in one way after the other, and see that a test notices each"
 	@echo "make test-deployment  one node, and three with PostgreSQL and S3: an export and a query, on the release binary"
 	@echo "make jepsen   break three release nodes for two minutes and judge what they did (exit 0 valid, 1 invalid, 2 unknown);"
 	@echo "              the report is jepsen/store/latest/index.html"
@@ -44,6 +45,11 @@ test: test-deps
 	export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
 	cargo test --locked --workspace
 
+# The same build as for `make test`; the tests of the modules named so.
+mutations: test-deps
+	@$(ENV) cargo build --locked --workspace --all-targets; \
+	cargo test --locked --workspace -- mutations::
+
 test-deployment: test-deps
 	@scripts/test-deployment.sh
 
@@ -68,7 +74,8 @@ jepsen-full: jepsen-deps
 	  --scenario "$(SCENARIO)" $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
 
 lint: deps
-	@$(ENV) cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings
+	@$(ENV) cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings; \
+	cargo clippy --locked -p signaldb-model -- -D warnings # As releases have it: without mutations.
 
 bench: test-deps
 	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench -p signaldb-jepsen; \

@@ -1,4 +1,9 @@
 //! Commits that are not flushes: on exactly one base, again while others win, and never instead of a flush.
+//!
+//! When another commit was first, only metadata and manifests are made anew, on what that commit left; the data files that a
+//! commit adds stay as they were written.
+
+use std::collections::HashMap;
 
 use iceberg::ErrorKind;
 use iceberg::spec::TableMetadata;
@@ -15,6 +20,10 @@ use crate::retry::draw;
 
 /// After the first lost swap this many times the configured pause; a flush looks again after a tenth of that and wins.
 const PATIENCE: u32 = 2;
+/// A commit that adds data files is tried so many times as often as others: writing them again would cost more.
+const REBASES: u32 = 8;
+/// After so many attempts pauses grow no longer: what wins is another attempt, not a longer wait.
+const PAUSES_GROW: u32 = 5;
 
 /// How a commit ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +35,7 @@ pub(crate) enum Committed {
 }
 
 /// Commits `change`. `files` names the data files that it adds: they are given up when they are too old, because whoever
-/// collects orphans may take them for such.
+/// collects orphans may take them for such. Until then they are worth many attempts.
 ///
 /// # Errors
 /// Catalog, store or metadata. The commit may have happened all the same: plan anew from what the table says.
@@ -38,8 +47,12 @@ pub(crate) async fn commit(
     files: Option<Uuid>,
 ) -> Result<Committed, LakeError> {
     let retry = &lake.config().retry;
+    let attempts = if files.is_some() { retry.max_attempts.saturating_mul(REBASES) } else { retry.max_attempts };
     let mut unknown: Option<String> = None;
-    for attempt in 1..=retry.max_attempts {
+    let mut read = HashMap::new();
+    for attempt in 1..=attempts {
+        // From here to the swap nobody else on this node comes between.
+        let turn = lake.commit_turns().take([id.clone()]).await;
         let Some(base) = lake.pointers().load(&id.namespace(), table.name()).await? else {
             return Ok(Committed::Overtaken);
         };
@@ -48,7 +61,7 @@ pub(crate) async fn commit(
             return Ok(Committed::Done { location });
         }
         let change = Change { add_columns: schema::of(table).columns.clone(), ..change.clone() };
-        let staged = match lake.stage(&metadata, &base, change).await {
+        let staged = match lake.restage(&metadata, &base, change, &mut read).await {
             Err(LakeError::Iceberg(error)) if error.kind() == ErrorKind::PreconditionFailed => {
                 return Ok(Committed::Overtaken);
             }
@@ -74,7 +87,8 @@ pub(crate) async fn commit(
             }
             Err(error) => return Err(error.into()),
         }
-        let pause = retry.pause_from(retry.initial_delay * PATIENCE, attempt, draw());
+        drop(turn);
+        let pause = retry.pause_from(retry.initial_delay * PATIENCE, attempt.min(PAUSES_GROW), draw());
         crate::metrics::note_retry(if unknown.is_some() { "unknown" } else { "conflict" }, pause);
         tokio::time::sleep(pause).await;
     }

@@ -18,6 +18,7 @@ pub struct LakeConfig {
     pub log_bytes_max: Option<usize>,
     /// Tables of one flush whose files are written at the same time. Default 4.
     pub concurrency: usize,
+    pub batch: BatchConfig,
     /// How long parsed metadata and manifests that nobody asks for are kept. Default 5 min; zero keeps none.
     pub cache_ttl: Duration,
     pub retry: RetryConfig,
@@ -27,10 +28,20 @@ pub struct LakeConfig {
     pub retention: RetentionConfig,
 }
 
+/// Rows of a flush that are sorted together, in memory. Each batch is a data file for each of its days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchConfig {
+    /// Default 1,000,000.
+    pub rows_max: usize,
+    /// Default 512 MiB, which is the most.
+    pub bytes_max: usize,
+}
+
 /// How commits and flushes that failed are tried again.
 #[derive(Debug, Clone)]
 pub struct RetryConfig {
-    /// Attempts of one commit while others win, before it counts as failed. Flushes are tried again for ever. Default 5.
+    /// Attempts of one commit while others win, before it counts as failed; a compaction has eight times as many, before its
+    /// files are given up. Flushes are tried again for ever. Default 5.
     pub max_attempts: u32,
     /// Pause after the first failure, half of it drawn. Default 100 ms.
     pub initial_delay: Duration,
@@ -79,6 +90,12 @@ pub struct RetentionRule {
     pub keep: Option<Duration>,
 }
 
+impl Default for BatchConfig {
+    fn default() -> Self {
+        Self { rows_max: 1_000_000, bytes_max: 512 << 20 }
+    }
+}
+
 impl Default for RetryConfig {
     fn default() -> Self {
         Self {
@@ -118,6 +135,7 @@ impl Default for LakeConfig {
             memtable_bytes_max: 1 << 30,
             log_bytes_max: None,
             concurrency: 4,
+            batch: BatchConfig::default(),
             cache_ttl: Duration::from_secs(300),
             retry: RetryConfig::default(),
             lone_voter: true,

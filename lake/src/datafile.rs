@@ -24,13 +24,16 @@ use signaldb_signals::promoted::{self, Promoted};
 use signaldb_signals::schema::{self, ColumnKind};
 use signaldb_signals::{Rows, SignalTable, found_in_map, promoted_into};
 
+use crate::config::BatchConfig;
 use crate::error::LakeError;
 use crate::names;
 use crate::table::SORT_ORDER_ID;
 
+mod batches;
+
+use batches::batches;
+
 const ROW_GROUP_ROWS_MAX: usize = 128 << 10;
-/// Memory of rows that are sorted together, bytes.
-const RUN_BYTES_MAX: usize = 512 << 20;
 /// Rows whose resources and scopes are spread at a time.
 const SPREAD_ROWS_MAX: usize = 4096;
 /// An entry of the log is at most 8 MiB, so is what one row shares: the columns of such a chunk stay below 2 GiB.
@@ -86,20 +89,34 @@ pub(crate) struct EncodedFile {
     pub(crate) entry: DataFile,
 }
 
-/// Sorts rows, splits them by day of `timestamp`, and encodes one file a day and run. `name` gives the location of
-/// file `n`; each file goes to `done` before the next is encoded, so that one is in memory at a time.
+/// As [`encode_in`], with as few files as there can be.
 ///
 /// # Errors
-/// When Arrow or Parquet refuse, or `done` does.
+/// As there.
 pub(crate) fn encode(
     table: SignalTable,
     parts: &[Rows],
     name: impl Fn(usize, i32) -> String,
     done: &mut dyn FnMut(EncodedFile) -> Result<(), LakeError>,
 ) -> Result<(), LakeError> {
+    encode_in(BatchConfig::WHOLE, table, parts, name, done)
+}
+
+/// Sorts rows, batch by batch, splits them by day of `timestamp`, and encodes one file a day and batch. `name` gives the
+/// location of file `n`; each file goes to `done` before the next is encoded, so that one is in memory at a time.
+///
+/// # Errors
+/// When Arrow or Parquet refuse, or `done` does.
+pub(crate) fn encode_in(
+    limit: BatchConfig,
+    table: SignalTable,
+    parts: &[Rows],
+    name: impl Fn(usize, i32) -> String,
+    done: &mut dyn FnMut(EncodedFile) -> Result<(), LakeError>,
+) -> Result<(), LakeError> {
     let mut n = 0;
-    for run in runs(parts) {
-        let Some(rows) = Rows::concat(&run)? else { continue };
+    for batch in batches(parts, limit) {
+        let Some(rows) = Rows::concat(&batch.iter().collect::<Vec<_>>())? else { continue };
         for (day, order) in split_by_day(&rows, &sort(table, &rows)?)? {
             done(encode_file(table, &rows, &order, day, name(n, day))?)?;
             n += 1;
@@ -120,21 +137,6 @@ pub fn data_files_of(table: SignalTable, parts: &[Rows]) -> Result<Vec<Bytes>, L
     };
     encode(table, parts, |n, day| format!("memory:///{day}-{n}.parquet"), &mut keep)?;
     Ok(files)
-}
-
-/// Parts that are sorted together; no column of a run comes near the 2 GiB that Arrow's offsets can address.
-fn runs(parts: &[Rows]) -> Vec<Vec<&Rows>> {
-    let mut runs: Vec<Vec<&Rows>> = Vec::new();
-    let mut bytes = RUN_BYTES_MAX;
-    for part in parts {
-        bytes += part.memory_bytes();
-        if bytes > RUN_BYTES_MAX {
-            runs.push(Vec::new());
-            bytes = part.memory_bytes();
-        }
-        runs.last_mut().unwrap_or_else(|| unreachable!("a run was begun")).push(part);
-    }
-    runs
 }
 
 fn sort(table: SignalTable, rows: &Rows) -> Result<UInt32Array, LakeError> {
@@ -220,8 +222,8 @@ fn properties(table: SignalTable, density: Density) -> WriterProperties {
     let mut builder = WriterProperties::builder()
         .set_compression(density.compression())
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
-        // Bounds of map entries and nested leaves help nobody and cost a comparison a value.
-        .set_statistics_enabled(EnabledStatistics::None);
+        // Of map entries and nested leaves only for the size of their texts, which whoever reads the file in batches needs.
+        .set_statistics_enabled(EnabledStatistics::Chunk);
     for column in &schema::of(table).columns {
         let path = ColumnPath::from(column.name.as_str());
         if bounded(table, &column.name) {

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, TryStreamExt, stream};
 use iceberg::spec::{DataFile, Snapshot, TableMetadata};
 use signaldb_catalog::{CatalogError, Swap, SwapOutcome};
+use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{GroupId, TableId, UnixNanos};
 use signaldb_raft::{Command, Group, GroupState, WriteError};
 use signaldb_signals::schema::{self, Column};
@@ -35,6 +36,8 @@ mod exactly_once;
 #[cfg(test)]
 mod foreign;
 mod mark;
+#[cfg(test)]
+mod mutations;
 mod settle;
 
 use mark::{FlushMark, MARK_PREFIX, lineage, mark_key};
@@ -349,7 +352,8 @@ impl Flusher {
         let mut unknown = None;
         for attempt in 1..=retry.max_attempts {
             let mut failed = None;
-            unknown = match self.try_commit(written, &mut failed).await? {
+            // Whoever lost once has files to commit, and need not lose again: the next attempt is made in turn.
+            unknown = match self.try_commit(written, attempt > 1, &mut failed).await? {
                 Attempt::Done(planned) => {
                     let tables = planned.len();
                     for plan in planned {
@@ -373,19 +377,32 @@ impl Flusher {
         Err(unknown.map_or(LakeError::Stopped("other commits won every attempt"), LakeError::Catalog))
     }
 
-    /// One attempt on the tables' current metadata.
+    /// One attempt on the tables' current metadata; `in_turn`: nobody else on this node comes between look and swap.
     ///
     /// A table that cannot be planned is left out and reported through `failed`: it must not stop its neighbours.
-    async fn try_commit(&self, written: &Written, failed: &mut Option<LakeError>) -> Result<Attempt, LakeError> {
+    async fn try_commit(
+        &self,
+        written: &Written,
+        in_turn: bool,
+        failed: &mut Option<LakeError>,
+    ) -> Result<Attempt, LakeError> {
+        let turn = match in_turn {
+            true => Some(self.lake.commit_turns().take(self.memtable.loads().into_keys()).await),
+            false => None,
+        };
         let plans = stream::iter(self.memtable.loads().into_keys()).map(|id| async move {
             let plan = Box::pin(self.plan(&id, written)).await;
             (id, plan)
         });
         let mut plans = plans.buffered(self.lake.config().concurrency.max(1));
-        let mut planned = Vec::new();
+        let (mut planned, mut tables) = (Vec::new(), Vec::new());
         while let Some((id, plan)) = plans.next().await {
             match plan {
-                Ok(plan) => planned.extend(plan),
+                Ok(Some(plan)) => {
+                    planned.push(plan);
+                    tables.push(id);
+                }
+                Ok(None) => {}
                 // Catalog and store are everybody's: the cut waits for them.
                 Err(error @ (LakeError::Catalog(_) | LakeError::Store(_))) => return Err(error),
                 Err(error) => {
@@ -416,6 +433,11 @@ impl Flusher {
             written.encoded().clear();
             return Ok(Attempt::Lost);
         }
+        // Without it, files are written beside others' commits; but not in the way of one that is nearly done.
+        let _turn = match turn {
+            Some(turn) => turn,
+            None => self.lake.commit_turns().take(tables).await,
+        };
         match self.lake.swap(&swaps).await {
             Ok(SwapOutcome::Moved) => Ok(Attempt::Done(planned)),
             Ok(SwapOutcome::Conflict) => Ok(Attempt::Lost),
@@ -444,7 +466,10 @@ impl Flusher {
             Found::Ours { location, metadata } => (location, metadata),
             Found::Lost(reason) => return self.put_aside(id, table, &view, hi, rows, reason).await.map(Some),
         };
-        let done = self.flushed_index(&metadata, id)?.max(view.floor);
+        let done = match mutation::active(Mutation::FlushWithoutWatermark) {
+            true => view.watermark,
+            false => self.flushed_index(&metadata, id)?.max(view.floor),
+        };
         let version = table::version_of(&location);
         // The view is older than what the catalog said: only from outside can it be ahead.
         if done < view.watermark || version < view.version {
@@ -586,12 +611,13 @@ impl Flusher {
     ) -> Result<Vec<DataFile>, LakeError> {
         // One file waits while the next is encoded: rows of very many days must not pile up in memory as files.
         let (sender, mut files) = mpsc::channel(1);
+        let batch = self.lake.config().batch;
         let encode = move || -> Result<(), LakeError> {
             let rows: Vec<Rows> = rows.into_iter().map(|batch| batch.rows).collect();
             let mut done = |file: EncodedFile| {
                 sender.blocking_send(file).map_err(|_| LakeError::Stopped("the data file's write failed"))
             };
-            datafile::encode(table, &rows, name, &mut done)
+            datafile::encode_in(batch, table, &rows, name, &mut done)
         };
         let encoding = self.lake.cpu().spawn_blocking(encode);
         let mut entries = Vec::new();

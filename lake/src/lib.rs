@@ -32,8 +32,9 @@ mod storage;
 mod table;
 #[cfg(test)]
 mod testing;
+mod turns;
 
-pub use config::{CompactionConfig, LakeConfig, RetentionConfig, RetentionRule, RetryConfig};
+pub use config::{BatchConfig, CompactionConfig, LakeConfig, RetentionConfig, RetentionRule, RetryConfig};
 pub use datafile::{data_files_of, is_whole};
 pub use error::LakeError;
 pub use flush::flush_of;

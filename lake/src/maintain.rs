@@ -213,12 +213,22 @@ impl Visit<'_> {
         let version = table::version_of(&location);
         let known = self.group.with_state(|state| state.tables.get(self.id).map_or(-1, |table| table.version));
         if version < known {
-            return Err(LakeError::Stopped("the catalog names an older version of the table than the log"));
+            return self.expect_ahead(known).await;
         }
         if version > known {
             let advanced = Command::TableAdvanced { table: self.id.clone(), version, location };
             self.group.propose_index(&advanced, PROPOSE_TIMEOUT).await?;
         }
         Ok(())
+    }
+
+    /// A flush that came after a look at the catalog may have been told of before it; or the table was put back.
+    async fn expect_ahead(&self, known: i64) -> Result<(), LakeError> {
+        let table = SignalTable::from_code(self.id.code).map_or("", SignalTable::name);
+        let location = self.lake.pointers().load(&self.id.namespace(), table).await?;
+        match location {
+            Some(location) if table::version_of(&location) >= known => Ok(()),
+            _ => Err(LakeError::Stopped("the catalog names an older version of the table than the log")),
+        }
     }
 }

@@ -46,6 +46,8 @@ pub(crate) struct TestLake {
     pub(crate) id: TableId,
     pub(crate) faults: Arc<Faults>,
     pub(crate) pointers: Arc<FaultyPointers>,
+    /// Without faults.
+    store: Store,
 }
 
 impl TestLake {
@@ -57,18 +59,27 @@ impl TestLake {
 
     pub(crate) fn over(config: LakeConfig, catalog: IcebergCatalog, store: Store) -> Self {
         // The store in memory stamps its files with the time of the machine.
-        let clock = Arc::new(ManualClock::new(SystemClock.now()));
+        Self::at(config, catalog, store, Arc::new(ManualClock::new(SystemClock.now())))
+    }
+
+    /// Another node: the same catalog, store and time, and nothing else in common.
+    pub(crate) fn elsewhere(&self) -> Self {
+        let (config, catalog) = (self.lake.config().clone(), self.lake.catalog().clone());
+        Self::at(config, catalog, self.store.clone(), Arc::clone(&self.clock))
+    }
+
+    fn at(config: LakeConfig, catalog: IcebergCatalog, store: Store, clock: Arc<ManualClock>) -> Self {
         let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
         let faults = Arc::new(Faults::default());
         let pointers = Arc::new(FaultyPointers::new(catalog.clone(), Arc::clone(&faults)));
-        let (way, store) = (Arc::<FaultyPointers>::clone(&pointers), store.with_faults(&faults));
-        let lake = Lake::with_pointers(config, catalog, way, store, shared, tokio::runtime::Handle::current());
+        let (way, faulty) = (Arc::<FaultyPointers>::clone(&pointers), store.with_faults(&faults));
+        let lake = Lake::with_pointers(config, catalog, way, faulty, shared, tokio::runtime::Handle::current());
         let id = TableId {
             tenant: TenantId::new("t").expect("name"),
             dataset: DatasetId::new("d").expect("name"),
             code: TABLE.code(),
         };
-        Self { lake, clock, id, faults, pointers }
+        Self { lake, clock, id, faults, pointers, store }
     }
 
     pub(crate) fn upkeep(&self) -> Upkeep<'_> {

@@ -6,13 +6,24 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use signaldb_model::mutation;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Config, Sources};
 use crate::{cluster, run, sql, table, wal};
 
+/// What `--version` says.
+const VERSION: &str = match mutation::BUILT_IN {
+    true => concat!(env!("CARGO_PKG_VERSION"), " WITH MUTATIONS: for tests only"),
+    false => env!("CARGO_PKG_VERSION"),
+};
+
 #[derive(Debug, Parser)]
-#[command(name = "signaldb", version, about = "An observability database: OTLP in, Raft log, Iceberg out, SQL at once")]
+#[command(
+    name = "signaldb",
+    version = VERSION,
+    about = "An observability database: OTLP in, Raft log, Iceberg out, SQL at once"
+)]
 struct Cli {
     #[command(flatten)]
     server: ServerArgs,
@@ -119,8 +130,12 @@ fn show(args: ServerArgs) -> anyhow::Result<()> {
 }
 
 fn serve(args: ServerArgs) -> anyhow::Result<()> {
+    let mutated = mutation::warning()?;
     let config = args.load().context("configuration")?;
     start_logging(&config)?;
+    if let Some(warning) = mutated {
+        tracing::error!("{warning}");
+    }
     for note in &config.notes {
         tracing::warn!("configuration: {note}");
     }

@@ -9,8 +9,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use signaldb_api::{App, AppDeps, Listeners, serve, serve_starting};
 use signaldb_catalog::{Access, CatalogError, Database, IcebergCatalog, PoolConfig, TenantConfig};
 use signaldb_lake::{
-    CompactionConfig, Lake, LakeConfig, RetentionConfig, RetentionRule, RetryConfig, S3Credentials, S3Options, Store,
-    StoreError,
+    BatchConfig, CompactionConfig, Lake, LakeConfig, RetentionConfig, RetentionRule, RetryConfig, S3Credentials,
+    S3Options, Store, StoreError,
 };
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
 use signaldb_query::{QueryConfig, QueryEngine};
@@ -145,6 +145,7 @@ impl Node {
             memtable_bytes_max: memory / 8,
             log_bytes_max: config.wal.max_unflushed.map(|limit| usize::try_from(limit.0).unwrap_or(usize::MAX)),
             concurrency: config.writer.batch.target_concurrent_batches,
+            batch: batch(&config.writer.batch),
             cache_ttl: cache_ttl(&config.writer.batch),
             retry: retry(&config.writer.retry),
             lone_voter: !config.cluster.is_replicated(),
@@ -306,6 +307,12 @@ fn retry(retry: &config::Retry) -> RetryConfig {
         max_delay: retry.max_delay.0,
         backoff_multiplier: retry.backoff_multiplier,
     }
+}
+
+fn batch(batch: &config::Batch) -> BatchConfig {
+    let rows_max = if batch.enable_auto_split { batch.max_rows_per_batch } else { usize::MAX };
+    let bytes_max = if batch.enable_auto_split { batch.max_memory_per_batch.0 } else { u64::MAX };
+    BatchConfig { rows_max, bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX) }
 }
 
 fn cache_ttl(batch: &config::Batch) -> Duration {

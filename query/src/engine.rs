@@ -21,6 +21,7 @@ use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::StreamExt;
 use signaldb_catalog::{Access, Identity};
 use signaldb_lake::{Lake, LakeError, MemBatch};
+use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{DatasetId, GroupId, NodeId, Position, TableId, TenantId};
 use signaldb_raft::{Group, Groups, Leadership, ReadError};
 use signaldb_signals::{SignalTable, schema};
@@ -48,6 +49,9 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 const LEADER_POLL: Duration = Duration::from_millis(50);
 /// How long a flush that somebody waits for may take.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a mutated query is held up between metadata and views: long enough for a flush.
+const MUTATED_PAUSE: Duration = Duration::from_millis(500);
 
 /// Batches that wait for a slow client; then the query waits.
 const OUTPUT_QUEUE: usize = 2;
@@ -369,6 +373,8 @@ impl Snapshotter {
             let message = format!("position {position} is not of a group that holds rows of the tenant");
             return Err(QueryError::new(QueryErrorKind::Invalid, message));
         }
+        let mutated = mutation::active(Mutation::ViewAfterMetadata);
+        let too_early = if mutated { Box::pin(self.location_too_early(&id, table)).await? } else { None };
         let mut views = Vec::new();
         for group in homes {
             let view = match self.view(&group, &id).await {
@@ -381,7 +387,8 @@ impl Snapshotter {
             views.extend(view.map(|view| (group, view)));
         }
         let mut stored = StoredTable::empty(schema::of(table));
-        let Some(location) = self.newest_location(&id, table, &views).await? else {
+        let newest = if mutated { too_early } else { self.newest_location(&id, table, &views).await? };
+        let Some(location) = newest else {
             for (_, view) in views {
                 let above = view.watermark;
                 view.rows_above(above, &mut stored);
@@ -394,7 +401,7 @@ impl Snapshotter {
             // The cut is the watermark of the metadata that is scanned, not the one that the view knew.
             let cut = self.lake.flushed_index(&metadata, cluster_id, group.id(), &id).map_err(lake_error)?;
             let cut = cut.max(view.floor);
-            if cut < view.watermark {
+            if cut < view.watermark && !mutated {
                 let message = format!("table {} went back behind its watermark {}", table.name(), view.watermark);
                 return Err(QueryError::new(QueryErrorKind::Unavailable, message));
             }
@@ -501,6 +508,13 @@ impl Snapshotter {
             location: view.location,
             rows: GroupRows::There(RemoteRows { lease, above: 0 }),
         }))
+    }
+
+    /// Of a mutated build: where the metadata is before any view is taken.
+    async fn location_too_early(&self, id: &TableId, table: SignalTable) -> Result<Option<String>, QueryError> {
+        let location = self.newest_location(id, table, &[]).await;
+        tokio::time::sleep(MUTATED_PAUSE).await;
+        location
     }
 
     /// The newest metadata that any view names; the catalog is asked only while no view names one.

@@ -9,6 +9,7 @@ use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::raft::AppendEntriesRequest;
+use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{AckLevel, Clock, GroupId, NodeId, Position};
 use signaldb_proto::peer;
 use signaldb_wal::Wal;
@@ -25,7 +26,7 @@ use crate::log_store::LogStore;
 use crate::metrics::{GroupMeters, SeenLeadership};
 use crate::network::Network;
 use crate::peers::{Lane, Peers};
-use crate::recovery::{Acks, Gate, StartDecision};
+use crate::recovery::{Acks, Gate, StartDecision, Trust};
 use crate::sink::ApplySink;
 use crate::state::GroupState;
 use crate::state_machine::{Shared, StateMachine};
@@ -194,7 +195,10 @@ impl Group {
             (false, true) => AckLevel::QuorumFsync,
             (false, false) => AckLevel::Quorum,
         };
-        let gate = Gate::new(decision);
+        let gate = match mutation::active(Mutation::SkipRecoveryGate) {
+            true => Gate::new(StartDecision { trust: Trust::Unsynced, ..decision }),
+            false => Gate::new(decision),
+        };
         let fallback = SyncFallback::default();
         let acks = Acks::new(decision.trust, level != AckLevel::Quorum);
         let log = LogStore::new(Arc::clone(&deps.wal), id, acks, fallback.clone());
@@ -484,6 +488,9 @@ impl Group {
         if self.is_recovering() {
             return Err(ReadError::NoLeader { group });
         }
+        if mutation::active(Mutation::StaleStrongRead) {
+            return Ok(self.status().applied_index);
+        }
         let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
         match linearizer {
             Ok(linearizer) => Ok(linearizer.read_log_id().index()),
@@ -622,7 +629,7 @@ fn raft_config(id: GroupId, config: &GroupConfig) -> Result<openraft::Config, St
         // A leader that hears nobody falls silent now and then, so that the others can elect.
         quorum_loss_probe_interval: Some(2 * millis(config.election_timeout.1)),
         // A restored leader could commit what it lost (DESIGN section 3, R4).
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(mutation::active(Mutation::LeaderRestore)),
         allow_log_reversion: Some(true),
         removed_leader_step_down: openraft::StepDownPolicy::Never,
         ..Default::default()

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
+use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{TableId, UnixNanos};
 
 use crate::command::{Append, Command, DecodeError, Decoder, Encoder};
@@ -139,7 +140,7 @@ impl GroupState {
     /// Returns the index of the first copy when the window holds the digest; then nothing changes.
     fn apply_append(&mut self, index: u64, append: &Append) -> Option<u64> {
         self.now = self.now.max(append.at);
-        if let Some((digest, window)) = append.dedup {
+        if let Some((digest, window)) = append.dedup.filter(|_| !mutation::active(Mutation::DedupOff)) {
             self.dedup.expire(self.now, Duration::from_secs(window.into()));
             if let Some(first) = self.dedup.get(&digest) {
                 return Some(first);
@@ -262,7 +263,8 @@ impl Captures {
             }
             _ => return None,
         }
-        let complete = self.0.iter().rev().find(|(_, capture)| capture.open.is_empty()).map(|(cut, _)| *cut)?;
+        let committed = |capture: &Capture| capture.open.is_empty() || mutation::active(Mutation::PurgePastWatermark);
+        let complete = self.0.iter().rev().find(|(_, capture)| committed(capture)).map(|(cut, _)| *cut)?;
         let later = self.0.split_off(&(complete + 1));
         let mut done = std::mem::replace(&mut self.0, later);
         done.remove(&complete).map(|capture| (complete, capture.state))

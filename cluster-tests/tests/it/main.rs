@@ -20,6 +20,7 @@ mod intake;
 mod large_requests;
 mod lifecycle;
 mod maintenance;
+mod mutations;
 mod named_tests;
 mod node;
 mod object_store;

@@ -9,8 +9,9 @@ use iceberg::spec::DataFile;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
+use parquet::basic::Type;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use parquet::file::reader::{ChunkReader, Length};
 use signaldb_signals::SignalTable;
 use signaldb_signals::schema::{self, TableSchema};
@@ -127,27 +128,21 @@ fn read_footer(store: &BlockingStore, location: &str, size: u64) -> Result<Parqu
 fn batch_rows(group: &RowGroupMetaData) -> usize {
     let sizes = || group.columns().iter().map(decoded_bytes);
     let rows = u64::try_from(group.num_rows()).unwrap_or(1).max(1);
-    // The rows of a batch may be the largest of all.
-    let most = match sizes().max() {
-        Some(largest) if largest > COLUMN_BYTES_MAX => SPREAD_ROWS_MIN as u64 / 2,
-        _ => BATCH_ROWS,
-    };
-    let all = sizes().fold(0, u64::saturating_add).max(1);
+    // The rows of a batch may be the largest of all, and files of other writers may not say how large any is.
+    let small = sizes().all(|size| size.is_some_and(|bytes| bytes <= COLUMN_BYTES_MAX));
+    let most = if small { BATCH_ROWS } else { SPREAD_ROWS_MIN as u64 / 2 };
+    let all = sizes().flatten().fold(0, u64::saturating_add).max(1);
     (BATCH_BYTES.saturating_mul(rows) / all).clamp(16, most) as usize
 }
 
-/// Bytes of a column in memory. Dictionaries make them many times those of the file.
-fn decoded_bytes(column: &parquet::file::metadata::ColumnChunkMetaData) -> u64 {
+/// Bytes of a column in memory, if the file says so, as ours do. Dictionaries make them many times those of the file.
+fn decoded_bytes(column: &ColumnChunkMetaData) -> Option<u64> {
     let values = u64::try_from(column.num_values()).unwrap_or(0);
     let texts = match column.column_type() {
-        parquet::basic::Type::BYTE_ARRAY => match column.unencoded_byte_array_data_bytes() {
-            Some(bytes) => u64::try_from(bytes).unwrap_or(0),
-            // Our files have it.
-            None => u64::MAX / 2,
-        },
+        Type::BYTE_ARRAY => u64::try_from(column.unencoded_byte_array_data_bytes()?).unwrap_or(0),
         _ => 0,
     };
-    texts.saturating_add(values.saturating_mul(16))
+    Some(texts.saturating_add(values.saturating_mul(16)))
 }
 
 /// The table's columns: those that the file does not have, because it is older than they are, are null.
@@ -198,5 +193,25 @@ impl ChunkReader for Chunk {
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
         self.slice(start, Some(length))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Draw, encode};
+
+    /// Rows a batch, for `count` small rows as this build writes them.
+    fn rows_a_batch(count: usize) -> usize {
+        let files = encode(&Draw(1).rows(0, count, 0), |n, day| format!("memory:///{day}-{n}.parquet"));
+        let footer = ParquetMetaDataReader::new().parse_and_finish(&files[0].content).expect("our own");
+        batch_rows(footer.row_group(0))
+    }
+
+    /// A batch costs the same however few rows it has: a file that does not say how large its texts are is read slowly.
+    #[test]
+    fn our_own_files_are_read_in_large_batches() {
+        let rows = rows_a_batch(5000);
+        assert!(rows > 1000, "{rows} rows a batch");
     }
 }

@@ -123,6 +123,19 @@ fn rows_are_split_by_day_and_sorted_by_time() {
 }
 
 #[test]
+fn each_batch_is_a_file_of_its_own() {
+    let rows = [spans(&[("a", 3), ("b", 1), ("c", 2)])];
+    let limit = BatchConfig { rows_max: 2, ..BatchConfig::WHOLE };
+    let mut counts = Vec::new();
+    let mut keep = |file: EncodedFile| {
+        counts.push((file.location, file.entry.record_count()));
+        Ok(())
+    };
+    encode_in(limit, TRACES, &rows, |n, _| format!("file:///{n}"), &mut keep).expect("encodes");
+    assert_eq!(counts, [("file:///0".to_owned(), 2), ("file:///1".to_owned(), 1)]);
+}
+
+#[test]
 fn long_texts_get_outward_bounds_over_all_row_groups() {
     let long = "z".repeat(100);
     let rows = spans(&[("a", 1), (&long, 2)]).to_batch().expect("small");

@@ -23,7 +23,8 @@ enum Next {
 /// A table with rows and marks, and one that each step's flush creates.
 const OLD: &str = "old";
 
-const FAULTS: [Fault; 4] = [Fault::Refused, Fault::CommitError, Fault::LostReply, Fault::Late];
+/// What leaves a doubt comes first: whoever takes it for a yes or a no is found out soon.
+const FAULTS: [Fault; 4] = [Fault::CommitError, Fault::LostReply, Fault::Late, Fault::Refused];
 
 /// Crashes before and after a step, and its failures.
 fn ends() -> impl Iterator<Item = (Fault, Hold)> {

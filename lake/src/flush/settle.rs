@@ -11,10 +11,12 @@ use signaldb_raft::{Command, Group, Incarnation};
 use signaldb_signals::SignalTable;
 
 use super::mark::{FlushMark, lineage};
-use super::{Flusher, chain};
+use super::{CONFLICT_PART, Flusher, chain};
 use crate::error::LakeError;
 use crate::lake::Lake;
+use crate::retry::draw;
 use crate::table::version_of;
+use crate::turns::Turn;
 
 /// How long a new leader may take to apply what was committed before it led.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -48,8 +50,10 @@ impl Flusher {
         pointer: &TablePointer,
         incarnation: Incarnation,
     ) -> Result<(), LakeError> {
-        let mut location = pointer.location.clone();
-        for _ in 0..self.lake.config().retry.max_attempts {
+        let (mut location, retry) = (pointer.location.clone(), &self.lake.config().retry);
+        // After a lost swap it is taken: nobody else on this node comes between look and swap then.
+        let mut turn: Option<Turn> = None;
+        for attempt in 1..=retry.max_attempts {
             let metadata = self.lake.metadata_at(&location).await?;
             let Some(mark) = FlushMark::of(&metadata, &self.cluster_id, self.group.id(), id)? else { return Ok(()) };
             let own = self.group.with_state(lineage);
@@ -75,9 +79,13 @@ impl Flusher {
                 commit: uuid::Uuid::now_v7(),
                 ..mark
             };
-            if let Some(next) = self.move_mark(pointer, &location, &metadata, &mark).await? {
+            let moved = self.move_mark(pointer, &location, &metadata, &mark).await?;
+            drop(turn.take());
+            if let Some(next) = moved {
                 return self.tell(id, index, &next).await;
             }
+            tokio::time::sleep(retry.pause_from(retry.initial_delay / CONFLICT_PART, attempt, draw())).await;
+            turn = Some(self.lake.commit_turns().take([id.clone()]).await);
             let (namespace, table) = (&pointer.namespace, &pointer.table);
             location =
                 self.lake.pointers().load(namespace, table).await?.ok_or(LakeError::Stopped("a table is gone"))?;

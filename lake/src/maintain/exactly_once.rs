@@ -127,7 +127,8 @@ async fn fail_once(work: Work, case: Case, at: u64) -> bool {
             // Whether it got over the fault by itself, or not.
             _ = &mut working => {}
             () = lake.faults.held() => {
-                lake.flush(&more, 4).await;
+                // On this node it would wait for its turn.
+                lake.elsewhere().flush(&more, 4).await;
                 (index, rows) = (4, [rows, more].concat());
                 if case.resumes {
                     lake.faults.resume();

@@ -11,6 +11,7 @@ use crate::testing::{Draw, Row, TABLE, TestLake};
 use crate::{CompactionConfig, LakeConfig, RetentionConfig};
 
 mod hours;
+mod rivals;
 
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -5,6 +5,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use signaldb_catalog::{CatalogError, IcebergCatalog, Swap, SwapOutcome, TablePointer};
 use signaldb_raft::{Command, Group, RejectReason, WriteError};
 use tokio::sync::Notify;
@@ -41,6 +43,14 @@ pub(crate) struct Plan {
     pub(crate) at: u64,
     pub(crate) fault: Fault,
     pub(crate) hold: Hold,
+}
+
+/// What happens before a swap is made, given the swap.
+pub(crate) type BeforeSwap = Arc<dyn Fn(Swap) -> BoxFuture<'static, ()> + Send + Sync>;
+
+tokio::task_local! {
+    /// Comes before each swap of whoever is in its scope: so long the caller takes from looking at a table to its swap.
+    pub(crate) static BEFORE_SWAP: BeforeSwap;
 }
 
 /// Counts the steps of one flusher and has one of them fail.
@@ -171,6 +181,11 @@ impl TablePointers for FaultyPointers {
     }
 
     async fn swap(&self, swaps: &[Swap]) -> Result<SwapOutcome, CatalogError> {
+        if let (Ok(before), Some(swap)) = (BEFORE_SWAP.try_with(Arc::clone), swaps.first()) {
+            // What swaps in it is not held up itself.
+            let nothing: BeforeSwap = Arc::new(|_: Swap| futures::future::ready(()).boxed());
+            BEFORE_SWAP.scope(nothing, before(swap.clone())).await;
+        }
         self.land_late().await;
         let later = || self.late.lock().unwrap_or_else(PoisonError::into_inner).push(swaps.to_vec());
         self.faults.step(self.catalog.swap(swaps), later, catalog_error).await

@@ -61,6 +61,7 @@ fn translate_writer(writer: &mut Table) -> Result<(), ConfigError> {
         ("pool", "idle_timeout_seconds", "s"),
         ("pool", "max_lifetime_seconds", "s"),
         ("batch", "catalog_cache_ttl_seconds", "s"),
+        ("batch", "max_memory_per_batch_bytes", "B"),
     ] {
         let Some(section) = writer.get_mut(section).and_then(Value::as_table_mut) else { continue };
         let Some(value) = section.remove(key) else { continue };

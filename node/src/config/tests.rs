@@ -53,6 +53,10 @@ fn mistakes_name_the_key_the_value_and_what_was_expected() {
         ("writer.retry.backoff_multiplier=0.5", &["writer.retry.backoff_multiplier", "1 to 10"]),
         ("writer.retry.max_delay=1ms", &["writer.retry.max_delay", "initial_delay"]),
         ("writer.batch.target_concurrent_batches=0", &["writer.batch.target_concurrent_batches", "1 to 64"]),
+        ("writer.batch.max_rows_per_batch=10", &["writer.batch.max_rows_per_batch", "1000 or more"]),
+        ("writer.batch.max_memory_per_batch=1GiB", &["writer.batch.max_memory_per_batch", "512MiB", "flush.max_bytes"]),
+        ("writer.batch.max_memory_per_batch_bytes=lots", &["max_memory_per_batch_bytes", "lots"]),
+        ("writer.batch.enable_auto_split=maybe", &["writer.batch.enable_auto_split", "maybe"]),
         ("writer.pool.size=3", &["writer.pool", "size", "max_connections"]),
     ];
     for (assignment, expected) in cases {
@@ -232,13 +236,18 @@ fn the_writers_settings_have_the_seeds_names_and_defaults() {
     assert_eq!(writer.pool.connection_timeout, Time::from_secs(5));
     assert_eq!((writer.pool.idle_timeout, writer.pool.max_lifetime), (Time::from_secs(1800), Time::from_secs(1800)));
     assert_eq!((writer.batch.target_concurrent_batches, writer.batch.catalog_cache_ttl), (4, Time::from_secs(300)));
-    assert!(writer.batch.enable_catalog_caching);
+    assert!(writer.batch.enable_catalog_caching && writer.batch.enable_auto_split);
+    let batch_max = (writer.batch.max_rows_per_batch, writer.batch.max_memory_per_batch);
+    assert_eq!(batch_max, (1_000_000, ByteSize(512 << 20)));
     let set = [
         "writer.pool.min_connections=5",
         "writer.pool.max_connections=20",
         "writer.pool.connection_timeout_ms=3000",
         "writer.pool.idle_timeout_seconds=600",
         "writer.pool.max_lifetime_seconds=3600",
+        "writer.batch.max_rows_per_batch=100000",
+        "writer.batch.max_memory_per_batch_bytes=268435456",
+        "writer.batch.enable_auto_split=true",
         "writer.batch.target_concurrent_batches=8",
         "writer.batch.enable_catalog_caching=true",
         "writer.batch.catalog_cache_ttl_seconds=600",
@@ -252,6 +261,8 @@ fn the_writers_settings_have_the_seeds_names_and_defaults() {
     assert_eq!(writer.pool.connection_timeout, Time::from_secs(3));
     assert_eq!((writer.pool.idle_timeout, writer.pool.max_lifetime), (Time::from_secs(600), Time::from_secs(3600)));
     assert_eq!(writer.batch.catalog_cache_ttl, Time::from_secs(600));
+    let batch_max = (writer.batch.max_rows_per_batch, writer.batch.max_memory_per_batch);
+    assert_eq!(batch_max, (100_000, ByteSize(256 << 20)));
     assert_eq!((writer.retry.initial_delay, writer.retry.max_delay), (Time::from_millis(200), Time::from_secs(10)));
     let environment = [("SIGNALDB_WRITER__POOL__MAX_CONNECTIONS", "30")];
     assert_eq!(with(&[], &environment).expect("valid").writer.pool.max_connections, 30);

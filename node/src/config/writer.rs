@@ -2,7 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, ConfigError, Time};
+use super::{ByteSize, Config, ConfigError, Time};
+
+/// Fewer rows are not worth a data file.
+const BATCH_ROWS_MIN: usize = 1000;
+const BATCH_BYTES_MIN: u64 = 1 << 20;
+/// A batch is sorted in memory.
+const BATCH_BYTES_MAX: u64 = 512 << 20;
 
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -42,6 +48,12 @@ pub struct Retry {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Batch {
+    /// Rows of a flush that are sorted together, and become one data file a day.
+    pub max_rows_per_batch: usize,
+    /// The same, as they are in memory.
+    pub max_memory_per_batch: ByteSize,
+    /// Off, a flush's rows of a table are one batch, up to 512 MiB.
+    pub enable_auto_split: bool,
     /// Tables of one flush whose files are written at the same time.
     pub target_concurrent_batches: usize,
     /// Keep parsed metadata, and tenants, in memory.
@@ -75,7 +87,14 @@ impl Default for Retry {
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { target_concurrent_batches: 4, enable_catalog_caching: true, catalog_cache_ttl: Time::from_secs(300) }
+        Self {
+            max_rows_per_batch: 1_000_000,
+            max_memory_per_batch: ByteSize(512 << 20),
+            enable_auto_split: true,
+            target_concurrent_batches: 4,
+            enable_catalog_caching: true,
+            catalog_cache_ttl: Time::from_secs(300),
+        }
     }
 }
 
@@ -105,6 +124,18 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
     }
     if !(1.0..=10.0).contains(&retry.backoff_multiplier) {
         return wrong("retry.backoff_multiplier", "expected 1 to 10");
+    }
+    if batch.max_rows_per_batch < BATCH_ROWS_MIN {
+        return wrong(
+            "batch.max_rows_per_batch",
+            "expected 1000 or more; compaction.target_file_size says how files end up",
+        );
+    }
+    if !(BATCH_BYTES_MIN..=BATCH_BYTES_MAX).contains(&batch.max_memory_per_batch.0) {
+        return wrong(
+            "batch.max_memory_per_batch",
+            "expected 1MiB to 512MiB; flush.max_bytes says when a group is flushed",
+        );
     }
     if !(1..=64).contains(&batch.target_concurrent_batches) {
         return wrong("batch.target_concurrent_batches", "expected 1 to 64");

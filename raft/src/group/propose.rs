@@ -10,6 +10,7 @@ use futures::{FutureExt, StreamExt};
 use openraft::errors::{ClientWriteError, Fatal, RaftError};
 use openraft::raft::WriteResult;
 use signaldb_model::limits::ENTRY_BYTES_MAX;
+use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{AckLevel, GroupId, Position};
 use signaldb_proto::peer;
 use tokio::time::Instant;
@@ -209,6 +210,8 @@ impl Group {
     }
 
     async fn commit_here(&self, encoded: Bytes, timeout: Duration) -> Result<Applied, WriteError> {
+        let mutated = mutation::active(Mutation::AckBeforeQuorum) && Command::is_append(&encoded);
+        let next = mutated.then(|| self.last_log_index() + 1);
         let (entry, permit) = self.admit_here(encoded).map_err(WriteError::Rejected)?;
         let raft = self.raft.clone();
         // In a task of its own: a client that hangs up must not free the permit of an entry that is still in flight.
@@ -217,6 +220,9 @@ impl Group {
             drop(permit);
             outcome
         });
+        if let Some(next) = next {
+            return Box::pin(self.appended_here(next, timeout)).await;
+        }
         let group = self.id.0;
         match tokio::time::timeout(timeout, write).await {
             Err(_) => Err(WriteError::Unknown(format!("group {group} did not answer within {timeout:?}"))),
@@ -227,6 +233,14 @@ impl Group {
             }
             Ok(Ok(Err(error))) => Err(WriteError::Unknown(error.to_string())),
         }
+    }
+
+    /// Of a mutated build: the own log has the entry, and that has to do.
+    async fn appended_here(&self, index: u64, timeout: Duration) -> Result<Applied, WriteError> {
+        let appended = |metrics: &openraft::RaftMetrics<TypeConfig>| metrics.last_log_index >= Some(index);
+        let waited = self.raft.wait(Some(timeout)).metrics(appended, "the entry is in the log").await;
+        waited.map_err(|error| WriteError::Unknown(error.to_string()))?;
+        Ok(Applied { index, first_copy: None })
     }
 
     /// Commits `entries`; those that are not applied in time are answered as unknown, and waited for all the same.

@@ -11,11 +11,13 @@ use crate::state::Digest;
 use crate::state_store::MemoryStateStore;
 use crate::types::{Entry, LogId};
 
+mod acknowledged;
 mod cluster;
 mod faults;
 mod forwarding;
 mod golden;
 mod halts;
+mod mutations;
 mod old_copy;
 mod wires;
 
