@@ -120,7 +120,7 @@ impl Picture<'_> {
         for part in [0.5, 1.0] {
             let at = bottom - height * part;
             put(out, format_args!("<path class=\"grid\" d=\"M{LEFT} {at}H{RIGHT}\"/>"));
-            label(out, at + 4.0, &number(most * part));
+            label(out, at + 4.0, &(most * part).to_string());
         }
         let mut below = vec![0.0; self.columns.bins.len()];
         for (class, of) in series {
@@ -274,11 +274,11 @@ fn unions(times: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
     out
 }
 
-/// The next 1, 2 or 5 with zeros; 1 at least.
+/// The next round number; 1 at least.
 fn nice(value: f64) -> f64 {
     let mut nice = 1.0;
     loop {
-        for factor in [1.0, 2.0, 5.0] {
+        for factor in [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0] {
             if nice * factor >= value {
                 return nice * factor;
             }
@@ -296,10 +296,6 @@ fn tick(seconds: f64) -> f64 {
 fn clock(seconds: f64) -> String {
     let whole = seconds as u64;
     if whole < 60 { format!("{whole} s") } else { format!("{}:{:02}", whole / 60, whole % 60) }
-}
-
-fn number(value: f64) -> String {
-    if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.1}") }
 }
 
 #[cfg(test)]
@@ -327,7 +323,7 @@ mod tests {
     #[test]
     fn axes_end_at_round_numbers() {
         let ends = [0.0, 1.0, 1.1, 4.0, 95.0, 101.0, 5200.0].map(nice);
-        assert_eq!(ends, [1.0, 1.0, 2.0, 5.0, 100.0, 200.0, 10_000.0]);
+        assert_eq!(ends, [1.0, 1.0, 1.5, 4.0, 100.0, 150.0, 6000.0]);
         assert_eq!([8.0, 100.0, 600.0, 3600.0].map(tick), [1.0, 10.0, 60.0, 300.0]);
         assert_eq!([0.0, 59.0, 60.0, 3605.0].map(clock), ["0 s", "59 s", "1:00", "60:05"]);
     }
