@@ -6,7 +6,8 @@
   const cross = svg.querySelector(".cross");
   const note = figure.querySelector(".note");
   const show = (visible) => [cross, note].forEach((one) => { one.style.visibility = visible ? "visible" : "hidden"; });
-  const latency = (seconds) => seconds >= 1 ? seconds.toFixed(1) + " s" : (seconds * 1000).toPrecision(2) + " ms";
+  const latency = (seconds) =>
+    seconds >= 1 ? seconds.toFixed(1) + " s" : (seconds * 1000).toFixed(seconds < 0.01 ? 1 : 0) + " ms";
 
   const describe = (at) => {
     const bin = data.bins[Math.min(data.bins.length - 1, Math.floor(at / data.width))];
