@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ENV := . scripts/env.sh;
 
-.PHONY: help deps test-deps jepsen-deps run cluster test mutations test-deployment jepsen jepsen-full lint bench install clean
+.PHONY: help deps test-deps jepsen-deps run cluster test mutations test-deployment sim jepsen jepsen-full lint bench install clean
 
 help:
 	@echo "make run      build the release binary and run one node on loopback (data in .data/)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test     run every test that CI runs"
 	@echo "make mutations  break the server on purpose, in one way after the other, and see that a test notices each"
 	@echo "make test-deployment  one node, and three with PostgreSQL and S3: an export and a query, on the release binary"
+	@echo "make sim SEEDS=200  three simulated nodes under faults, once a seed; SEED=1234 runs one and prints every event"
 	@echo "make jepsen   break three release nodes for two minutes and judge what they did (exit 0 valid, 1 invalid, 2 unknown);"
 	@echo "              the report is jepsen/store/latest/index.html"
 	@echo "              CATALOG=postgres: with their catalog in a private PostgreSQL; SEED=7: the choices of an earlier run"
@@ -52,6 +53,12 @@ mutations: test-deps
 
 test-deployment: test-deps
 	@scripts/test-deployment.sh
+
+# The same selection of packages as above, for the same reason.
+SEEDS ?= 200
+sim: deps
+	@$(ENV) cargo test --locked --workspace --test sim -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) \
+	  $(if $(FROM),--from $(FROM)) $(if $(SECONDS),--seconds $(SECONDS))
 
 CATALOG ?= sqlite
 jepsen-deps:

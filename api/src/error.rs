@@ -14,6 +14,8 @@ use signaldb_raft::{RejectReason, WriteError};
 
 /// What a client is asked to wait when nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The same while rows of a long outage wait for their flush.
+const BACKLOG_RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// A request that was not answered.
 #[derive(Debug, Clone)]
@@ -44,6 +46,8 @@ pub enum Kind {
     Throttled,
     /// Come again later; nothing was written.
     Unavailable,
+    /// Come again later, or ask for less: the newest rows are in the log alone.
+    Backlog,
     /// The write may have happened; the same bytes again are deduplicated.
     UnknownOutcome,
     Deadline,
@@ -79,6 +83,7 @@ impl Kind {
             }
             Self::Throttled => (StatusCode::TOO_MANY_REQUESTS, Code::ResourceExhausted, "throttled"),
             Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unavailable"),
+            Self::Backlog => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "backlog"),
             Self::UnknownOutcome => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unknown_outcome"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded"),
             Self::Resources => (StatusCode::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "resources_exhausted"),
@@ -98,7 +103,7 @@ impl Kind {
             Self::NoSuchTable => "NoSuchTableException",
             Self::MethodNotAllowed | Self::NotImplemented => "UnsupportedOperationException",
             Self::Throttled => "TooManyRequestsException",
-            Self::Unavailable | Self::UnknownOutcome | Self::Deadline => "ServiceUnavailableException",
+            Self::Unavailable | Self::Backlog | Self::UnknownOutcome | Self::Deadline => "ServiceUnavailableException",
             Self::Internal | Self::Resources | Self::Quarantined => "InternalServerError",
             Self::Invalid | Self::TooLarge | Self::UnsupportedMediaType => "BadRequestException",
         }
@@ -107,8 +112,11 @@ impl Kind {
 
 impl ApiError {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        let retry_after =
-            matches!(kind, Kind::Throttled | Kind::Unavailable | Kind::UnknownOutcome).then_some(RETRY_AFTER);
+        let retry_after = match kind {
+            Kind::Throttled | Kind::Unavailable | Kind::UnknownOutcome => Some(RETRY_AFTER),
+            Kind::Backlog => Some(BACKLOG_RETRY_AFTER),
+            _ => None,
+        };
         Self { kind, message: message.into(), hint: None, retry_after }
     }
 
@@ -206,15 +214,20 @@ impl From<QueryError> for ApiError {
         let kind = match error.kind {
             QueryErrorKind::Invalid => Kind::Invalid,
             QueryErrorKind::Unavailable => Kind::Unavailable,
+            QueryErrorKind::Backlog => Kind::Backlog,
             QueryErrorKind::Resources => Kind::Resources,
             QueryErrorKind::Quarantined => Kind::Quarantined,
             QueryErrorKind::Deadline => Kind::Deadline,
             QueryErrorKind::Internal => Kind::Internal,
         };
-        let message = error.to_string();
-        match error.position {
-            Some((line, column)) => Self::new(kind, message).with_hint(format!("line {line}, column {column}")),
-            None => Self::new(kind, message),
+        let (message, position) = (error.to_string(), error.position);
+        match (kind, position) {
+            (Kind::Backlog, _) => Self::new(kind, message).with_hint(
+                "`?consistency=eventual`, over Flight the header `x-signaldb-consistency: eventual`, answers without these \
+                 rows and says that the answer is partial",
+            ),
+            (_, Some((line, column))) => Self::new(kind, message).with_hint(format!("line {line}, column {column}")),
+            (_, None) => Self::new(kind, message),
         }
     }
 }
@@ -247,7 +260,7 @@ mod tests {
 
     #[test]
     fn only_what_may_be_retried_says_so() {
-        let retryable = [Kind::Throttled, Kind::Unavailable, Kind::UnknownOutcome];
+        let retryable = [Kind::Throttled, Kind::Unavailable, Kind::Backlog, Kind::UnknownOutcome];
         let all = [Kind::Invalid, Kind::Unauthenticated, Kind::Forbidden, Kind::TooLarge, Kind::Internal];
         for kind in retryable {
             let error = ApiError::new(kind, "x");

@@ -1,1 +1,2 @@
-//! Tests of whole nodes as processes, through their public ports. See `tests/it/main.rs`.
+//! Tests of whole nodes as processes, through their public ports: see `tests/it/main.rs`; and of simulated ones: see
+//! `tests/sim/main.rs`.

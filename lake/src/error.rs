@@ -53,8 +53,11 @@ pub enum LakeError {
     #[error("a table was left out of the flush")]
     Table(#[source] Box<LakeError>),
     /// Catalog or store were down for so long that the newest rows are in the log alone; they come back by themselves.
-    #[error("the newest rows wait in the log for their flush: catalog or store are, or were, down")]
-    Backlog,
+    /// `bytes` of memory would hold them.
+    #[error(
+        "the newest rows, about {bytes} bytes of them, wait in the log for their flush: catalog or store are, or were, down"
+    )]
+    Backlog { bytes: usize },
     #[error("{0}")]
     Stopped(&'static str),
 }

@@ -38,6 +38,8 @@ mod foreign;
 mod mark;
 #[cfg(test)]
 mod mutations;
+#[cfg(test)]
+mod read_back;
 mod settle;
 
 use mark::{FlushMark, MARK_PREFIX, lineage, mark_key};
@@ -609,6 +611,9 @@ impl Flusher {
         rows: Vec<MemBatch>,
         name: impl Fn(usize, i32) -> String + Send + 'static,
     ) -> Result<Vec<DataFile>, LakeError> {
+        if self.lake.is_simulated() {
+            return self.encode_files_here(table, rows, name).await;
+        }
         // One file waits while the next is encoded: rows of very many days must not pile up in memory as files.
         let (sender, mut files) = mpsc::channel(1);
         let batch = self.lake.config().batch;
@@ -622,16 +627,43 @@ impl Flusher {
         let encoding = self.lake.cpu().spawn_blocking(encode);
         let mut entries = Vec::new();
         while let Some(file) = files.recv().await {
-            let bytes = file.content.len() as u64;
-            metrics::counter!("signaldb_flush_bytes_total").increment(bytes);
-            let _call = self.lake.call();
-            self.lake.store().write(&file.location, file.content).await?;
-            crate::metrics::note_file(file.entry.record_count(), bytes);
-            entries.push(file.entry);
+            entries.push(self.write_file(file).await?);
         }
         encoding.await.map_err(|_| LakeError::Stopped("encoding a data file panicked"))??;
         crate::metrics::note_batch(entries.len());
         Ok(entries)
+    }
+
+    /// The same on one thread, for simulation: all files are encoded, then written.
+    async fn encode_files_here(
+        &self,
+        table: SignalTable,
+        rows: Vec<MemBatch>,
+        name: impl Fn(usize, i32) -> String,
+    ) -> Result<Vec<DataFile>, LakeError> {
+        let mut files = Vec::new();
+        {
+            let rows: Vec<Rows> = rows.into_iter().map(|batch| batch.rows).collect();
+            let mut keep = |file: EncodedFile| {
+                files.push(file);
+                Ok(())
+            };
+            datafile::encode(table, &rows, name, &mut keep)?;
+        }
+        let mut entries = Vec::new();
+        for file in files {
+            entries.push(self.write_file(file).await?);
+        }
+        Ok(entries)
+    }
+
+    async fn write_file(&self, file: EncodedFile) -> Result<DataFile, LakeError> {
+        let bytes = file.content.len() as u64;
+        metrics::counter!("signaldb_flush_bytes_total").increment(bytes);
+        let _call = self.lake.call();
+        self.lake.store().write(&file.location, file.content).await?;
+        crate::metrics::note_file(file.entry.record_count(), bytes);
+        Ok(file.entry)
     }
 
     async fn stage(

@@ -17,7 +17,7 @@ use crate::config::LakeConfig;
 use crate::error::LakeError;
 use crate::flush::{FlushRequest, Flusher, Known};
 use crate::maintain::Maintainer;
-use crate::memtable::{GroupMemtable, NotBuilt, TableView};
+use crate::memtable::{GroupMemtable, LogReader, NotBuilt, TableView};
 use crate::outage::Outage;
 use crate::pointers::TablePointers;
 use crate::storage::Store;
@@ -26,8 +26,6 @@ use crate::turns::CommitTurns;
 mod load;
 mod sink;
 mod tables;
-
-use sink::GroupLog;
 
 /// Tables whose parsed metadata is kept; each entry is small beside its manifests.
 const METADATA_CACHE_MAX: usize = 256;
@@ -43,14 +41,15 @@ pub struct Lake(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: LakeConfig,
-    catalog: IcebergCatalog,
+    /// `None` in simulation.
+    catalog: Option<IcebergCatalog>,
     pointers: Arc<dyn TablePointers>,
     store: Store,
     clock: Arc<dyn Clock>,
     cpu: tokio::runtime::Handle,
     memtables: RwLock<BTreeMap<GroupId, Arc<GroupMemtable>>>,
     flushers: Mutex<BTreeMap<GroupId, mpsc::Sender<FlushRequest>>>,
-    groups: Mutex<BTreeMap<GroupId, Arc<Group>>>,
+    groups: Mutex<BTreeMap<GroupId, OpenGroup>>,
     metadata: Cache<TableMetadata>,
     manifests: Cache<Vec<DataFile>>,
     /// Last failure of a flush, by group; empty while all is well.
@@ -62,6 +61,13 @@ struct Inner {
     commit_turns: CommitTurns,
     tasks: TaskTracker,
     stop: CancellationToken,
+}
+
+/// A group that is open, and its log as the memtable reads it.
+#[derive(Debug, Clone)]
+struct OpenGroup {
+    group: Arc<Group>,
+    log: Arc<dyn LogReader>,
 }
 
 impl Lake {
@@ -80,7 +86,7 @@ impl Lake {
     /// The same with another way to the catalog for commits.
     pub(crate) fn with_pointers(
         config: LakeConfig,
-        catalog: IcebergCatalog,
+        catalog: impl Into<Option<IcebergCatalog>>,
         pointers: Arc<dyn TablePointers>,
         store: Store,
         clock: Arc<dyn Clock>,
@@ -89,7 +95,7 @@ impl Lake {
         let ttl = config.cache_ttl;
         Self(Arc::new(Inner {
             config,
-            catalog,
+            catalog: catalog.into(),
             pointers,
             store,
             clock,
@@ -110,12 +116,29 @@ impl Lake {
         }))
     }
 
+    /// A lake of a simulation: there is no database behind `pointers`, and nothing runs beside the thread that drives `cpu`.
+    pub fn simulated(
+        config: LakeConfig,
+        pointers: Arc<dyn TablePointers>,
+        store: Store,
+        clock: Arc<dyn Clock>,
+        cpu: tokio::runtime::Handle,
+    ) -> Self {
+        Self::with_pointers(config, None::<IcebergCatalog>, pointers, store, clock, cpu)
+    }
+
+    pub(crate) fn is_simulated(&self) -> bool {
+        self.0.catalog.is_none()
+    }
+
     pub fn store(&self) -> &Store {
         &self.0.store
     }
 
+    /// # Panics
+    /// In simulation.
     pub fn catalog(&self) -> &IcebergCatalog {
-        &self.0.catalog
+        self.0.catalog.as_ref().expect("only a simulation has no database")
     }
 
     pub(crate) fn pointers(&self) -> &dyn TablePointers {
@@ -168,18 +191,23 @@ impl Lake {
         self.0.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn log(&self, group: GroupId) -> Option<GroupLog> {
-        let groups = self.0.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.get(&group).cloned().map(GroupLog)
+    fn open_group(&self, group: GroupId) -> Option<OpenGroup> {
+        self.0.groups.lock().unwrap_or_else(PoisonError::into_inner).get(&group).cloned()
+    }
+
+    /// From here on rows of the group that memory had no room for are read back from its `log`.
+    pub(crate) fn open_log(&self, group: Arc<Group>, log: Arc<dyn LogReader>) {
+        let (id, open) = (group.id(), OpenGroup { group, log });
+        self.0.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(id, open);
+        self.note_backlog(&self.memtable(id));
     }
 
     /// Starts flushing a group that is open, whenever this node leads it.
     pub fn start_flusher(&self, group: Arc<Group>, cluster_id: String) {
-        self.0.groups.lock().unwrap_or_else(PoisonError::into_inner).insert(group.id(), Arc::clone(&group));
+        self.open_log(Arc::clone(&group), Arc::<Group>::clone(&group));
         if !self.0.config.lone_voter {
             self.follow_leadership(Arc::clone(&group));
         }
-        self.note_backlog(&self.memtable(group.id()));
         let (sender, requests) = mpsc::channel(FLUSH_QUEUE);
         self.0.flushers.lock().unwrap_or_else(PoisonError::into_inner).insert(group.id(), sender);
         let flusher = Flusher::new(self.clone(), group, cluster_id);
@@ -269,30 +297,49 @@ impl Lake {
     /// One atomic view of what `group` holds of a table, with rows built up to `index`; `None` when it never had any.
     ///
     /// # Errors
-    /// [`LakeError::Stopped`] when another node leads the group: its rows are built there; [`LakeError::Quarantined`] when a
-    /// part of the rows is neither in memory nor in the table; [`LakeError::Backlog`] when some of them are in the log alone.
+    /// As for [`Self::partial_view`], and [`LakeError::Backlog`] when rows of the table are in the log alone.
     pub async fn view(&self, group: GroupId, id: &TableId, index: u64) -> Result<Option<TableView>, LakeError> {
-        if let Some(log) = self.log(group)
-            && log.0.unreadable().is_some()
+        let (view, whole) = self.partial_view(group, id, index).await?;
+        match whole {
+            true => Ok(view),
+            false => Err(LakeError::Backlog { bytes: self.memtable(group).backlog_bytes() }),
+        }
+    }
+
+    /// The same without the rows that are in the log alone; false when the table has, or may have, some.
+    ///
+    /// # Errors
+    /// [`LakeError::Stopped`] when another node leads the group: its rows are built there; [`LakeError::Quarantined`] when a
+    /// part of the rows is neither in memory nor in the table.
+    pub async fn partial_view(
+        &self,
+        group: GroupId,
+        id: &TableId,
+        index: u64,
+    ) -> Result<(Option<TableView>, bool), LakeError> {
+        if let Some(open) = self.open_group(group)
+            && open.group.unreadable().is_some()
         {
             return Err(LakeError::Stopped("the group's log and its tables are not in step"));
         }
         let memtable = self.memtable(group);
-        let in_quarantine = |reason| LakeError::Quarantined { table: id.to_string(), reason };
-        let not_built = |reason| match reason {
-            NotBuilt::Moved => LakeError::Stopped("another node leads the group"),
-            // What is put aside does not come back by itself.
-            NotBuilt::InLog => memtable.quarantine_of(id).map_or(LakeError::Backlog, in_quarantine),
+        let moved = || LakeError::Stopped("another node leads the group");
+        let (view, whole) = match memtable.wait_built(index).await {
+            Ok(epoch) => {
+                let view = memtable.view(id, epoch);
+                // A table without rows and an epoch that is over look the same until here.
+                if memtable.epoch() != epoch {
+                    return Err(moved());
+                }
+                (view, true)
+            }
+            Err(NotBuilt::InLog) => memtable.view_beside_backlog(id, index).ok_or_else(moved)?,
+            Err(NotBuilt::Moved) => return Err(moved()),
         };
-        let epoch = memtable.wait_built(index).await.map_err(not_built)?;
-        let view = memtable.view(id, epoch);
-        // A table without rows and an epoch that is over look the same until here.
-        if memtable.epoch() != epoch {
-            return Err(not_built(NotBuilt::Moved));
-        }
+        // What is put aside does not come back by itself: that says more than where the rest waits.
         match view.as_ref().and_then(|view| view.quarantined.clone()) {
-            Some(reason) => Err(in_quarantine(reason)),
-            None => Ok(view),
+            Some(reason) => Err(LakeError::Quarantined { table: id.to_string(), reason }),
+            None => Ok((view, whole)),
         }
     }
 

@@ -41,6 +41,7 @@ pub use flush::flush_of;
 pub use lake::Lake;
 pub use maintain::{TableTask, Task, TaskReport};
 pub use memtable::{MemBatch, TableView};
+pub use pointers::TablePointers;
 pub use shape::{FileShape, FilesShape, TableFilter, TableShape};
 pub use storage::{Listed, ObjectFailure, S3Credentials, S3Options, Store, StoreError};
 pub use table::version_of;

@@ -27,7 +27,7 @@ const LOAD_ENTRIES: usize = 1024;
 const LOAD_BYTES: usize = 4 << 20;
 /// Bytes of requests that are read back and decoded at a time: by so much memory may be overdrawn.
 const LOAD_RAW_BYTES: usize = 1 << 20;
-/// How often a flush looks whether others have made room for rows of its group.
+/// How often a flush looks whether others have made room for rows of its group, at least.
 const ROOM_POLL: Duration = Duration::from_millis(50);
 
 /// Memory of rows for each byte of the requests that they come in, roughly: a span of 400 bytes takes about 1 kB. What
@@ -126,8 +126,8 @@ pub(crate) struct TableLoad {
     pub(crate) since: Duration,
 }
 
-/// Where a new leader reads the rows that it did not decode.
-pub(crate) trait LogReader {
+/// Where rows are read that were not decoded as they came; tests put a log in its place that fails on time.
+pub(crate) trait LogReader: std::fmt::Debug + Send + Sync {
     /// The appends from `from` to `to`, cut at about `bytes_max`, and the index to go on at. Blocking.
     fn read_appends(&self, from: u64, to: u64, bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String>;
 
@@ -250,11 +250,6 @@ impl GroupMemtable {
         table.forget_upto(known.watermark);
         state.forget_flushed();
         state.count_decoded();
-    }
-
-    /// Why the rows of a table are put aside, while they are.
-    pub(crate) fn quarantine_of(&self, id: &TableId) -> Option<String> {
-        self.state().tables.get(id).and_then(|table| table.quarantined.clone())
     }
 
     /// Tables in quarantine, with the reasons.
@@ -396,22 +391,27 @@ impl GroupMemtable {
             if self.state().decoded_bytes > 0 {
                 return Ok((now.epoch, now.index));
             }
-            // Rows of other groups fill the memory, and are flushed.
-            tokio::time::sleep(ROOM_POLL).await;
+            // Rows are being read back, or rows of other groups fill the memory, and are flushed.
+            drop(tokio::time::timeout(ROOM_POLL, built.changed()).await);
         }
     }
 
     /// The table as of now; `None` when it never had rows, or when the epoch is over.
     pub(crate) fn view(&self, id: &TableId, epoch: u64) -> Option<TableView> {
         let state = self.state();
-        state.tables.get(id).filter(|_| state.epoch == epoch).map(|table| TableView {
-            watermark: table.watermark,
-            floor: table.floor,
-            version: table.version,
-            location: table.location.clone(),
-            quarantined: table.quarantined.clone(),
-            batches: table.batches.clone(),
-        })
+        state.tables.get(id).filter(|_| state.epoch == epoch).map(Table::view)
+    }
+
+    /// The table as of now, while rows of its group wait in the log, and whether none of its own up to `index` does: tables
+    /// that are quiet need not suffer for the busy ones. `None` when nothing is decoded here.
+    pub(crate) fn view_beside_backlog(&self, id: &TableId, index: u64) -> Option<(Option<TableView>, bool)> {
+        let state = self.state();
+        let built = self.built.borrow().index;
+        let table = state.tables.get(id);
+        let here = table.is_none_or(|table| table.last_append <= built.max(table.watermark));
+        // Of what is not applied yet nobody knows whose rows it has.
+        let whole = here && state.applied >= index;
+        state.active.then(|| (table.map(Table::view), whole))
     }
 
     pub(crate) fn epoch(&self) -> u64 {

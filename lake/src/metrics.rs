@@ -247,7 +247,7 @@ pub(crate) fn cause(failure: &LakeError) -> &'static str {
         | LakeError::UnknownColumn { .. }
         | LakeError::RowsDiffer { .. }
         | LakeError::ForeignDeletes(_) => "table",
-        LakeError::Write(_) | LakeError::Read(_) | LakeError::Backlog | LakeError::Stopped(_) => "other",
+        LakeError::Write(_) | LakeError::Read(_) | LakeError::Backlog { .. } | LakeError::Stopped(_) => "other",
     }
 }
 

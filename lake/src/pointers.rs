@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 use signaldb_catalog::{CatalogError, IcebergCatalog, Swap, SwapOutcome, TablePointer};
 
-/// What [`IcebergCatalog`] does for commits, with the same promises; tests put one in its place that fails on time.
+/// What [`IcebergCatalog`] does for commits, with the same promises; tests and the simulation put one in its place that
+/// fails on time.
 #[async_trait]
-pub(crate) trait TablePointers: std::fmt::Debug + Send + Sync {
+pub trait TablePointers: std::fmt::Debug + Send + Sync {
     async fn load(&self, namespace: &str, table: &str) -> Result<Option<String>, CatalogError>;
     async fn create(&self, namespace: &str, table: &str, location: &str) -> Result<String, CatalogError>;
     async fn tables(&self) -> Result<Vec<TablePointer>, CatalogError>;

@@ -160,6 +160,11 @@ impl Store {
         }
     }
 
+    /// A store over these objects, for simulation; its locations begin with `memory://tables`.
+    pub fn of_objects(objects: Arc<dyn ObjectStore>) -> Self {
+        Self::over(objects, MEMORY_URL.to_owned(), MEMORY_URL.to_owned(), BTreeMap::new())
+    }
+
     fn over(
         objects: Arc<dyn ObjectStore>,
         url: String,

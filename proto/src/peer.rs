@@ -486,6 +486,9 @@ pub struct ViewRequest {
     /// How long its rows will be asked for.
     #[prost(uint32, tag = "7")]
     pub keep_ms: u32,
+    /// Better a part than nothing, when newer rows are in the log alone.
+    #[prost(bool, tag = "8")]
+    pub may_be_partial: bool,
 }
 
 /// A pinned view.
@@ -506,6 +509,9 @@ pub struct ViewResponse {
     /// Rows up to this index are not expected in the table.
     #[prost(uint64, tag = "6")]
     pub floor: u64,
+    /// Newer rows are in the log alone; only for who said that a part is enough. May be set beside `found: false`.
+    #[prost(bool, tag = "7")]
+    pub partial: bool,
 }
 
 /// Flight ticket of the peer port: the rows of a view.
@@ -580,6 +586,20 @@ mod tests {
         let poisoned = PoisonedRequest { node: 2, epoch };
         assert_eq!(hex(poisoned.encode_to_vec()), "0802 1207 0803 151e6c3a9f".replace(' ', ""));
         let (tenant, dataset) = ("t".to_owned(), "d".to_owned());
+        let view = ViewRequest {
+            group: 3,
+            tenant: tenant.clone(),
+            dataset: dataset.clone(),
+            table: 1,
+            strong: true,
+            ..ViewRequest::default()
+        };
+        let before = "0803 120174 1a0164 2001 2801".replace(' ', "");
+        assert_eq!(hex(view.encode_to_vec()), before, "as nodes of before there were partial views say it");
+        let view = ViewRequest { strong: false, may_be_partial: true, ..view };
+        assert_eq!(hex(view.encode_to_vec()), "0803 120174 1a0164 2001 4001".replace(' ', ""));
+        let answer = ViewResponse { found: true, watermark: 5, partial: true, ..ViewResponse::default() };
+        assert_eq!(hex(answer.encode_to_vec()), "0801 1005 3801".replace(' ', ""));
         let maintain = MaintainRequest { group: 3, tenant, dataset, table: 1, task: 2, dry_run: true };
         assert_eq!(hex(maintain.encode_to_vec()), "0803 120174 1a0164 2001 2802 3001".replace(' ', ""));
     }

@@ -20,7 +20,7 @@ use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::StreamExt;
 use signaldb_catalog::{Access, Identity};
-use signaldb_lake::{Lake, LakeError, MemBatch};
+use signaldb_lake::{Lake, LakeError, MemBatch, TableView};
 use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{DatasetId, GroupId, NodeId, Position, TableId, TenantId};
 use signaldb_raft::{Group, Groups, Leadership, ReadError};
@@ -176,7 +176,7 @@ impl QueryEngine {
     ///
     /// # Errors
     /// [`QueryErrorKind::Invalid`] with a position for bad SQL; [`QueryErrorKind::Unavailable`] when a strong read
-    /// cannot be served now; [`QueryErrorKind::Deadline`].
+    /// cannot be served now, [`QueryErrorKind::Backlog`] when that may last; [`QueryErrorKind::Deadline`].
     ///
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run(&self, query: Query) -> Result<RunningQuery, QueryError> {
@@ -375,6 +375,7 @@ impl Snapshotter {
         }
         let mutated = mutation::active(Mutation::ViewAfterMetadata);
         let too_early = if mutated { Box::pin(self.location_too_early(&id, table)).await? } else { None };
+        let asked: Vec<GroupId> = homes.iter().map(|home| home.id()).collect();
         let mut views = Vec::new();
         for group in homes {
             let view = match self.view(&group, &id).await {
@@ -387,8 +388,16 @@ impl Snapshotter {
             views.extend(view.map(|view| (group, view)));
         }
         let mut stored = StoredTable::empty(schema::of(table));
-        let newest = if mutated { too_early } else { self.newest_location(&id, table, &views).await? };
-        let Some(location) = newest else {
+        let newest = if mutated { Ok(too_early) } else { self.newest_location(&id, table, &views).await };
+        let location = match newest {
+            // Nobody flushed to it as far as the log knows; the catalog may know more, and cannot be asked.
+            Err(error) if self.may_miss() && error.kind == QueryErrorKind::Unavailable => {
+                asked.into_iter().for_each(|group| self.miss(group));
+                None
+            }
+            location => location?,
+        };
+        let Some(location) = location else {
             for (_, view) in views {
                 let above = view.watermark;
                 view.rows_above(above, &mut stored);
@@ -441,6 +450,7 @@ impl Snapshotter {
                         strong,
                         min_index,
                         keep: self.deadline.saturating_duration_since(Instant::now()),
+                        may_miss: self.may_miss(),
                     };
                     tokio::select! {
                         outcome = self.view_at(leader, &question) => outcome,
@@ -452,8 +462,14 @@ impl Snapshotter {
                 None => Err(unavailable(format!("group {} has no leader", group.id()))),
             };
             let error = match outcome {
-                Err(error) if error.kind == QueryErrorKind::Unavailable => error,
-                outcome => return outcome,
+                Err(error) if matches!(error.kind, QueryErrorKind::Unavailable | QueryErrorKind::Backlog) => error,
+                Err(error) => return Err(error),
+                Ok((view, whole)) => {
+                    if !whole {
+                        self.miss(group.id());
+                    }
+                    return Ok(view);
+                }
             };
             if Instant::now() >= until {
                 return Err(error);
@@ -481,33 +497,40 @@ impl Snapshotter {
         id: &TableId,
         strong: bool,
         min_index: u64,
-    ) -> Result<Option<GroupView>, QueryError> {
+    ) -> Result<(Option<GroupView>, bool), QueryError> {
         let index = view_index(group, strong, min_index).await?;
-        let view = self.lake.view(group.id(), id, index).await.map_err(lake_error)?;
-        Ok(view.map(|view| GroupView {
+        let (view, whole) = view_of(&self.lake, group.id(), id, index, self.may_miss()).await?;
+        let view = view.map(|view| GroupView {
             watermark: view.watermark,
             floor: view.floor,
             version: view.version,
             location: view.location,
             rows: GroupRows::Here(view.batches),
-        }))
+        });
+        Ok((view, whole))
     }
 
-    async fn view_at(&self, leader: NodeId, question: &ViewQuestion<'_>) -> Result<Option<GroupView>, QueryError> {
+    async fn view_at(
+        &self,
+        leader: NodeId,
+        question: &ViewQuestion<'_>,
+    ) -> Result<(Option<GroupView>, bool), QueryError> {
         let peers = self.groups.peers();
         let view = remote::view(peers, leader, question).await.map_err(|status| QueryError::from_status(&status))?;
+        let whole = !view.partial;
         if !view.found {
-            return Ok(None);
+            return Ok((None, whole));
         }
         let (peers, runtime) = (Arc::clone(peers), tokio::runtime::Handle::current());
         let lease = Arc::new(Lease { peers, leader, view: view.view, runtime });
-        Ok(Some(GroupView {
+        let view = GroupView {
             watermark: view.watermark,
             floor: view.floor,
             version: view.version,
             location: view.location,
             rows: GroupRows::There(RemoteRows { lease, above: 0 }),
-        }))
+        };
+        Ok((Some(view), whole))
     }
 
     /// Of a mutated build: where the metadata is before any view is taken.
@@ -574,6 +597,21 @@ pub(crate) async fn view_index(group: &Group, strong: bool, min_index: u64) -> R
     Ok(proven)
 }
 
+/// What this node, the leader, holds of a table, and whether that is all; it is unless a query `may_miss` rows.
+pub(crate) async fn view_of(
+    lake: &Lake,
+    group: GroupId,
+    id: &TableId,
+    index: u64,
+    may_miss: bool,
+) -> Result<(Option<TableView>, bool), QueryError> {
+    let view = match may_miss {
+        true => lake.partial_view(group, id, index).await,
+        false => lake.view(group, id, index).await.map(|view| (view, true)),
+    };
+    view.map_err(lake_error)
+}
+
 fn unavailable(message: String) -> QueryError {
     QueryError::new(QueryErrorKind::Unavailable, message)
 }
@@ -593,6 +631,7 @@ pub(crate) fn lake_error(error: LakeError) -> QueryError {
     }
     let kind = match error {
         LakeError::Quarantined { .. } => QueryErrorKind::Quarantined,
+        LakeError::Backlog { .. } => QueryErrorKind::Backlog,
         _ => QueryErrorKind::Unavailable,
     };
     QueryError::new(kind, message)

@@ -14,6 +14,8 @@ pub enum QueryErrorKind {
     Invalid,
     /// A strong read cannot be served now; retry.
     Unavailable,
+    /// The same for long: the newest rows are in the log alone. An eventual read goes on without them.
+    Backlog,
     /// Memory or spill budget used up.
     Resources,
     /// Rows of the table were put aside: it waits for an operator, not for a retry.
@@ -56,6 +58,8 @@ impl QueryError {
             QueryErrorKind::Resources => Status::resource_exhausted(&self.message),
             // Among peers nothing else is said with this code.
             QueryErrorKind::Quarantined => Status::aborted(&self.message),
+            // Nor with this one; who does not know it takes it for unavailable.
+            QueryErrorKind::Backlog => Status::out_of_range(&self.message),
             QueryErrorKind::Unavailable => Status::unavailable(&self.message),
             QueryErrorKind::Internal => Status::internal(&self.message),
         }
@@ -66,6 +70,7 @@ impl QueryError {
         let kind = match status.code() {
             Code::InvalidArgument => QueryErrorKind::Invalid,
             Code::Aborted => QueryErrorKind::Quarantined,
+            Code::OutOfRange => QueryErrorKind::Backlog,
             _ => QueryErrorKind::Unavailable,
         };
         Self::new(kind, status.message())
@@ -149,4 +154,17 @@ fn position(error: &DataFusionError) -> Option<(u64, u64)> {
     let (_, place) = text.rsplit_once(" at Line: ")?;
     let (line, column) = place.split_once(", Column: ")?;
     Some((line.trim().parse().ok()?, column.trim().parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_says_of_rows_that_do_not_come_back_at_once_keeps_its_kind() {
+        for kind in [QueryErrorKind::Invalid, QueryErrorKind::Unavailable, QueryErrorKind::Backlog] {
+            let heard = QueryError::from_status(&QueryError::new(kind, "why").to_status());
+            assert_eq!((heard.kind, heard.message.as_str()), (kind, "why"));
+        }
+    }
 }

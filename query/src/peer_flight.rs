@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tonic::codegen::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::engine::{lake_error, maintain, view_index};
+use crate::engine::{lake_error, maintain, view_index, view_of};
 
 /// Views that are pinned at a time; queries beyond wait for others to end.
 const VIEWS_MAX: usize = 4096;
@@ -86,15 +86,15 @@ impl PeerFlight {
             code,
         };
         let index = view_index(&group, request.strong, request.min_index).await.map_err(|error| error.to_status())?;
-        let view = self.lake.view(group.id(), &id, index).await;
-        let Some(view) = view.map_err(|error| lake_error(error).to_status())? else {
-            return Ok(ViewResponse::default());
-        };
+        let view = view_of(&self.lake, group.id(), &id, index, request.may_be_partial).await;
+        let (view, whole) = view.map_err(|error| error.to_status())?;
+        let partial = !whole;
+        let Some(view) = view else { return Ok(ViewResponse { partial, ..ViewResponse::default() }) };
         let (watermark, floor) = (view.watermark, view.floor);
         let (version, location) = (view.version, view.location.clone());
         let until = Instant::now() + Duration::from_millis(request.keep_ms.into()).min(KEEP_MAX);
         let view = self.pin(Pinned { view, table, until })?;
-        Ok(ViewResponse { found: true, watermark, version, location, view, floor })
+        Ok(ViewResponse { found: true, watermark, version, location, view, floor, partial })
     }
 
     fn pin(&self, pinned: Pinned) -> Result<Bytes, Status> {

@@ -67,6 +67,7 @@ pub(crate) struct ViewQuestion<'a> {
     pub(crate) strong: bool,
     pub(crate) min_index: u64,
     pub(crate) keep: Duration,
+    pub(crate) may_miss: bool,
 }
 
 fn client(peers: &Peers, node: NodeId, lane: Lane) -> Result<FlightClient, Status> {
@@ -101,6 +102,7 @@ pub(crate) async fn view(peers: &Peers, leader: NodeId, question: &ViewQuestion<
         strong: question.strong,
         min_index: question.min_index,
         keep_ms: u32::try_from(question.keep.as_millis()).unwrap_or(u32::MAX),
+        may_be_partial: question.may_miss,
     };
     let body = act(peers, leader, VIEW_ACTION, request.encode_to_vec()).await?;
     ViewResponse::decode(body).map_err(|error| Status::internal(error.to_string()))

@@ -521,7 +521,11 @@ impl Group {
         answered && matched.is_some_and(|matched| metrics.last_log_index.unwrap_or(0) <= matched + LAG_MAX)
     }
 
-    pub(crate) async fn transfer(&self, target: u64, timeout: Duration) -> Result<(), String> {
+    /// Asks `target` to lead, as the leader; waits until this node does not lead, or `timeout`.
+    ///
+    /// # Errors
+    /// When it still leads then, or the group stopped.
+    pub async fn transfer(&self, target: u64, timeout: Duration) -> Result<(), String> {
         self.raft.trigger().transfer_leader(target).await.map_err(|error| error.to_string())?;
         let moved = |metrics: &openraft::RaftMetrics<crate::types::TypeConfig>| !metrics.state.is_leader();
         let waited = self.raft.wait(Some(timeout)).metrics(moved, "another leader").await;

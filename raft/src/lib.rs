@@ -8,6 +8,7 @@
 
 pub mod admission;
 mod append_stream;
+mod blocking;
 mod codec;
 pub mod command;
 mod disk;
@@ -37,7 +38,7 @@ pub use error::{OpenError, ReadError, RejectReason, TransferError, WriteError};
 pub use forward::Forwarder;
 pub use group::{Group, GroupStatus, Leadership, RecoverError, Recovered, Written};
 pub use node::{Groups, GroupsConfig, OpenLog};
-pub use peers::{Lane, MESSAGE_BYTES_MAX, Peers, PeersConfig};
+pub use peers::{Dial, Lane, MESSAGE_BYTES_MAX, Peers, PeersConfig, Tcp};
 pub use server::PeerService;
 pub use sink::ApplySink;
 pub use state::{Digest, FIRST_INCARNATION, GroupState, Incarnation, TableState};

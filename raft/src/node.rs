@@ -19,13 +19,14 @@ use tokio_util::task::TaskTracker;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::admission::{Admission, Refusal, Refuse};
+use crate::blocking;
 use crate::command::{Append, Command};
 use crate::disk::DiskLevel;
 use crate::error::{OpenError, ReadError, TransferError, WriteError};
 use crate::forward::Forwarder;
 use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, RecoverError, Recovered, watch_sync};
 use crate::known::{Known, KnownStarts, Starts, learn};
-use crate::peers::{Peers, PeersConfig};
+use crate::peers::{Dial, Peers, PeersConfig, Tcp};
 use crate::recovery::{StartEpoch, StartHistory};
 use crate::sink::ApplySink;
 use crate::state::GroupState;
@@ -144,13 +145,27 @@ impl OpenLog {
         io: Arc<dyn LogIo>,
         store: Arc<dyn StateStore>,
     ) -> Result<Self, OpenError> {
+        Box::pin(Self::open_over(config, peers, io, store, Arc::new(Tcp))).await
+    }
+
+    /// The same over a network of the caller's.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub async fn open_over(
+        config: &GroupsConfig,
+        peers: PeersConfig,
+        io: Arc<dyn LogIo>,
+        store: Arc<dyn StateStore>,
+        dial: Arc<dyn Dial>,
+    ) -> Result<Self, OpenError> {
         let alone = peers.addresses.len() <= 1;
         let mut start = read_start(config, &io, alone).await?;
         let known = KnownStarts::load(store.as_ref())?;
         let mut silent = BTreeSet::new();
         // Of a new disk, formation finds out whether its id is taken.
         if let Some(own) = start.identity().filter(|_| !alone) {
-            let asked = admittance::ask_at_start(&peers, &own, start.settled()).await?;
+            let asked = admittance::ask_at_start(&peers, &dial, &own, start.settled()).await?;
             // A start that was told too late exits for that; the next one knows even if nobody answers it either.
             let remembered = known.poisoned(peers.node.0, &own, start.settled());
             start.tell(asked.poisoned.max(remembered));
@@ -159,7 +174,7 @@ impl OpenLog {
         let settled = start.settled();
         let (wal, decisions, starts) = open_wal(config, io, start).await?;
         check_disk(store.as_ref(), wal.disk_id())?;
-        let peers = Arc::new(Peers::new(peers, wal.disk_id().to_owned(), starts, known));
+        let peers = Arc::new(Peers::new(peers, wal.disk_id().to_owned(), starts, known).over(dial));
         Ok(Self { wal, store, peers, decisions, silent, settled })
     }
 
@@ -518,7 +533,7 @@ impl Groups {
         });
         futures::future::join_all(settle).await;
         let wal = Arc::clone(&self.wal);
-        if tokio::task::spawn_blocking(move || wal.close()).await.is_err() {
+        if blocking::run(wal.is_threaded(), move || wal.close()).await.is_err() {
             tracing::error!("closing the log panicked");
         }
         self.tell_poison().await;
@@ -526,9 +541,9 @@ impl Groups {
 }
 
 async fn read_start(config: &GroupsConfig, io: &Arc<dyn LogIo>, alone: bool) -> Result<start::Start, OpenError> {
-    let (config, io) = (config.clone(), Arc::clone(io));
+    let (config, io, blocks) = (config.clone(), Arc::clone(io), io.workers().is_none());
     let read = move || start::Start::read(io.as_ref(), &config.wal_dir, &config.boot_id, alone, config.fsync);
-    let read = tokio::task::spawn_blocking(read).await;
+    let read = blocking::run(blocks, read).await;
     read.map_err(|error| OpenError::Group { group: 0, reason: error.to_string() })?
 }
 
@@ -537,7 +552,7 @@ async fn open_wal(
     io: Arc<dyn LogIo>,
     start: start::Start,
 ) -> Result<(Arc<Wal>, start::Decisions, StartHistory), OpenError> {
-    let (config, disk_id) = (config.clone(), uuid::Uuid::new_v4().to_string());
+    let (config, disk_id, blocks) = (config.clone(), uuid::Uuid::new_v4().to_string(), io.workers().is_none());
     let open = move || {
         let mut decisions = start::Decisions::default();
         let wal = Wal::open(Arc::clone(&io), &config.wal_dir, config.wal.clone(), &disk_id, |found| {
@@ -547,7 +562,7 @@ async fn open_wal(
         let starts = start.note_boot(io.as_ref())?;
         Ok::<_, OpenError>((Arc::new(wal), decisions, starts))
     };
-    let opened = tokio::task::spawn_blocking(open).await;
+    let opened = blocking::run(blocks, open).await;
     let (wal, decisions, starts) =
         opened.map_err(|error| OpenError::Group { group: 0, reason: error.to_string() })??;
     let stats = wal.stats();

@@ -46,6 +46,22 @@ pub enum Lane {
     Rows,
 }
 
+/// How connections to peers are made.
+pub trait Dial: fmt::Debug + Send + Sync + 'static {
+    /// A channel to `node` at `endpoint`, which connects at its first use and again when it breaks.
+    fn channel(&self, node: NodeId, endpoint: Endpoint) -> Channel;
+}
+
+/// The network of the operating system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tcp;
+
+impl Dial for Tcp {
+    fn channel(&self, _node: NodeId, endpoint: Endpoint) -> Channel {
+        endpoint.connect_lazy()
+    }
+}
+
 /// What a node knows of its peers.
 #[derive(Clone)]
 pub struct PeersConfig {
@@ -70,6 +86,7 @@ impl fmt::Debug for PeersConfig {
 #[derive(Debug)]
 pub struct Peers {
     config: PeersConfig,
+    dial: Arc<dyn Dial>,
     disk_id: String,
     /// The starts of this node's disk, this one included.
     starts: StartHistory,
@@ -99,6 +116,7 @@ impl Peers {
         Self {
             stopping: AtomicBool::new(false),
             config,
+            dial: Arc::new(Tcp),
             disk_id,
             starts_text: starts.to_string(),
             starts,
@@ -110,6 +128,11 @@ impl Peers {
             knows_itself: AtomicBool::new(false),
             refusals: Mutex::default(),
         }
+    }
+
+    /// The same over another network.
+    pub(crate) fn over(self, dial: Arc<dyn Dial>) -> Self {
+        Self { dial, ..self }
     }
 
     pub fn node(&self) -> NodeId {
@@ -223,7 +246,7 @@ impl Peers {
             // One reader that pauses leaves room for the others.
             .initial_stream_window_size(if lane == Lane::Rows { WINDOW_BYTES / 8 } else { WINDOW_BYTES })
             .initial_connection_window_size(WINDOW_BYTES);
-        let channel = endpoint.connect_lazy();
+        let channel = self.dial.channel(node, endpoint);
         channels.insert((node, lane), channel.clone());
         Ok(channel)
     }

@@ -15,6 +15,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot};
 use signaldb_model::GroupId;
 use tokio::sync::watch;
 
+use crate::blocking;
 use crate::codec;
 use crate::command::Command;
 use crate::metrics::{SnapshotKind, note_snapshot};
@@ -270,7 +271,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
 async fn persist(store: &Arc<dyn StateStore>, group: GroupId, meta: &SnapshotMeta, bytes: &Bytes) -> io::Result<()> {
     let (store, encoded) = (Arc::clone(store), codec::encode_snapshot(meta, bytes));
-    tokio::task::spawn_blocking(move || store.put(&[(&snapshot_key(group), &encoded)]))
+    blocking::run(store.blocks(), move || store.put(&[(&snapshot_key(group), &encoded)]))
         .await
         .map_err(io::Error::other)?
         .map_err(io::Error::other)

@@ -25,6 +25,11 @@ pub trait StateStore: Send + Sync + fmt::Debug + 'static {
     fn delete(&self, key: &[u8]) -> Result<(), StateStoreError>;
     /// Pairs whose key starts with `prefix`, in key order.
     fn scan(&self, prefix: &[u8]) -> Result<Vec<Pair>, StateStoreError>;
+
+    /// Whether calls may take long: then they run on a thread of their own.
+    fn blocks(&self) -> bool {
+        true
+    }
 }
 
 /// RocksDB.
@@ -115,6 +120,10 @@ impl StateStore for MemoryStateStore {
         let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let from = map.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix));
         Ok(from.map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+
+    fn blocks(&self) -> bool {
+        false
     }
 }
 

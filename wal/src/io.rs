@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::workers::Workers;
+
 /// A directory tree that holds a log. Blocking; called from the log's own threads and at start.
 pub trait LogIo: Send + Sync + fmt::Debug + 'static {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
@@ -21,6 +23,12 @@ pub trait LogIo: Send + Sync + fmt::Debug + 'static {
     /// Replaces a small file so that after any crash either the old or the new content is there.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()>;
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
+
+    /// Who runs the workers of a log on this disk. `None`: threads, for calls block. A simulated disk, whose calls do not,
+    /// has everything done on one thread.
+    fn workers(&self) -> Option<Box<dyn Workers>> {
+        None
+    }
 }
 
 /// An open file of the log. One writer, any number of readers.

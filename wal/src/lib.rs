@@ -25,6 +25,7 @@ mod start;
 mod suspects;
 mod votes;
 mod wal;
+mod workers;
 mod writer;
 
 pub use config::WalConfig;
@@ -37,3 +38,4 @@ pub use readable::{Readable, readable_entries};
 pub use shared::POISON_FILE;
 pub use start::disk_id;
 pub use wal::{AppendEntry, Callback, Durability, Wal, WalStats};
+pub use workers::{Step, Wake, Worker, Workers};

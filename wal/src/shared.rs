@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use crate::record::{Header, Kind};
 use crate::recovery::{self, Segment};
 use crate::suspects;
 use crate::votes::Votes;
+use crate::workers::Wake;
 use crate::writer::{Request, SyncState};
 
 /// Payloads of the newest records are kept in memory up to this many bytes: replication to each follower, apply and the
@@ -103,17 +105,26 @@ impl Shared {
     pub(crate) fn next_requests(&self) -> Option<Vec<Request>> {
         let mut queue = self.queue.lock();
         loop {
-            if self.poisoned().is_some() {
-                return None;
+            match self.poll_requests(&mut queue) {
+                Poll::Ready(requests) => return requests,
+                Poll::Pending => queue = self.queue_ready.wait(queue),
             }
-            if !queue.requests.is_empty() {
-                return Some(std::mem::take(&mut queue.requests));
-            }
-            if queue.closed {
-                return None;
-            }
-            queue = self.queue_ready.wait(queue);
         }
+    }
+
+    /// The same without waiting.
+    pub(crate) fn try_requests(&self) -> Poll<Option<Vec<Request>>> {
+        self.poll_requests(&mut self.queue.lock())
+    }
+
+    fn poll_requests(&self, queue: &mut Queue) -> Poll<Option<Vec<Request>>> {
+        if self.poisoned().is_some() {
+            return Poll::Ready(None);
+        }
+        if !queue.requests.is_empty() {
+            return Poll::Ready(Some(std::mem::take(&mut queue.requests)));
+        }
+        if queue.closed { Poll::Ready(None) } else { Poll::Pending }
     }
 
     /// Stops the log for good; returns what everybody who asks is told.
@@ -281,18 +292,31 @@ impl<T> Lock<T> {
 }
 
 #[derive(Default)]
-pub(crate) struct Signal(Condvar);
+pub(crate) struct Signal {
+    ready: Condvar,
+    /// Where no thread waits.
+    wake: OnceLock<Wake>,
+}
 
 impl Signal {
+    /// Calls `wake` from now on, too.
+    pub(crate) fn wake_with(&self, wake: Wake) {
+        // There is one worker for each signal.
+        let _ = self.wake.set(wake);
+    }
+
     pub(crate) fn notify_one(&self) {
-        self.0.notify_one();
+        self.ready.notify_one();
+        if let Some(wake) = self.wake.get() {
+            wake();
+        }
     }
 
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
+        self.ready.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn wait_timeout<'a, T>(&self, guard: MutexGuard<'a, T>, wait: Duration) -> MutexGuard<'a, T> {
-        self.0.wait_timeout(guard, wait).unwrap_or_else(PoisonError::into_inner).0
+        self.ready.wait_timeout(guard, wait).unwrap_or_else(PoisonError::into_inner).0
     }
 }

@@ -21,6 +21,7 @@ use crate::record::{self, Kind};
 use crate::recovery::{self, Depth};
 use crate::shared::{Groups, Lock, Queue, Recent, Shared, Signal, VotesState};
 use crate::start::{self, DiskId};
+use crate::workers::{Step, Worker, Workers};
 use crate::writer::{self, Request, SyncState, Writer};
 
 /// Bytes of entries that go into one record; a longer append becomes several.
@@ -61,6 +62,9 @@ pub struct WalStats {
 pub struct Wal {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// In place of the threads, in simulation.
+    workers: Mutex<Vec<Worker>>,
+    is_threaded: bool,
     disk_id: String,
     sync_interval: Duration,
     torn: Option<TornTail>,
@@ -121,6 +125,7 @@ impl Wal {
         });
         shared.meters.torn_tails.increment(u64::from(torn.is_some()));
         let DiskId { id: disk_id, .. } = disk_id;
+        let workers = io.workers();
         let writer = Writer {
             shared: Arc::clone(&shared),
             io,
@@ -131,8 +136,13 @@ impl Wal {
             next_batch: started.next_batch,
             current: started.current,
         };
-        let syncer = Arc::clone(&shared);
         let sync_interval = config.sync_interval;
+        if let Some(workers) = workers {
+            let workers = start_workers(workers.as_ref(), &shared, writer, config);
+            let (threads, workers) = (Mutex::default(), Mutex::new(workers));
+            return Ok(Self { shared, threads, workers, is_threaded: false, disk_id, sync_interval, torn });
+        }
+        let syncer = Arc::clone(&shared);
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
                 .name(name.to_owned())
@@ -143,7 +153,13 @@ impl Wal {
             spawn("wal-write", Box::new(move || writer.run()))?,
             spawn("wal-sync", Box::new(move || writer::run_sync(&syncer, &config)))?,
         ];
-        Ok(Self { shared, threads: Mutex::new(threads), disk_id, sync_interval, torn })
+        let (threads, workers) = (Mutex::new(threads), Mutex::default());
+        Ok(Self { shared, threads, workers, is_threaded: true, disk_id, sync_interval, torn })
+    }
+
+    /// Whether the log has threads of its own, so that calls of it may block.
+    pub fn is_threaded(&self) -> bool {
+        self.is_threaded
     }
 
     /// Drawn when the log was created; tells one disk from another.
@@ -367,7 +383,22 @@ impl Wal {
                 tracing::error!("a log thread panicked");
             }
         }
+        let workers = std::mem::take(&mut *self.workers.lock().unwrap_or_else(PoisonError::into_inner));
+        for worker in workers {
+            while worker() == Step::Again {}
+        }
     }
+}
+
+/// Has `workers` run what the two threads would.
+fn start_workers(workers: &dyn Workers, shared: &Arc<Shared>, writer: Writer, config: WalConfig) -> Vec<Worker> {
+    let writer = Mutex::new(writer);
+    let write: Worker = Arc::new(move || writer.lock().unwrap_or_else(PoisonError::into_inner).step());
+    let syncing = Arc::clone(shared);
+    let sync: Worker = Arc::new(move || writer::step_sync(&syncing, &config));
+    shared.queue_ready.wake_with(workers.start("wal-write", Arc::clone(&write)));
+    shared.sync_ready.wake_with(workers.start("wal-sync", Arc::clone(&sync)));
+    vec![write, sync]
 }
 
 impl Drop for Wal {

@@ -1,8 +1,9 @@
-//! The two threads of an open log: one writes, one syncs.
+//! The two workers of an open log, a thread each: one writes, one syncs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use crate::segment::{Current, Preamble, start_segment};
 use crate::shared::Shared;
 use crate::votes::SavedVote;
 use crate::wal::{Callback, Durability};
+use crate::workers::Step;
 
 /// A record waiting for the write thread.
 pub(crate) struct Request {
@@ -62,16 +64,40 @@ impl Writer {
     /// Writes until the log is closed and drained, or poisoned.
     pub(crate) fn run(mut self) {
         while let Some(requests) = self.shared.next_requests() {
-            match self.write(&requests) {
-                Ok(()) => self.complete(requests),
-                Err((operation, error)) => {
-                    let failure = self.shared.poison(operation, error);
-                    for done in requests.into_iter().filter_map(|request| request.done) {
-                        done(Err(failure.clone()));
-                    }
+            self.take(requests);
+        }
+        self.end();
+    }
+
+    /// Writes what is there.
+    pub(crate) fn step(&mut self) -> Step {
+        match self.shared.try_requests() {
+            Poll::Ready(Some(requests)) => {
+                self.take(requests);
+                Step::Again
+            }
+            Poll::Ready(None) => {
+                self.end();
+                Step::Done
+            }
+            Poll::Pending => Step::Wait(None),
+        }
+    }
+
+    fn take(&mut self, requests: Vec<Request>) {
+        match self.write(&requests) {
+            Ok(()) => self.complete(requests),
+            Err((operation, error)) => {
+                let failure = self.shared.poison(operation, error);
+                for done in requests.into_iter().filter_map(|request| request.done) {
+                    done(Err(failure.clone()));
                 }
             }
         }
+    }
+
+    /// Nothing more will be written.
+    fn end(&self) {
         self.shared.sync.lock().closed = true;
         self.shared.sync_ready.notify_one();
     }
@@ -257,6 +283,15 @@ impl SyncState {
         self.hurried.push((group, index, done));
     }
 
+    fn next(&self, config: &WalConfig) -> Next {
+        match self.due_in(config) {
+            Some(Duration::ZERO) => Next::Sync,
+            _ if self.closed && self.waiting.is_empty() && self.unsynced_bytes == 0 => Next::End,
+            _ if self.closed => Next::Sync,
+            due => Next::Wait(due),
+        }
+    }
+
     /// How long the sync thread may still wait; `None` while there is nothing to sync.
     fn due_in(&self, config: &WalConfig) -> Option<Duration> {
         if !self.waiting.is_empty() || self.unsynced_bytes >= config.sync_bytes {
@@ -300,51 +335,79 @@ impl Shared {
     }
 }
 
+/// What the sync thread does next.
+enum Next {
+    Sync,
+    /// Everything is on disk and nothing more will be written.
+    End,
+    Wait(Option<Duration>),
+}
+
 /// Syncs until the write thread is gone and everything is on disk, or the log is poisoned.
 pub(crate) fn run_sync(shared: &Shared, config: &WalConfig) {
     loop {
         let mut state = shared.sync.lock();
         loop {
-            match state.due_in(config) {
-                Some(Duration::ZERO) => break,
-                _ if state.closed && state.waiting.is_empty() && state.unsynced_bytes == 0 => {
-                    let hurried = std::mem::take(&mut state.hurried);
-                    let file = state.file.clone();
-                    drop(state);
-                    shared.save_votes_at_close(file.as_deref());
-                    let failure = shared.poisoned().unwrap_or(WalError::Closed);
-                    hurried.into_iter().for_each(|(_, _, done)| done(Err(failure.clone())));
-                    return;
-                }
-                _ if state.closed => break,
-                Some(wait) => state = shared.sync_ready.wait_timeout(state, wait),
-                None => state = shared.sync_ready.wait(state),
+            match state.next(config) {
+                Next::Sync => break,
+                Next::End => return end_sync(shared, state),
+                Next::Wait(Some(wait)) => state = shared.sync_ready.wait_timeout(state, wait),
+                Next::Wait(None) => state = shared.sync_ready.wait(state),
             }
         }
-        let waiting = std::mem::take(&mut state.waiting);
-        let (written, file) = (state.written, state.file.clone());
-        let syncing = state.oldest_unsynced.map(|since| (state.unsynced_bytes, since));
-        state.syncing = syncing;
-        state.unsynced_bytes = 0;
-        state.oldest_unsynced = None;
-        drop(state);
-        // Earlier segments were synced when they were sealed, so the newest file is enough.
-        let synced = file.map_or(Ok(()), |file| shared.sync_file(file.as_ref()));
-        match synced.and_then(|()| shared.save_unsaved_votes(written)) {
-            Ok(()) => {
-                shared.advance_synced(written);
-                shared.sync.lock().syncing = None;
-                let poisoned = shared.poisoned();
-                for done in waiting.into_iter().chain(shared.satisfied()) {
-                    done(poisoned.clone().map_or(Ok(()), Err));
-                }
+        sync(shared, state);
+    }
+}
+
+/// Syncs once if that is due.
+pub(crate) fn step_sync(shared: &Shared, config: &WalConfig) -> Step {
+    let state = shared.sync.lock();
+    match state.next(config) {
+        Next::Sync => {
+            sync(shared, state);
+            Step::Again
+        }
+        Next::End => {
+            end_sync(shared, state);
+            Step::Done
+        }
+        Next::Wait(due) => Step::Wait(due),
+    }
+}
+
+fn sync(shared: &Shared, mut state: MutexGuard<'_, SyncState>) {
+    let waiting = std::mem::take(&mut state.waiting);
+    let (written, file) = (state.written, state.file.clone());
+    let syncing = state.oldest_unsynced.map(|since| (state.unsynced_bytes, since));
+    state.syncing = syncing;
+    state.unsynced_bytes = 0;
+    state.oldest_unsynced = None;
+    drop(state);
+    // Earlier segments were synced when they were sealed, so the newest file is enough.
+    let synced = file.map_or(Ok(()), |file| shared.sync_file(file.as_ref()));
+    match synced.and_then(|()| shared.save_unsaved_votes(written)) {
+        Ok(()) => {
+            shared.advance_synced(written);
+            shared.sync.lock().syncing = None;
+            let poisoned = shared.poisoned();
+            for done in waiting.into_iter().chain(shared.satisfied()) {
+                done(poisoned.clone().map_or(Ok(()), Err));
             }
-            Err(failure) => {
-                let hurried = std::mem::take(&mut shared.sync.lock().hurried);
-                for done in waiting.into_iter().chain(hurried.into_iter().map(|(_, _, done)| done)) {
-                    done(Err(failure.clone()));
-                }
+        }
+        Err(failure) => {
+            let hurried = std::mem::take(&mut shared.sync.lock().hurried);
+            for done in waiting.into_iter().chain(hurried.into_iter().map(|(_, _, done)| done)) {
+                done(Err(failure.clone()));
             }
         }
     }
+}
+
+fn end_sync(shared: &Shared, mut state: MutexGuard<'_, SyncState>) {
+    let hurried = std::mem::take(&mut state.hurried);
+    let file = state.file.clone();
+    drop(state);
+    shared.save_votes_at_close(file.as_deref());
+    let failure = shared.poisoned().unwrap_or(WalError::Closed);
+    hurried.into_iter().for_each(|(_, _, done)| done(Err(failure.clone())));
 }

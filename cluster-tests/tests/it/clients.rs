@@ -1,10 +1,10 @@
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::bail;
 use serde_json::json;
 
 use crate::cluster::{Cluster, assert_everywhere};
+use crate::fixtures::{python, run_script};
 use crate::node::Node;
 use crate::rust_sdk;
 
@@ -66,31 +66,17 @@ async fn rust_signals_are_there(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A Python with the clients; `None` where there need not be one.
-fn python() -> anyhow::Result<Option<PathBuf>> {
-    let python = std::env::var_os("SIGNALDB_PYTHON").map(PathBuf::from).filter(|python| python.exists());
-    if python.is_none() {
-        anyhow::ensure!(std::env::var_os("CI").is_none(), "SIGNALDB_PYTHON must name a Python with the clients in CI");
-        println!("skipped: SIGNALDB_PYTHON is not set; `make test` makes the virtual environment and sets it");
-    }
-    Ok(python)
-}
-
 /// Runs `clients.py`: it writes through one node, reads through all readers, and flushes through the first of them.
 /// `earlier` are the ids of the spans that are there before.
 fn run(python: &Path, writer: &Node, readers: &[&Node], catalog: &Path, earlier: &[String]) -> anyhow::Result<()> {
     let flights: Vec<String> = readers.iter().map(|node| node.flight().replace("http://", "grpc://")).collect();
-    let output = Command::new(python)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("python/clients.py"))
-        .env("OTLP_GRPC", writer.otlp_grpc())
-        .env("OTLP_HTTP", writer.otlp_http(""))
-        .env("SIGNALDB_HTTP", readers.first().map_or_else(|| writer.url(""), |node| node.url("")))
-        .env("SIGNALDB_FLIGHT", flights.join(","))
-        .env("SIGNALDB_CATALOG", format!("sqlite:///{}", catalog.display()))
-        .env("EARLIER_SPANS", earlier.join(","))
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success(), "{text}");
-    assert!(text.contains("every span id agrees"), "{text}");
-    Ok(())
+    let environment = [
+        ("OTLP_GRPC", writer.otlp_grpc()),
+        ("OTLP_HTTP", writer.otlp_http("")),
+        ("SIGNALDB_HTTP", readers.first().map_or_else(|| writer.url(""), |node| node.url(""))),
+        ("SIGNALDB_FLIGHT", flights.join(",")),
+        ("SIGNALDB_CATALOG", format!("sqlite:///{}", catalog.display())),
+        ("EARLIER_SPANS", earlier.join(",")),
+    ];
+    run_script(python, "clients.py", &environment, "every span id agrees").map(drop)
 }

@@ -1,8 +1,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::fixtures::python;
 use crate::node::binary;
-use crate::object_store::python;
 
 /// Scenario: `scripts/test-deployment.sh` starts one node on its defaults, then three with PostgreSQL and S3, each twice.
 /// Guarantees: an export is answered by every node, before and after a flush; a deployment that does not work is a failure.

@@ -1,10 +1,10 @@
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::Context;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
+use crate::fixtures::{python, run_script};
 use crate::node::Node;
 use crate::spans::batch;
 
@@ -152,7 +152,7 @@ async fn pyiceberg_reads_through_the_rest_catalog() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let (node, ids) = start(dir.path()).await?;
     let environment = [("REST", node.url("/iceberg")), ("SPANS", ids.join(","))];
-    run(&python, "iceberg_rest.py", &environment, "the REST catalog agrees")
+    run_script(&python, "iceberg_rest.py", &environment, "the REST catalog agrees").map(drop)
 }
 
 /// Scenario: DuckDB attaches the REST catalog, makes the view that the node generates over the table, and over a data file,
@@ -163,7 +163,7 @@ async fn duckdb_shows_the_same_logical_view() -> anyhow::Result<()> {
     let Some(python) = python()? else { return Ok(()) };
     let dir = tempfile::tempdir()?;
     let (node, _) = start(dir.path()).await?;
-    run(&python, "duckdb_view.py", &[("SIGNALDB", node.url(""))], "the views agree")
+    run_script(&python, "duckdb_view.py", &[("SIGNALDB", node.url(""))], "the views agree").map(drop)
 }
 
 /// Scenario: requests of every shape and with every odd value (`cluster-tests/python/columns.py`): integers at their limits,
@@ -176,7 +176,7 @@ async fn pyiceberg_and_duckdb_agree_on_every_column() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let (node, _) = start(dir.path()).await?;
     let environment = [("SIGNALDB", node.url("")), ("OTLP", node.otlp_http(""))];
-    run(&python, "columns.py", &environment, "every column agrees")
+    run_script(&python, "columns.py", &environment, "every column agrees").map(drop)
 }
 
 /// Scenario: a data file of two row groups; the greatest texts have 100 bytes, one of them of characters after which none
@@ -190,27 +190,5 @@ async fn bounds_hide_no_row_from_predicates() -> anyhow::Result<()> {
     let settings = ["flush.interval=10m", "flush.max_bytes=1GiB", "compaction.enabled=false"];
     let node = Node::start(dir.path(), &settings).await?;
     let environment = [("SIGNALDB", node.url("")), ("OTLP", node.otlp_http(""))];
-    run(&python, "predicates.py", &environment, "every row comes")
-}
-
-/// A Python with the clients; without one, which only CI must have, the scenarios are skipped.
-pub(crate) fn python() -> anyhow::Result<Option<PathBuf>> {
-    let python = std::env::var_os("SIGNALDB_PYTHON").map(PathBuf::from).filter(|python| python.exists());
-    if python.is_none() {
-        anyhow::ensure!(std::env::var_os("CI").is_none(), "SIGNALDB_PYTHON must name a Python with the clients in CI");
-        println!("skipped: SIGNALDB_PYTHON is not set; `make test` makes the virtual environment and sets it");
-    }
-    Ok(python)
-}
-
-/// Runs a script of `cluster-tests/python`; it must end well, and say what is expected.
-pub(crate) fn run(python: &Path, script: &str, environment: &[(&str, String)], expected: &str) -> anyhow::Result<()> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(script);
-    let output = Command::new(python)
-        .arg(script)
-        .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success() && text.contains(expected), "{text}");
-    Ok(())
+    run_script(&python, "predicates.py", &environment, "every row comes").map(drop)
 }

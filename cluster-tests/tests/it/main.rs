@@ -14,6 +14,8 @@ mod deploy_files;
 mod deployment;
 mod disk_faults;
 mod ext4;
+mod fixtures;
+mod foreign;
 mod freshness;
 mod iceberg_rest;
 mod intake;

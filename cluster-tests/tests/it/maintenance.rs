@@ -12,14 +12,12 @@ use anyhow::{Context, ensure};
 use bytes::Bytes;
 use prost::Message;
 use serde_json::{Value, json};
-use signaldb_proto::otlp::collector::logs::v1::ExportLogsServiceRequest;
-use signaldb_proto::otlp::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, Load, assert_everywhere};
-use crate::iceberg_rest;
+use crate::fixtures::assert_pyiceberg;
 use crate::node::{DEADLINE, Node, binary, flight_number, scale};
-use crate::spans::{compare, hex, now_nanos, request, send_batch, send_until_acknowledged, span};
+use crate::spans::{compare, hex, log_record, now_nanos, request, send_batch, send_until_acknowledged, span};
 
 const COUNT: &str = "SELECT count(*) FROM traces";
 const DISTINCT: &str = "SELECT count(*), count(DISTINCT span_id) FROM traces";
@@ -96,17 +94,6 @@ async fn assert_within_policy(node: &Node, rows: usize, min_files: u64) -> anyho
     assert_eq!(counted, rows as u64);
     assert!(classes.values().all(|files| *files < min_files), "{classes:?}");
     Ok(())
-}
-
-/// PyIceberg reads exactly these spans, and finds every file that any kept snapshot names
-/// (`cluster-tests/python/maintained_tables.py`).
-fn assert_pyiceberg(dir: &Path, catalog: &Path, ids: &[String]) -> anyhow::Result<()> {
-    let Some(python) = iceberg_rest::python()? else { return Ok(()) };
-    let spans = dir.join("spans.txt");
-    std::fs::write(&spans, ids.join("\n"))?;
-    let catalog = ("SIGNALDB_CATALOG", format!("sqlite:///{}", catalog.display()));
-    let environment = [catalog, ("SPANS", spans.display().to_string())];
-    iceberg_rest::run(&python, "maintained_tables.py", &environment, "nothing is missing")
 }
 
 /// How far the writer is, for readers that check what they see.
@@ -294,13 +281,6 @@ fn old_batch(days: u64, count: usize) -> (Bytes, Vec<String>) {
     (request("shop", spans).encode_to_vec().into(), ids)
 }
 
-fn old_log(days: u64) -> Bytes {
-    let record = LogRecord { time_unix_nano: days_ago(days), ..LogRecord::default() };
-    let scope_logs = vec![ScopeLogs { log_records: vec![record], ..ScopeLogs::default() }];
-    let resource_logs = vec![ResourceLogs { scope_logs, ..ResourceLogs::default() }];
-    ExportLogsServiceRequest { resource_logs }.encode_to_vec().into()
-}
-
 /// Every node has these spans, over HTTP by id and over Flight by number, and the one log record.
 async fn assert_kept(cluster: &Cluster, ids: &[String]) -> anyhow::Result<()> {
     assert_everywhere(cluster, ids).await?;
@@ -337,7 +317,7 @@ async fn retention_removes_what_is_too_old_and_nothing_else() -> anyhow::Result<
         }
     }
     let logs: Vec<String> = cluster.nodes.iter().map(|node| node.otlp_http("/v1/logs")).collect();
-    send_until_acknowledged(&cluster.http, &logs, old_log(12)).await?;
+    send_until_acknowledged(&cluster.http, &logs, log_record(days_ago(12))).await?;
     cluster.nodes[0].flush().await?;
     assert_kept(&cluster, &all).await?;
 

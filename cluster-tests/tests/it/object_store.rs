@@ -1,11 +1,12 @@
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::Value;
 
+use crate::fixtures::{python, run_script};
 use crate::node::{DEADLINE, Node, free_ports};
 use crate::spans::{batch, compare, send_until_acknowledged};
 
@@ -147,16 +148,6 @@ async fn a_node_starts_without_its_bucket() -> anyhow::Result<()> {
     pyiceberg(&python, &bucket, &node, acknowledged.len())
 }
 
-/// The Python with moto and PyIceberg; without one, which only CI must have, the scenarios are skipped.
-pub(crate) fn python() -> anyhow::Result<Option<PathBuf>> {
-    let python = std::env::var_os("SIGNALDB_PYTHON").map(PathBuf::from).filter(|python| python.exists());
-    if python.is_none() {
-        anyhow::ensure!(std::env::var_os("CI").is_none(), "SIGNALDB_PYTHON must name a Python with moto in CI");
-        println!("skipped: SIGNALDB_PYTHON is not set; `make test` makes the virtual environment and sets it");
-    }
-    Ok(python)
-}
-
 async fn export(node: &Node, spans: usize) -> anyhow::Result<Vec<String>> {
     let (body, ids) = batch(spans);
     send_until_acknowledged(&node.http, &[node.otlp_http("/v1/traces")], body).await?;
@@ -186,14 +177,11 @@ async fn wait_degraded(node: &Node, wanted: bool) -> anyhow::Result<String> {
 
 /// Reads the tables without the node's help.
 fn pyiceberg(python: &Path, bucket: &Bucket, node: &Node, spans: usize) -> anyhow::Result<()> {
-    let output = Command::new(python)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("python/tables_on_s3.py"))
-        .env("SIGNALDB_CATALOG", format!("sqlite:///{}", node.dir.join("data/catalog.db").display()))
-        .env("S3_ENDPOINT", &bucket.endpoint)
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .env("SPANS", spans.to_string())
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    anyhow::ensure!(output.status.success() && text.contains("the tables agree"), "{text}");
-    Ok(())
+    let environment = [
+        ("SIGNALDB_CATALOG", format!("sqlite:///{}", node.dir.join("data/catalog.db").display())),
+        ("S3_ENDPOINT", bucket.endpoint.clone()),
+        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        ("SPANS", spans.to_string()),
+    ];
+    run_script(python, "tables_on_s3.py", &environment, "the tables agree").map(drop)
 }

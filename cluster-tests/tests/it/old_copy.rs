@@ -1,27 +1,12 @@
 //! Disks that are not what the cluster knows under their node id: an older copy, an empty one (DESIGN section 3).
 
-use std::path::Path;
-
 use crate::cluster::{Cluster, assert_everywhere};
+use crate::fixtures::copy_dir;
 use crate::node::Node;
 use crate::spans::send_batch;
 
 /// The node whose disk is replaced.
 const REPLACED: usize = 2;
-
-fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_dir(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
-}
 
 /// What the node's process says from here on until it ends by itself.
 async fn last_words(node: &mut Node, before: usize) -> anyhow::Result<String> {

@@ -11,7 +11,7 @@ use signaldb_catalog::test_postgres::Server;
 use tokio::task::JoinSet;
 
 use crate::node::{DEADLINE, Node, scale};
-use crate::spans::{batch, compare};
+use crate::spans::{batch, compare, log_record, now_nanos};
 
 /// Memtables have an eighth of this: 16 MiB.
 const MEMORY: &str = "memory.limit=128MiB";
@@ -115,7 +115,9 @@ async fn a_stopped_postgres_costs_nothing_before_the_logs_budget_is_used() -> an
 }
 
 /// Guarantees: no write is refused before the log's budget is used, although memory is long used up; afterwards
-/// refusals are 429 with a hint, and strong queries 503 instead of an answer without the newest rows; memory stays bounded.
+/// refusals are 429 with a hint; a strong query is 503 `backlog`, and says how much waits, instead of an answer without the
+/// newest rows, an eventual one is partial and says so, and a table of the same group without such rows is answered; memory
+/// stays bounded.
 /// Once the catalog is back, also after `kill -9`, all that was acknowledged is in Iceberg once, nothing else is, and writes
 /// are taken.
 async fn outage_until_the_budget_is_used(dir: &Path, mut catalog: Catalog, kill: bool) -> anyhow::Result<()> {
@@ -125,6 +127,8 @@ async fn outage_until_the_budget_is_used(dir: &Path, mut catalog: Catalog, kill:
         [MEMORY, &limit, &at, "flush.interval=500ms", "flush.max_interval=500ms", "compaction.enabled=false"];
     let mut node = Node::start(dir, &settings).await?;
     let mut acknowledged = export(&node, 1).await?;
+    let logged = post(&node.http, &node.otlp_http("/v1/logs"), log_record(now_nanos())).await?;
+    ensure!(logged.status().is_success(), "refused: {}", logged.status());
     node.flush().await?;
     catalog.stop()?;
     acknowledged.extend(export(&node, 1).await?);
@@ -148,11 +152,7 @@ async fn outage_until_the_budget_is_used(dir: &Path, mut catalog: Catalog, kill:
     assert!(held < 2.0 * MEMTABLES, "memory is bounded: {held}");
     let ready = node.http.get(node.url("/ready")).send().await?;
     assert!(ready.status().is_success(), "the node is there");
-    let query = json!({"query": "SELECT count(*) FROM traces"});
-    let strong = node.http.post(node.url("/api/v1/sql")).json(&query).send().await?;
-    assert_eq!(strong.status(), 503, "no answer is better than one without the newest rows");
-    let said = strong.text().await?;
-    assert!(said.contains("wait in the log"), "{said}");
+    answers_beside_the_backlog(&node, acknowledged.len()).await?;
 
     catalog.go_on()?;
     if kill {
@@ -160,6 +160,33 @@ async fn outage_until_the_budget_is_used(dir: &Path, mut catalog: Catalog, kill:
         node.restart().await?;
     }
     caught_up(&node, acknowledged).await
+}
+
+/// What queries are told while rows wait in the log.
+async fn answers_beside_the_backlog(node: &Node, acknowledged: usize) -> anyhow::Result<()> {
+    let query = json!({"query": "SELECT count(*) FROM traces"});
+    let strong = node.http.post(node.url("/api/v1/sql")).json(&query).send().await?;
+    assert_eq!(strong.status(), 503, "no answer is better than one without the newest rows");
+    assert!(strong.headers().contains_key("retry-after"), "no hint when to come again");
+    let error = strong.json::<Value>().await?["error"].take();
+    assert_eq!(error["code"], "backlog", "{error}");
+    let (message, hint) = (error["message"].as_str().context("a message")?, error["hint"].as_str().context("a hint")?);
+    let mut numbers = message.split(' ').filter_map(|word| word.parse::<f64>().ok());
+    assert!(
+        message.contains("wait in the log") && numbers.next().is_some_and(|bytes| bytes > MEMTABLES / 2.0),
+        "{error}"
+    );
+    assert!(hint.contains("?consistency=eventual"), "{error}");
+
+    let eventual = node.http.post(node.url("/api/v1/sql?consistency=eventual")).json(&query).send().await?;
+    assert_eq!(eventual.status(), 200);
+    assert!(eventual.headers().contains_key("x-signaldb-missing-groups"), "the answer is not whole");
+    let answer: Value = eventual.json().await?;
+    assert_eq!(answer["stats"]["partial"], true, "{answer}");
+    let counted = answer["rows"][0][0].as_u64().context("a number")? as usize;
+    assert!((1..acknowledged).contains(&counted), "{counted} of {acknowledged}: what is in Iceberg and in memory");
+    assert_eq!(node.number("SELECT count(*) FROM logs").await?, 1, "nothing of this table waits");
+    Ok(())
 }
 
 /// Scenario: the catalog is down for ten minutes under a load that the node can bear; memory is small, the disk the budget.

@@ -1,14 +1,13 @@
 //! `signaldb cluster recover`: an operator accepts a loss, and the group goes on in a new incarnation.
 
-use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::Value;
 
 use crate::cluster::{Cluster, Load};
-use crate::node::{DEADLINE, Node, binary};
+use crate::fixtures::{copy_dir, until};
+use crate::node::{Node, binary};
 use crate::spans::{batch, compare, send_batch};
 
 const MANUAL: [&str; 2] = ["flush.interval=1h", "flush.max_interval=1h"];
@@ -30,30 +29,6 @@ async fn groups(node: &Node) -> anyhow::Result<Vec<Value>> {
     status["groups"].as_array().cloned().context("groups")
 }
 
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let path = entry?.path();
-        let to = to.join(path.file_name().context("a name")?);
-        if path.is_dir() {
-            copy(&path, &to)?;
-        } else {
-            std::fs::copy(&path, &to)?;
-        }
-    }
-    Ok(())
-}
-
-/// Asks again until it holds.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
-    let until = Instant::now() + DEADLINE;
-    while !holds().await? {
-        anyhow::ensure!(Instant::now() < until, "never {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
-}
-
 /// Scenario: the log of a single node is put back as it was before rows were written and flushed.
 /// Guarantees: the group halts and says so, takes and shows nothing; nothing happens unasked; when the operator accepts,
 /// the rows in the tables are all there, and rows that take the indexes of lost ones are neither hidden nor doubled, in
@@ -69,7 +44,7 @@ async fn a_log_older_than_its_tables_halts_until_the_operator_accepts() -> anyho
     node.terminate()?;
     let (data, kept) = (dir.path().join("data"), dir.path().join("kept"));
     for part in ["wal", "state"] {
-        copy(&data.join(part), &kept.join(part))?;
+        copy_dir(&data.join(part), &kept.join(part))?;
     }
     node.restart().await?;
     for _ in 0..20 {
@@ -80,7 +55,7 @@ async fn a_log_older_than_its_tables_halts_until_the_operator_accepts() -> anyho
     node.terminate()?;
     for part in ["wal", "state"] {
         std::fs::remove_dir_all(data.join(part))?;
-        copy(&kept.join(part), &data.join(part))?;
+        copy_dir(&kept.join(part), &data.join(part))?;
     }
 
     node.relaunch()?;

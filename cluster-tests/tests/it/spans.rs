@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use bytes::Bytes;
 use prost::Message;
+use signaldb_proto::otlp::collector::logs::v1::ExportLogsServiceRequest;
 use signaldb_proto::otlp::collector::trace::v1::ExportTraceServiceRequest;
 use signaldb_proto::otlp::common::v1::{AnyValue, KeyValue, any_value};
+use signaldb_proto::otlp::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use signaldb_proto::otlp::resource::v1::Resource;
 use signaldb_proto::otlp::trace::v1::{ResourceSpans, ScopeSpans, Span};
 
@@ -54,6 +56,14 @@ pub(crate) fn batch(count: usize) -> (Bytes, Vec<String>) {
     let spans: Vec<Span> = (0..count).map(|n| span(&format!("span {n}"))).collect();
     let ids = spans.iter().map(|span| hex(&span.span_id)).collect();
     (request("shop", spans).encode_to_vec().into(), ids)
+}
+
+/// A request of one log record.
+pub(crate) fn log_record(time_unix_nano: u64) -> Bytes {
+    let record = LogRecord { time_unix_nano, ..LogRecord::default() };
+    let scope_logs = vec![ScopeLogs { log_records: vec![record], ..ScopeLogs::default() }];
+    let resource_logs = vec![ResourceLogs { scope_logs, ..ResourceLogs::default() }];
+    ExportLogsServiceRequest { resource_logs }.encode_to_vec().into()
 }
 
 /// Sends the same bytes to one address after the other until they are acknowledged, whatever happens to the nodes

@@ -8,8 +8,9 @@ use anyhow::{Context, ensure};
 use prost::Message;
 use serde_json::{Value, json};
 
+use crate::fixtures::python;
 use crate::node::{DEADLINE, Node, free_ports};
-use crate::object_store::{Bucket, python};
+use crate::object_store::Bucket;
 use crate::outage::metric;
 use crate::spans::{batch, compare, hex, request, send_until_acknowledged, span, text};
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use crate::fixtures::copy_dir;
 use crate::node::{Node, binary};
 use crate::spans::{batch, compare, send_batch};
 
@@ -295,15 +296,6 @@ async fn a_repaired_log_behind_its_tables_goes_on_without_hiding_new_rows() -> a
         node.flush().await?;
         assert_eq!(compare(&ids, &node.span_ids().await?), (vec![], vec![]));
         node.kill()?;
-    }
-    Ok(())
-}
-
-fn copy_dir(from: &Path, to: &Path) -> anyhow::Result<()> {
-    for (path, content) in files(from)? {
-        let to = to.join(path.strip_prefix(from)?);
-        std::fs::create_dir_all(to.parent().context("a parent")?)?;
-        std::fs::write(to, content)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::testing::rig::{Leader, Rig};
 
 /// Who goes on after the fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
+pub(super) enum Next {
     /// The same leader tries again.
     Retry,
     /// The process ends, and the same node leads again.

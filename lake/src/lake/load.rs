@@ -62,7 +62,7 @@ impl Lake {
             backlog_bytes: memtables.iter().map(|memtable| memtable.backlog_bytes()).sum(),
             cached_metadata: self.0.metadata.len(),
             cached_manifests: self.0.manifests.len(),
-            pool: self.0.catalog.pool_status(),
+            pool: self.catalog().pool_status(),
         });
     }
 

@@ -20,8 +20,8 @@ impl Lake {
                     () = lake.0.stop.cancelled() => return,
                     () = memtable.work.notified() => {}
                 }
-                let log = lake.log(group);
-                let log = log.as_ref().map(|log| log as &dyn LogReader);
+                let open = lake.open_group(group);
+                let log = open.as_ref().map(|open| open.log.as_ref());
                 let room = || lake.unflushed_bytes() < lake.0.config.memtable_bytes_max;
                 let built = std::panic::AssertUnwindSafe(|| memtable.build(lake.0.clock.elapsed(), log, &room));
                 let built = std::panic::catch_unwind(built);
@@ -37,16 +37,13 @@ impl Lake {
     }
 }
 
-/// The log of one group as the memtable reads it.
-pub(super) struct GroupLog(pub(super) Arc<Group>);
-
-impl LogReader for GroupLog {
+impl LogReader for Group {
     fn read_appends(&self, from: u64, to: u64, bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String> {
-        self.0.read_appends(from, to, bytes_max).map_err(|error| error.to_string())
+        Self::read_appends(self, from, to, bytes_max).map_err(|error| error.to_string())
     }
 
     fn purged(&self) -> u64 {
-        self.0.purged_index()
+        self.purged_index()
     }
 }
 

@@ -1,5 +1,6 @@
 //! One table of a group: how far it is flushed, and the rows above that.
 
+use super::TableView;
 use super::batch::MemBatch;
 
 /// Batches are merged while the result stays below this: many small exports must not become many small batches.
@@ -23,6 +24,17 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn unknown() -> Self {
         Self { version: -1, ..Self::default() }
+    }
+
+    pub(super) fn view(&self) -> TableView {
+        TableView {
+            watermark: self.watermark,
+            floor: self.floor,
+            version: self.version,
+            location: self.location.clone(),
+            quarantined: self.quarantined.clone(),
+            batches: self.batches.clone(),
+        }
     }
 
     pub(super) fn advance(&mut self, version: i64, location: &str) {

@@ -93,6 +93,7 @@ async fn a_table_that_was_clean_needs_only_its_own_rows() {
 }
 
 /// A log of one kind of append, index for index.
+#[derive(Debug)]
 struct Log;
 
 impl LogReader for Log {
@@ -183,6 +184,37 @@ async fn rows_that_memory_has_no_room_for_are_flushed_in_steps() {
     assert_eq!(table.log_bytes(), 0);
 }
 
+/// Entries 4 to 9 come while memory is full after entry 5; those of another table are 4 and, at first, 7.
+#[tokio::test]
+async fn a_table_without_rows_in_the_backlog_is_whole() {
+    let table = GroupMemtable::new(true);
+    let busy = append(1).table_ids().next().expect("one table");
+    let quiet = TableId { tenant: TenantId::new("quiet").expect("name"), ..busy.clone() };
+    let never = TableId { tenant: TenantId::new("never").expect("name"), ..busy.clone() };
+    let of_quiet = || Append { tenant: quiet.tenant.clone(), ..append(1) };
+    let see = |id: &TableId, index| {
+        let (view, whole) = table.view_beside_backlog(id, index).expect("active");
+        (view.map(|view| rows(&view)), whole)
+    };
+    for index in 4..=9 {
+        let append = if matches!(index, 4 | 7) { of_quiet() } else { append(1) };
+        table.append(index, append, index <= 5);
+        table.applied(index);
+        table.build(Duration::from_nanos(index), Some(&Log), NO_ROOM).expect("builds");
+    }
+    assert_eq!(table.wait_built(9).await, Err(NotBuilt::InLog));
+    assert_eq!(see(&busy, 9), (Some(1), false), "6, 8 and 9 are in the log");
+    assert_eq!(see(&quiet, 9), (Some(1), false), "7 is");
+    assert_eq!(see(&never, 9), (None, true));
+    assert_eq!(see(&never, 10), (None, false), "nobody knows yet whose entry 10 is");
+    // Somebody else flushed that.
+    table.flushed(&quiet, 7, 1, "v1");
+    assert_eq!(see(&quiet, 9), (Some(0), true));
+    assert_eq!(see(&busy, 9), (Some(1), false));
+    table.deactivate();
+    assert!(table.view_beside_backlog(&busy, 9).is_none(), "another node leads");
+}
+
 /// Entries 4 to 9 of a table in quarantine come while memory is full after entry 5.
 #[tokio::test]
 async fn rows_that_are_put_aside_make_room_for_those_in_the_log() {
@@ -206,7 +238,8 @@ async fn rows_that_are_put_aside_make_room_for_those_in_the_log() {
     table.quarantine(&id, &aside(5));
     assert_eq!((table.bytes(), table.loads().len()), (0, 0));
     assert_eq!(table.log_bytes(), in_log / 3 * 2);
-    assert_eq!(table.quarantine_of(&id).as_deref(), Some("gone"));
+    let (view, _) = table.view_beside_backlog(&id, 9).expect("active");
+    assert_eq!(view.and_then(|view| view.quarantined).as_deref(), Some("gone"));
     table.build(Duration::from_nanos(10), Some(&Log), ROOM).expect("reads back");
     assert_eq!(table.wait_flushable(9).await, Ok((table.epoch(), 9)));
     let view = table.view(&id, table.epoch()).expect("exists");

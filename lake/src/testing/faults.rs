@@ -1,5 +1,6 @@
 //! Faults at chosen steps. A step is a call of the catalog, the store or the log; a flusher's are numbered as they come,
 //! so that a test can go through all of them: a fault at the first, at the second, until a flush ends before its turn.
+//! What reads rows back from the log has a count of its own: it goes on beside the flush.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,10 +9,11 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use signaldb_catalog::{CatalogError, IcebergCatalog, Swap, SwapOutcome, TablePointer};
-use signaldb_raft::{Command, Group, RejectReason, WriteError};
+use signaldb_raft::{Append, Command, Group, RejectReason, WriteError};
 use tokio::sync::Notify;
 
 use crate::flush::Proposer;
+use crate::memtable::LogReader;
 use crate::pointers::TablePointers;
 
 /// What goes wrong with a step.
@@ -223,5 +225,44 @@ impl Proposer for FaultyProposer {
             _ => WriteError::Unknown("injected".to_owned()),
         };
         self.faults.step(self.group.propose_for_flush(command), later, failed).await
+    }
+}
+
+/// The log as rows are read back from it.
+#[derive(Debug)]
+pub(crate) struct FaultyLog {
+    group: Arc<Group>,
+    /// Reads up to and including the one that fails; 0 when none does.
+    left: Mutex<u64>,
+}
+
+impl FaultyLog {
+    pub(crate) fn new(group: Arc<Group>) -> Self {
+        Self { group, left: Mutex::default() }
+    }
+
+    /// The `read`th from now on fails, counted from 1.
+    pub(crate) fn fail_at(&self, read: u64) {
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = read;
+    }
+
+    fn fails(&self) -> bool {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let fails = *left == 1;
+        *left = left.saturating_sub(1);
+        fails
+    }
+}
+
+impl LogReader for FaultyLog {
+    fn read_appends(&self, from: u64, to: u64, bytes_max: usize) -> Result<(Vec<(u64, Append)>, u64), String> {
+        if self.fails() {
+            return Err("injected".to_owned());
+        }
+        LogReader::read_appends(self.group.as_ref(), from, to, bytes_max)
+    }
+
+    fn purged(&self) -> u64 {
+        self.group.purged_index()
     }
 }

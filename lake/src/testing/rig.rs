@@ -19,9 +19,10 @@ use signaldb_signals::SignalKind;
 use signaldb_wal::WalConfig;
 use signaldb_wal::sim::SimIo;
 
-use super::faults::{Faults, FaultyPointers, FaultyProposer};
+use super::faults::{Faults, FaultyLog, FaultyPointers, FaultyProposer};
 use super::{Row, TABLE, read_file, read_parquet, request, rows_of};
 use crate::flush::{Flusher, Proposer};
+use crate::memtable::{GroupMemtable, LogReader};
 use crate::pointers::TablePointers;
 use crate::storage::{S3Options, Store};
 use crate::{Lake, LakeConfig, LakeError, quarantine};
@@ -40,6 +41,7 @@ pub(crate) struct Rig {
     state: Arc<MemoryStateStore>,
     clock: Arc<ManualClock>,
     read: FileRows,
+    memory: usize,
     pub(crate) process: Process,
     pub(crate) ledger: Ledger,
 }
@@ -59,6 +61,7 @@ pub(crate) struct Leader {
     pub(crate) faults: Arc<Faults>,
     pub(crate) pointers: Arc<FaultyPointers>,
     pub(crate) proposer: Arc<FaultyProposer>,
+    pub(crate) log: Arc<FaultyLog>,
     pub(crate) flusher: Flusher,
 }
 
@@ -68,6 +71,8 @@ pub(crate) struct Ledger {
     acknowledged: BTreeMap<TableId, Vec<Row>>,
     watermarks: BTreeMap<TableId, u64>,
     written: usize,
+    /// What requests say that they expand to, at least.
+    raw_bytes: usize,
 }
 
 /// Applies to both lakes.
@@ -108,6 +113,12 @@ pub(crate) fn table_id(dataset: &str) -> TableId {
 
 impl Rig {
     pub(crate) async fn new() -> Self {
+        Self::with_memory(LakeConfig::default().memtable_bytes_max, 0).await
+    }
+
+    /// Memtables have `memory` bytes, and each request counts as `raw_bytes` at least: rows that there is no room for stay in
+    /// the log, few as they are.
+    pub(crate) async fn with_memory(memory: usize, raw_bytes: usize) -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         let address = format!("sqlite://{}/catalog.db", dir.path().display());
         let database = Database::open(&address, &PoolConfig::default()).await.expect("opens");
@@ -116,8 +127,9 @@ impl Rig {
         let (disk, state) = (SimIo::new(), Arc::default());
         let clock = Arc::new(ManualClock::new(SystemClock.now()));
         let read = FileRows::default();
-        let process = Box::pin(Process::start(&catalog, &store, &disk, &state, &clock, &read)).await;
-        Self { _dir: dir, catalog, store, disk, state, clock, read, process, ledger: Ledger::default() }
+        let process = Box::pin(Process::start(&catalog, &store, &disk, &state, &clock, &read, memory)).await;
+        let ledger = Ledger { raw_bytes, ..Ledger::default() };
+        Self { _dir: dir, catalog, store, disk, state, clock, read, memory, process, ledger }
     }
 
     pub(crate) fn now(&self) -> UnixNanos {
@@ -127,8 +139,10 @@ impl Rig {
     /// Ends the process and starts it again: whatever it knew beside log, catalog and store is gone.
     pub(crate) async fn restart(&mut self) {
         self.process.stop().await;
-        let started = Process::start(&self.catalog, &self.store, &self.disk, &self.state, &self.clock, &self.read);
-        self.process = Box::pin(started).await;
+        let Self { catalog, store, disk, state, clock, read, memory, .. } = &*self;
+        let started = Process::start(catalog, store, disk, state, clock, read, *memory);
+        let started = Box::pin(started).await;
+        self.process = started;
     }
 
     pub(crate) async fn append(&mut self, dataset: &str, rows: usize) {
@@ -221,6 +235,7 @@ impl Process {
         state: &Arc<MemoryStateStore>,
         clock: &Arc<ManualClock>,
         read: &FileRows,
+        memory: usize,
     ) -> Self {
         let parts = [(); 2].map(|()| {
             let faults = Arc::new(Faults::default());
@@ -228,7 +243,7 @@ impl Process {
             let way: Arc<dyn TablePointers> = Arc::<FaultyPointers>::clone(&pointers);
             let clock: Arc<dyn Clock> = Arc::<ManualClock>::clone(clock);
             // One table after the other: a step's number means the same in every run.
-            let config = LakeConfig { concurrency: 1, ..LakeConfig::default() };
+            let config = LakeConfig { concurrency: 1, memtable_bytes_max: memory, ..LakeConfig::default() };
             let cpu = tokio::runtime::Handle::current();
             let lake = Lake::with_pointers(config, catalog.clone(), way, store.with_faults(&faults), clock, cpu);
             (lake, faults, pointers)
@@ -247,13 +262,21 @@ impl Process {
             let proposer = Arc::new(FaultyProposer::new(Arc::clone(&group), Arc::clone(&faults)));
             let way: Arc<dyn Proposer> = Arc::<FaultyProposer>::clone(&proposer);
             let flusher = Flusher::with_proposer(lake.clone(), Arc::clone(&group), way, cluster_id.clone());
-            Leader { lake, faults, pointers, proposer, flusher }
+            let log = Arc::new(FaultyLog::new(Arc::clone(&group)));
+            let reader: Arc<dyn LogReader> = Arc::<FaultyLog>::clone(&log);
+            lake.open_log(Arc::clone(&group), reader);
+            Leader { lake, faults, pointers, proposer, log, flusher }
         });
         // As every start of a node does.
         let compared = leaders[0].lake.look_ahead(&[Arc::clone(&group)], &cluster_id).await;
         compared.expect("answers");
         assert_eq!(group.halted(), None);
         Self { groups, group, cluster_id, leaders, read: Arc::clone(read) }
+    }
+
+    /// The memtable of the lake at `leader`.
+    pub(crate) fn memtable(&self, leader: usize) -> Arc<GroupMemtable> {
+        self.leaders[leader].lake.memtable(self.group.id())
     }
 
     pub(crate) async fn stop(&self) {
@@ -267,7 +290,17 @@ impl Process {
     pub(crate) async fn read(&self, leader: &Leader, id: &TableId, flushed: bool) -> Vec<Row> {
         let (lake, group) = (&leader.lake, self.group.id());
         let index = self.group.read_index_here().await.expect("leads");
-        let Some(view) = lake.view(group, id, index).await.expect("leads") else { return Vec::new() };
+        let until = std::time::Instant::now() + TIMEOUT;
+        let view = loop {
+            match lake.view(group, id, index).await {
+                // What reads rows back has not seen yet that none are left.
+                Err(LakeError::Backlog { .. }) if flushed && std::time::Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                view => break view.expect("leads"),
+            }
+        };
+        let Some(view) = view else { return Vec::new() };
         let location = match view.version {
             -1 => lake.pointers().load(&id.namespace(), TABLE.name()).await.expect("answers"),
             _ => Some(view.location.clone()),
@@ -322,7 +355,8 @@ impl Ledger {
             dedup: None,
             tables: vec![stats],
             compression: Compression::None,
-            raw_len: payload.len() as u32,
+            // Nothing is compressed: it is not needed to decode them.
+            raw_len: payload.len().max(self.raw_bytes) as u32,
             payload,
         };
         group.append(append, None, TIMEOUT).await.expect("commits");

@@ -12,10 +12,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::{Meta, MetaCommand, meta_command};
+use crate::blocking;
 use crate::error::OpenError;
 use crate::group::Group;
 use crate::known::{Known, KnownStarts, Starts, judge, known_in};
-use crate::peers::{Lane, Peers, PeersConfig};
+use crate::peers::{Dial, Lane, Peers, PeersConfig};
 use crate::recovery::{OwnIdentity, StartEpoch};
 use crate::state_store::StateStore;
 
@@ -39,9 +40,15 @@ pub(super) struct Asked {
 ///
 /// # Errors
 /// Why this disk must not go on, as the first peer that knows says it.
-pub(super) async fn ask_at_start(config: &PeersConfig, own: &OwnIdentity, settled: u64) -> Result<Asked, OpenError> {
+pub(super) async fn ask_at_start(
+    config: &PeersConfig,
+    dial: &Arc<dyn Dial>,
+    own: &OwnIdentity,
+    settled: u64,
+) -> Result<Asked, OpenError> {
     let disk_id = own.disk_id.clone().unwrap_or_default();
     let peers = Peers::new(config.clone(), disk_id, own.starts.clone(), KnownStarts::default());
+    let peers = peers.over(Arc::clone(dial));
     ask(&peers, &others(&peers), own, settled).await
 }
 
@@ -132,7 +139,7 @@ impl Admittance {
             return;
         }
         let (store, news) = (Arc::clone(&self.store), starts.clone());
-        match tokio::task::spawn_blocking(move || KnownStarts::store(store.as_ref(), news)).await {
+        match blocking::run(store.blocks(), move || KnownStarts::store(store.as_ref(), news)).await {
             Ok(Ok(())) => self.stored = starts,
             Ok(Err(error)) => tracing::warn!(%error, "what is known of the nodes' starts is not stored"),
             Err(error) => tracing::error!(%error, "storing what is known of the nodes' starts panicked"),

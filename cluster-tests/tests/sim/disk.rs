@@ -1,0 +1,151 @@
+//! The disk of a node, as one of its processes sees it, and the workers of the log on it.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use signaldb_wal::sim::SimIo;
+use signaldb_wal::{LogFile, LogIo, Step, Wake, Worker, Workers};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use crate::world::{MILLI, World, digest_of};
+
+/// The disk until the process ends. What a process does as it falls apart must not reach the disk of the next one.
+#[derive(Debug, Clone)]
+pub(crate) struct ProcessDisk {
+    pub(crate) disk: SimIo,
+    pub(crate) gone: Arc<AtomicBool>,
+    pub(crate) world: World,
+    pub(crate) node: u64,
+}
+
+#[derive(Debug)]
+struct ProcessFile {
+    file: Arc<dyn LogFile>,
+    of: ProcessDisk,
+}
+
+impl ProcessDisk {
+    fn change(&self, what: &str, path: &Path, bytes: &[&[u8]]) -> io::Result<()> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the process is gone"));
+        }
+        let (len, digest) = (bytes.iter().map(|part| part.len()).sum::<usize>(), digest_of(&bytes.concat()));
+        self.world.note(format_args!("disk {} {what} {} {len} {digest:016x}", self.node, path.display()));
+        Ok(())
+    }
+
+    fn open_file(&self, file: Arc<dyn LogFile>) -> Arc<dyn LogFile> {
+        Arc::new(ProcessFile { file, of: self.clone() })
+    }
+}
+
+impl LogIo for ProcessDisk {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.disk.create_dir_all(dir)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
+        self.change("create", path, &[])?;
+        self.disk.create(path).map(|file| self.open_file(file))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
+        self.disk.open(path).map(|file| self.open_file(file))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.change("remove", path, &[])?;
+        self.disk.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.change("sync_dir", dir, &[])?;
+        self.disk.sync_dir(dir)
+    }
+
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
+        self.change("replace", path, &[content])?;
+        self.disk.replace(path, content)
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        self.disk.read(path)
+    }
+
+    fn workers(&self) -> Option<Box<dyn Workers>> {
+        Some(Box::new(SimWorkers { world: self.world.clone(), node: self.node }))
+    }
+}
+
+impl LogFile for ProcessFile {
+    fn append(&self, buffers: &[&[u8]]) -> io::Result<()> {
+        self.of.change("append", Path::new("log"), buffers)?;
+        self.file.append(buffers)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.of.change("sync", Path::new("log"), &[])?;
+        self.file.sync_data()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.of.change("truncate", Path::new("log"), &[])?;
+        self.file.truncate(len)
+    }
+}
+
+/// Runs the workers as tasks of the node: what was written waits for its sync, which takes as long as the disk says.
+#[derive(Debug)]
+struct SimWorkers {
+    world: World,
+    node: u64,
+}
+
+impl Workers for SimWorkers {
+    fn start(&self, name: &'static str, worker: Worker) -> Wake {
+        let (world, node) = (self.world.clone(), self.node);
+        let ready = Arc::new(Notify::new());
+        let wake = Arc::clone(&ready);
+        let syncs = name == "wal-sync";
+        // It ends with the runtime of its node, as a thread with its process.
+        drop(Handle::current().spawn(async move {
+            loop {
+                match worker() {
+                    Step::Done => return,
+                    Step::Again => {}
+                    Step::Wait(None) => ready.notified().await,
+                    // Late or early, the next step finds out.
+                    Step::Wait(Some(limit)) => {
+                        let _ = tokio::time::timeout(limit, ready.notified()).await;
+                    }
+                }
+                let takes = world.with(|state| {
+                    let usual = if syncs { state.chance.between(MILLI, 4 * MILLI) } else { 0 };
+                    usual + if syncs { state.trouble.slow_disks.get(&node).copied().unwrap_or(0) } else { 0 }
+                });
+                if takes > 0 {
+                    tokio::time::sleep(Duration::from_nanos(takes)).await;
+                } else {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }));
+        Arc::new(move || wake.notify_one())
+    }
+}

@@ -1,0 +1,310 @@
+//! A machine, and the process on it: the server's own log, groups, peer port and lake, on a runtime of its own that ends
+//! with the process.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use signaldb_lake::{Lake, LakeConfig, Store};
+use signaldb_model::{Clock, NodeId, SystemClock, UnixNanos};
+use signaldb_raft::state_store::MemoryStateStore;
+use signaldb_raft::{Groups, GroupsConfig, OpenLog, PeerService, PeersConfig};
+use signaldb_wal::WalConfig;
+use signaldb_wal::sim::{Loss, SimIo};
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinSet;
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use crate::disk::ProcessDisk;
+use crate::ledger::{Ledger, Sink};
+use crate::net::{Incoming, Wires};
+use crate::os;
+use crate::tables::{Catalog, Objects, Tables};
+use crate::world::{Chance, World};
+
+pub(crate) const NODES: [u64; 3] = [1, 2, 3];
+const WINDOW_BYTES: u32 = 16 << 20;
+/// How often a process looks whether it must end.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// What a process that was asked to stop ends with.
+pub(crate) const STOPPED: &str = "stopped";
+
+/// Settings of all nodes of a simulation.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// Acknowledged is what a majority has on disk.
+    pub(crate) fsync: bool,
+    segment_bytes: u64,
+    sync_interval: Duration,
+    flush_interval: Duration,
+    memtable_bytes: usize,
+}
+
+impl Settings {
+    pub(crate) fn draw(chance: &mut Chance) -> Self {
+        let millis = |millis: u64| Duration::from_millis(millis);
+        Self {
+            fsync: chance.percent(30),
+            segment_bytes: chance.pick(&[4 << 10, 32 << 10, 1 << 20]).unwrap_or(1 << 20),
+            sync_interval: millis(chance.pick(&[5, 50, 400]).unwrap_or(50)),
+            flush_interval: millis(chance.pick(&[700, 2000, 4000]).unwrap_or(2000)),
+            memtable_bytes: chance.pick(&[64 << 10, 64 << 20]).unwrap_or(64 << 20),
+        }
+    }
+}
+
+/// What lasts longer than a process.
+pub(crate) struct Machine {
+    pub(crate) node: u64,
+    pub(crate) disk: SimIo,
+    state: Arc<MemoryStateStore>,
+    boots: u32,
+    /// Its wall clock is ahead of the true time by so much.
+    wall_ahead: Duration,
+    /// It may have lost what it acknowledged, and has not caught up since.
+    pub(crate) untrusted: bool,
+    /// Its next sync fails.
+    pub(crate) failing: bool,
+    pub(crate) process: Option<Process>,
+}
+
+pub(crate) struct Process {
+    pub(crate) runtime: Runtime,
+    gone: Arc<AtomicBool>,
+    /// When the runtime wants to go on by itself.
+    pub(crate) deadline: Option<u64>,
+    opened: Arc<OnceLock<Parts>>,
+    /// Why it ends.
+    ended: Arc<OnceLock<String>>,
+    stopping: bool,
+}
+
+/// What a process has, once it is open.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) groups: Arc<Groups>,
+    pub(crate) lake: Lake,
+}
+
+/// What all nodes share.
+#[derive(Clone)]
+pub(crate) struct Around {
+    pub(crate) world: World,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) ledger: Ledger,
+    pub(crate) settings: Settings,
+}
+
+impl Machine {
+    pub(crate) fn new(node: u64, chance: &mut Chance) -> Self {
+        Self {
+            node,
+            disk: SimIo::new(),
+            state: Arc::default(),
+            boots: 0,
+            wall_ahead: Duration::from_millis(chance.below(5000)),
+            untrusted: false,
+            failing: false,
+            process: None,
+        }
+    }
+
+    pub(crate) fn start(&mut self, around: &Around) {
+        let (world, node) = (around.world.clone(), self.node);
+        world.with(|state| state.switch_on(node));
+        world.note(format_args!("start {node}"));
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (gone, opened, ended) = (Arc::<AtomicBool>::default(), Arc::default(), Arc::<OnceLock<String>>::default());
+        let disk = ProcessDisk { disk: self.disk.clone(), gone: Arc::clone(&gone), world: world.clone(), node };
+        let pointers = Arc::new(Catalog {
+            tables: Arc::clone(&around.tables),
+            world: world.clone(),
+            node,
+            gone: Arc::clone(&gone),
+        });
+        let store = Store::of_objects(Arc::new(Objects::new(&around.tables, world.clone(), node, Arc::clone(&gone))));
+        let clock: Arc<dyn Clock> = Arc::new(WallAhead(self.wall_ahead));
+        let cpu = runtime.handle().clone();
+        let lake = Lake::simulated(around.settings.lake(), pointers, store, Arc::clone(&clock), cpu);
+        let life = Life {
+            node,
+            config: around.settings.groups(node, self.boots),
+            disk,
+            state: Arc::clone(&self.state),
+            world,
+            clock,
+            lake,
+            ledger: around.ledger.clone(),
+            opened: Arc::clone(&opened),
+        };
+        let why = Arc::clone(&ended);
+        drop(runtime.spawn(async move {
+            let reason = Box::pin(life.live()).await;
+            // The first reason counts.
+            let _ = why.set(reason);
+        }));
+        self.process = Some(Process { runtime, gone, deadline: Some(os::now()), opened, ended, stopping: false });
+    }
+
+    /// `kill -9`, or with a `loss` the power fails.
+    pub(crate) fn kill(&mut self, world: &World, loss: Option<Loss>) {
+        let Some(process) = self.process.take() else { return };
+        world.note(format_args!("kill {} {loss:?}", self.node));
+        process.gone.store(true, Ordering::Relaxed);
+        match loss {
+            Some(loss) => {
+                self.disk.lose_power(loss);
+                self.boots += 1;
+                self.untrusted = true;
+            }
+            None => self.disk.kill(),
+        }
+        world.with(|state| state.process_ends(self.node, loss.is_some()));
+        drop(process);
+    }
+
+    pub(crate) fn parts(&self) -> Option<&Parts> {
+        self.process.as_ref().and_then(|process| process.opened.get())
+    }
+
+    /// Why its process wants to end.
+    pub(crate) fn ended(&self) -> Option<&str> {
+        self.process.as_ref().and_then(|process| process.ended.get()).map(String::as_str)
+    }
+
+    /// SIGTERM.
+    pub(crate) fn stop(&mut self) {
+        let Some(process) = &mut self.process else { return };
+        let Some(parts) = process.opened.get().cloned().filter(|_| !process.stopping) else { return };
+        process.stopping = true;
+        let ended = Arc::clone(&process.ended);
+        drop(process.runtime.spawn(async move {
+            parts.lake.close().await;
+            Box::pin(parts.groups.hand_over()).await;
+            Box::pin(parts.groups.close()).await;
+            let _ = ended.set(STOPPED.to_owned());
+        }));
+    }
+
+    /// Whether it serves, with all that it ever acknowledged.
+    pub(crate) fn is_well(&self) -> bool {
+        let Some(parts) = self.parts() else { return false };
+        self.ended().is_none() && parts.groups.statuses().iter().all(|status| status.state != "recovering")
+    }
+}
+
+impl Settings {
+    fn groups(&self, node: u64, boots: u32) -> GroupsConfig {
+        GroupsConfig {
+            address: address(node),
+            wal_dir: "/wal".into(),
+            boot_id: format!("boot {boots}"),
+            wal: WalConfig {
+                segment_bytes_max: self.segment_bytes,
+                sync_interval: self.sync_interval,
+                sync_bytes: 1 << 20,
+            },
+            data_groups: 1,
+            heartbeat_interval: Duration::from_millis(200),
+            election_timeout: (Duration::from_millis(800), Duration::from_millis(1600)),
+            purge_lag: Duration::ZERO,
+            purge_lag_bytes_max: 1 << 30,
+            trim_interval: Duration::from_millis(500),
+            fsync: self.fsync,
+        }
+    }
+
+    fn lake(&self) -> LakeConfig {
+        LakeConfig {
+            interval: self.flush_interval,
+            max_interval: self.flush_interval,
+            max_bytes: self.memtable_bytes,
+            lone_voter: false,
+            ..LakeConfig::default()
+        }
+    }
+}
+
+fn address(node: u64) -> String {
+    format!("node-{node}:1")
+}
+
+/// All that a process needs to begin.
+struct Life {
+    node: u64,
+    config: GroupsConfig,
+    disk: ProcessDisk,
+    state: Arc<MemoryStateStore>,
+    world: World,
+    clock: Arc<dyn Clock>,
+    lake: Lake,
+    ledger: Ledger,
+    opened: Arc<OnceLock<Parts>>,
+}
+
+impl Life {
+    /// Serves; returns why the process must end. As `node/src/run.rs` does it.
+    async fn live(self) -> String {
+        let Self { node, config, disk, state, world, clock, lake, ledger, opened } = self;
+        let addresses: BTreeMap<NodeId, String> = NODES.into_iter().map(|n| (NodeId(n), address(n))).collect();
+        let peers = PeersConfig { cluster: "sim".to_owned(), secret: String::new(), node: NodeId(node), addresses };
+        let dial = Arc::new(Wires { world: world.clone(), node });
+        let log = match Box::pin(OpenLog::open_over(&config, peers, Arc::new(disk), state, dial)).await {
+            Ok(log) => log,
+            Err(error) => return chain(&error),
+        };
+        let server = Server::builder()
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .add_routes(Routes::new(PeerService::new(Arc::clone(log.peers()))))
+            .serve_with_incoming(Incoming::listen(world, node));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop(server.await) });
+        let sink = Arc::new(Sink { node, lake: lake.clone(), ledger });
+        let groups = match Box::pin(Groups::open(log, config, clock, sink)).await {
+            Ok(groups) => Arc::new(groups),
+            Err(error) => return chain(&error),
+        };
+        // When the store does not answer, the first write looks.
+        drop(lake.store().claim(&groups.founding().store_id).await);
+        for group in groups.data_groups() {
+            lake.start_flusher(Arc::clone(group), groups.founding().cluster_id.clone());
+        }
+        // Nobody else sets it.
+        let _ = opened.set(Parts { groups: Arc::clone(&groups), lake: lake.clone() });
+        loop {
+            if let Some(reason) = groups.failure().or_else(|| lake.failure()) {
+                return reason;
+            }
+            tokio::time::sleep(WATCH_INTERVAL).await;
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// A wall clock that is ahead of the true time.
+#[derive(Debug)]
+struct WallAhead(Duration);
+
+impl Clock for WallAhead {
+    fn now(&self) -> UnixNanos {
+        let ahead = u64::try_from(self.0.as_nanos()).unwrap_or(0);
+        UnixNanos(SystemClock.now().0 + ahead)
+    }
+
+    fn elapsed(&self) -> Duration {
+        SystemClock.elapsed()
+    }
+}
