@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::clock::{self, Clocks};
 use crate::disk::{self, Disk, Disks};
+use crate::history::Position;
 use crate::link::{Links, Relay};
 use crate::postgres::Server;
 use crate::random::Random;
@@ -76,6 +77,8 @@ pub(crate) struct Cluster {
     /// By (from, to).
     relays: BTreeMap<(usize, usize), Relay>,
     pub(crate) links: Links,
+    /// How often each node was started.
+    lives: [AtomicU64; NODES],
     /// `None` while the nemesis has a node down.
     children: Mutex<[Option<Child>; NODES]>,
     /// Processes that ended by themselves: no fault asks for that.
@@ -132,6 +135,7 @@ impl Cluster {
             ports,
             relays,
             links,
+            lives: Default::default(),
             children: Mutex::default(),
             deaths: Mutex::default(),
             excused_deaths: AtomicU64::new(0),
@@ -196,6 +200,7 @@ impl Cluster {
         if let Some(clocks) = &self.clocks {
             clocks.load_into(&mut command, &name(node));
         }
+        self.lives[node].fetch_add(1, Ordering::Relaxed);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let child = child.with_context(|| format!("start {}", self.binary.display()))?;
         self.children.lock().unwrap_or_else(PoisonError::into_inner)[node] = Some(child);
@@ -207,8 +212,8 @@ impl Cluster {
     }
 
     /// How PyIceberg opens a table of a tenant: as Python that makes `table`. Blocking.
-    pub(crate) fn pyiceberg(&self, tenant: &str, table: &str) -> anyhow::Result<String> {
-        let namespace = format!("{tenant}.default");
+    pub(crate) fn pyiceberg(&self, tenant: &str, dataset: &str, table: &str) -> anyhow::Result<String> {
+        let namespace = format!("{tenant}.{dataset}");
         Ok(match &self.postgres {
             None => format!(
                 "from pyiceberg.catalog import load_catalog
@@ -275,8 +280,14 @@ table = StaticTable.from_metadata('{}')",
         format!("http://127.0.0.1:{}{path}", self.ports[node][2])
     }
 
-    pub(crate) fn otlp(&self, node: usize) -> String {
-        format!("http://127.0.0.1:{}/v1/traces", self.ports[node][1])
+    /// Where a node takes OTLP over HTTP.
+    pub(crate) fn otlp(&self, node: usize) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.ports[node][1]))
+    }
+
+    /// Which life of its process a node is in: how often it was started.
+    pub(crate) fn life(&self, node: usize) -> u64 {
+        self.lives[node].load(Ordering::Relaxed)
     }
 
     /// Notes a process that ended although nobody killed it, and forgets it.
@@ -431,10 +442,9 @@ table = StaticTable.from_metadata('{}')",
     }
 
     /// An acknowledgment named this position.
-    pub(crate) fn note_position(&self, position: Option<&str>) {
-        let group = position.and_then(|position| position.split_once(':')?.0.parse().ok());
-        if let Some(group) = group {
-            self.busy_group.store(group, Ordering::Relaxed);
+    pub(crate) fn note_position(&self, position: Option<Position>) {
+        if let Some(Position { group, .. }) = position {
+            self.busy_group.store(group.into(), Ordering::Relaxed);
         }
     }
 

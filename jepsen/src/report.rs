@@ -33,12 +33,12 @@ impl Counts {
     pub(crate) fn add(&mut self, operations: &[Operation], tenants: Tenants, strikes: &[Strike]) {
         for one in operations {
             match (&one.kind, one.outcome) {
-                (Kind::Add(_), Outcome::Ok) => self.adds[0] += 1,
-                (Kind::Add(_), Outcome::Fail) => self.adds[1] += 1,
-                (Kind::Add(_), Outcome::Info) => self.adds[2] += 1,
-                (Kind::Read(_), Outcome::Ok) => self.reads[0] += 1,
-                (Kind::Read(_), _) => self.reads[1] += 1,
-                (Kind::Final(_), _) => self.finals += 1,
+                (Kind::Add(_) | Kind::Write(_), Outcome::Ok) => self.adds[0] += 1,
+                (Kind::Add(_) | Kind::Write(_), Outcome::Fail) => self.adds[1] += 1,
+                (Kind::Add(_) | Kind::Write(_), Outcome::Info) => self.adds[2] += 1,
+                (Kind::Read(_) | Kind::Query(_), Outcome::Ok) => self.reads[0] += 1,
+                (Kind::Read(_) | Kind::Query(_), _) => self.reads[1] += 1,
+                (Kind::Final(_) | Kind::Audit(_), _) => self.finals += 1,
             }
         }
         let gaps = tenants.into_iter().filter_map(|tenant| longest_gap(operations, tenant, strikes));
@@ -166,7 +166,7 @@ mod tests {
 
     fn add(ended: u64, outcome: Outcome, tenant: &'static str) -> Operation {
         let (asked, given, kind) = (None, None, Kind::Add(Vec::new()));
-        Operation { process: 0, node: 1, tenant, invoked: ended, ended, outcome, asked, given, kind }
+        Operation { process: 0, node: 1, tenant, invoked: ended, ended, outcome, asked, given, position: None, kind }
     }
 
     #[test]

@@ -7,21 +7,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::Args;
-use crate::checker::{Blackout, Findings, Verdict, examine};
+use crate::checker::availability::{Availability, Costs};
+use crate::checker::{self, Blackout, Checks, Findings, Judgment, Valid, Verdict, examine};
 use crate::cluster::{Cluster, NODES, Place};
 use crate::damage::Damage;
 use crate::fault::Fault;
-use crate::history::{self, History, Kind, Operation};
+use crate::history::{self, History, Kind, Operation, Purpose};
 use crate::invariants::Invariants;
 use crate::nemesis::{self, Strike};
 use crate::random::Random;
 use crate::report::{self, Counts, Report};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Workload};
 use crate::schedule::Schedule;
-use crate::workload::{self, Tenants, Test};
+use crate::workload::{self, Tenants, Test, isolation, log, register};
 
 /// Everything that a run learned so far.
 #[derive(Default)]
@@ -30,6 +32,8 @@ struct Ledger {
     /// What was not as it should be with the test itself: no verdict is better than unknown then.
     troubles: Vec<String>,
     findings: Findings,
+    checks: Checks,
+    availability: Availability,
     counts: Counts,
     /// Damage that nobody noticed yet, by node.
     left: Vec<(usize, Damage)>,
@@ -78,18 +82,24 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Verdict> {
     let (mut schedule, mut ledger) = (Schedule::new(weights), Ledger::default());
     for (round, seconds) in lengths.into_iter().enumerate() {
         Box::pin(run.round(round, Duration::from_secs(seconds), &mut schedule, &mut ledger)).await?;
-        if !ledger.troubles.is_empty() || !ledger.findings.is_sound() {
+        if !ledger.troubles.is_empty() || !ledger.is_sound() {
             // Later rounds would not be about what was meant to be tested, and bury what was found.
             break;
         }
     }
     if ledger.troubles.is_empty() && ledger.judged.len() > 1 {
-        run.look_again(&mut ledger).await;
+        Box::pin(run.look_again(&mut ledger)).await;
     }
     stop.store(true, Ordering::Relaxed);
     let invariants = watchers.join_next().await.context("a watcher")??;
     history::write(&run.dir.join("faults.jsonl"), &ledger.strikes)?;
-    let verdict = judge(&run.cluster, &ledger, &invariants);
+    let judgments = judgments(&run, &ledger, &invariants);
+    let verdict = checker::overall(&judgments, report::effective(&ledger.strikes), &ledger.troubles);
+    let costs = ledger.availability.costs();
+    let conclusion = Conclusion::new(&run.scenario.name, seed, &verdict, &judgments, &costs);
+    history::write(&run.dir.join("verdict.json"), &[conclusion])?;
+    print_costs(&costs);
+    judgments.iter().for_each(|judgment| println!("{}", judgment.line()));
     let report = Report {
         strikes: &ledger.strikes,
         skipped: &skipped,
@@ -121,17 +131,53 @@ fn possible(scenario: &Scenario, cluster: &Cluster) -> (Vec<(Fault, u32)>, Vec<F
     (weights, skipped.into_iter().map(|(fault, _)| fault).collect())
 }
 
-fn judge(cluster: &Cluster, ledger: &Ledger, invariants: &Invariants) -> Verdict {
-    let mut verdict = ledger.findings.verdict(report::effective(&ledger.strikes));
-    let violations: Vec<String> = invariants.violations().iter().cloned().chain(cluster.deaths()).collect();
-    match &mut verdict {
-        Verdict::Invalid(found) => found.extend(violations),
-        verdict if !violations.is_empty() => *verdict = Verdict::Invalid(violations),
-        Verdict::Valid if !ledger.troubles.is_empty() => verdict = Verdict::Unknown(ledger.troubles.join("; ")),
-        Verdict::Unknown(why) => why.extend(ledger.troubles.iter().map(|trouble| format!("; {trouble}"))),
-        Verdict::Valid => {}
+/// What every checker says that had something to look at.
+fn judgments(run: &Run, ledger: &Ledger, invariants: &Invariants) -> Vec<Judgment> {
+    let workloads = &run.scenario.workloads;
+    let mut judgments = Vec::new();
+    // There are always some spans, but not always enough.
+    if workloads.contains(&Workload::Ingest) || !ledger.findings.is_sound() {
+        judgments.push(ledger.findings.judgment());
     }
-    verdict
+    judgments.extend(ledger.checks.judgments(workloads));
+    judgments.push(invariants.judgment(run.cluster.deaths()));
+    if run.scenario.at_once == 1 {
+        judgments.push(ledger.availability.judgment());
+    }
+    judgments
+}
+
+fn print_costs(costs: &[Costs]) {
+    println!("{:<22}{:>7}{:>13}{:>13}{:>13}", "seconds to write again", "faults", "longest gap", "median", "longest");
+    costs.iter().for_each(|costs| println!("{}", costs.line()));
+}
+
+/// What a run says, for programs: `verdict.json`.
+#[derive(Serialize)]
+struct Conclusion<'a> {
+    scenario: &'a str,
+    seed: u64,
+    valid: Valid,
+    checkers: &'a [Judgment],
+    /// What faults cost those who write.
+    costs: &'a [Costs],
+}
+
+impl<'a> Conclusion<'a> {
+    fn new(scenario: &'a str, seed: u64, verdict: &Verdict, checkers: &'a [Judgment], costs: &'a [Costs]) -> Self {
+        let valid = match verdict {
+            Verdict::Valid => Valid::True,
+            Verdict::Invalid(_) => Valid::False,
+            Verdict::Unknown(_) => Valid::Unknown,
+        };
+        Self { scenario, seed, valid, checkers, costs }
+    }
+}
+
+impl Ledger {
+    fn is_sound(&self) -> bool {
+        self.findings.is_sound() && self.checks.is_sound()
+    }
 }
 
 impl Run {
@@ -160,7 +206,7 @@ impl Run {
         ledger: &mut Ledger,
     ) -> anyhow::Result<()> {
         let test = self.test(workload::tenants(round));
-        let mut clients = start_clients(&test);
+        let mut clients = start_clients(&test, &self.scenario.workloads);
         // Whatever goes wrong from here on, the history is written and judged.
         let mut running = JoinSet::new();
         if let Err(error) = self.break_things(&test, how_long, &mut running, schedule, ledger).await {
@@ -177,21 +223,23 @@ impl Run {
                 ledger.troubles.push(format!("a client ended early: {error:#}"));
             }
         }
-        match workload::last_reads(&test, self.python.as_deref()).await {
+        match Box::pin(workload::last_reads(&test, self.python.as_deref())).await {
             Ok(missing) => ledger.troubles.extend(missing),
             Err(error) => ledger.troubles.push(format!("{error:#}")),
         }
         let tenants = test.tenants;
         let history = Arc::into_inner(test.history).context("clients are gone")?;
         let mut operations = history.into_operations();
-        let findings = examine(&operations, &self.blackouts());
+        let (findings, checks) = (examine(&operations, &self.blackouts()), Checks::of(&operations, &self.blackouts()));
         ledger.counts.add(&operations, tenants, &ledger.strikes);
-        if self.scenario.round_seconds.is_some() && findings.is_sound() {
+        ledger.availability.add(&operations, tenants, &ledger.strikes);
+        if self.scenario.round_seconds.is_some() && findings.is_sound() && checks.is_sound() {
             // Thousands of whole sets, of which nothing more is to be learned.
-            operations.retain(|one| !matches!(one.kind, Kind::Read(_)));
+            operations.retain(|one| !is_spent(&one.kind));
         }
         history::write(&history_file(&self.dir, round), &operations)?;
         ledger.findings.add(findings);
+        ledger.checks.add(checks);
         ledger.judged.push((tenants, operations));
         Ok(())
     }
@@ -258,18 +306,19 @@ impl Run {
         let blackouts = self.blackouts();
         for (round, (tenants, operations)) in std::mem::take(&mut ledger.judged).into_iter().enumerate() {
             let test = self.test(tenants);
-            if let Err(error) = workload::last_reads_of_nodes(&test).await {
+            if let Err(error) = workload::last_reads_of_nodes(&test, &history::keys(&operations)).await {
                 ledger.troubles.push(format!("{error:#}"));
             }
             let Some(history) = Arc::into_inner(test.history) else { continue };
             let all: Vec<Operation> = operations.into_iter().chain(history.into_operations()).collect();
-            let findings = examine(&all, &blackouts);
-            if !findings.is_sound()
+            let (findings, checks) = (examine(&all, &blackouts), Checks::of(&all, &blackouts));
+            if !(findings.is_sound() && checks.is_sound())
                 && let Err(error) = history::write(&history_file(&self.dir, round), &all)
             {
                 ledger.troubles.push(format!("{error:#}"));
             }
             ledger.findings.add_again(findings);
+            ledger.checks.add_again(checks);
         }
     }
 }
@@ -296,13 +345,24 @@ fn history_file(dir: &Path, round: usize) -> PathBuf {
     }
 }
 
-fn start_clients(test: &Test) -> JoinSet<anyhow::Result<()>> {
-    let mut clients = JoinSet::new();
-    for process in 0..6 {
-        clients.spawn(workload::add(test.clone(), process));
+/// Whether an operation says nothing more once its round is judged: a read under faults.
+fn is_spent(kind: &Kind) -> bool {
+    match kind {
+        Kind::Read(_) => true,
+        Kind::Query(query) => query.purpose != Purpose::Last,
+        Kind::Add(_) | Kind::Write(_) | Kind::Final(_) | Kind::Audit(_) => false,
     }
-    for process in 100..103 {
-        clients.spawn(workload::read(test.clone(), process));
+}
+
+fn start_clients(test: &Test, workloads: &[Workload]) -> JoinSet<anyhow::Result<()>> {
+    let mut clients = JoinSet::new();
+    for workload in workloads {
+        match workload {
+            Workload::Ingest => start_ingest(test, &mut clients),
+            Workload::Log => start_log(test, &mut clients),
+            Workload::Register => start_register(test, &mut clients),
+            Workload::Isolation => start_isolation(test, &mut clients),
+        }
     }
     for (n, tenant) in test.tenants.into_iter().enumerate() {
         for node in 0..NODES {
@@ -312,12 +372,53 @@ fn start_clients(test: &Test) -> JoinSet<anyhow::Result<()>> {
     clients
 }
 
+fn start_ingest(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    for process in 0..6 {
+        clients.spawn(workload::add(test.clone(), process));
+    }
+    for process in 100..103 {
+        clients.spawn(workload::read(test.clone(), process));
+    }
+}
+
+fn start_log(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    let logs = Arc::new(log::Logs::new());
+    for process in 300..304 {
+        clients.spawn(log::append(test.clone(), process, Arc::clone(&logs)));
+    }
+    for process in 320..322 {
+        clients.spawn(log::poll(test.clone(), process, Arc::clone(&logs)));
+    }
+}
+
+fn start_register(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    let registers = Arc::new(register::Registers::new());
+    for process in 400..403 {
+        clients.spawn(register::write(test.clone(), process, Arc::clone(&registers)));
+    }
+    for process in 420..423 {
+        clients.spawn(register::read(test.clone(), process, Arc::clone(&registers)));
+    }
+}
+
+fn start_isolation(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    let keys = Arc::new(isolation::keys());
+    for process in 500..502 {
+        clients.spawn(isolation::write(test.clone(), process, Arc::clone(&keys)));
+    }
+    clients.spawn(isolation::read(test.clone(), 550, keys));
+}
+
 async fn watch(cluster: Arc<Cluster>, stop: Arc<AtomicBool>) -> Invariants {
     let mut invariants = Invariants::default();
     while !stop.load(Ordering::Relaxed) {
         for node in 0..NODES {
-            if let Some(state) = cluster.state(node).await {
-                invariants.sample(&state);
+            let life = cluster.life(node);
+            // An account that came while the node was started again is of nobody knows which life.
+            if let Some(state) = cluster.state(node).await
+                && cluster.life(node) == life
+            {
+                invariants.sample(&state, life);
             }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
