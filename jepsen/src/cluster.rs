@@ -15,6 +15,7 @@ use crate::bucket::{self, Bucket, Mode};
 use crate::clock::{self, Clocks};
 use crate::disk::{self, Disk, Disks};
 use crate::fault::Fault;
+use crate::history::Position;
 use crate::link::{Links, Relay};
 use crate::outage::Lock;
 use crate::postgres::Server;
@@ -100,6 +101,8 @@ pub(crate) struct Cluster {
     /// By (from, to).
     relays: BTreeMap<(usize, usize), Relay>,
     pub(crate) links: Links,
+    /// How often each node was started.
+    lives: [AtomicU64; NODES],
     /// `None` while the nemesis has a node down.
     children: Mutex<[Option<Child>; NODES]>,
     /// Processes that ended by themselves: no fault asks for that.
@@ -158,6 +161,7 @@ impl Cluster {
             ports,
             relays,
             links,
+            lives: Default::default(),
             children: Mutex::default(),
             deaths: Mutex::default(),
             excused_deaths: AtomicU64::new(0),
@@ -227,6 +231,7 @@ impl Cluster {
         if let Ok(clocks) = &self.clocks {
             clocks.load_into(&mut command, &name(node));
         }
+        self.lives[node].fetch_add(1, Ordering::Relaxed);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let child = child.with_context(|| format!("start {}", self.binary.display()))?;
         self.children.lock().unwrap_or_else(PoisonError::into_inner)[node] = Some(child);
@@ -238,8 +243,8 @@ impl Cluster {
     }
 
     /// How PyIceberg opens a table of a tenant: as Python that makes `table`. Blocking.
-    pub(crate) fn pyiceberg(&self, tenant: &str, table: &str) -> anyhow::Result<String> {
-        let namespace = format!("{tenant}.default");
+    pub(crate) fn pyiceberg(&self, tenant: &str, dataset: &str, table: &str) -> anyhow::Result<String> {
+        let namespace = format!("{tenant}.{dataset}");
         let store = self.bucket.as_ref().map_or_else(String::new, |bucket| {
             format!(
                 "'s3.endpoint': '{}', 's3.region': 'us-east-1', 's3.access-key-id': '{KEY}', 's3.secret-access-key': '{KEY}'",
@@ -312,8 +317,14 @@ table = StaticTable.from_metadata('{}', {{{store}}})",
         format!("http://127.0.0.1:{}{path}", self.ports[node][2])
     }
 
-    pub(crate) fn otlp(&self, node: usize) -> String {
-        format!("http://127.0.0.1:{}/v1/traces", self.ports[node][1])
+    /// Where a node takes OTLP over HTTP.
+    pub(crate) fn otlp(&self, node: usize) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.ports[node][1]))
+    }
+
+    /// Which life of its process a node is in: how often it was started.
+    pub(crate) fn life(&self, node: usize) -> u64 {
+        self.lives[node].load(Ordering::Relaxed)
     }
 
     /// Notes a process that ended although nobody killed it, and forgets it.
@@ -481,10 +492,9 @@ table = StaticTable.from_metadata('{}', {{{store}}})",
     }
 
     /// An acknowledgment named this position.
-    pub(crate) fn note_position(&self, position: Option<&str>) {
-        let group = position.and_then(|position| position.split_once(':')?.0.parse().ok());
-        if let Some(group) = group {
-            self.busy_group.store(group, Ordering::Relaxed);
+    pub(crate) fn note_position(&self, position: Option<Position>) {
+        if let Some(Position { group, .. }) = position {
+            self.busy_group.store(group.into(), Ordering::Relaxed);
         }
     }
 

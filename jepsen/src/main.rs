@@ -2,13 +2,15 @@
 //!
 //! It knows the system from its public ports, its log's files and its words alone. The exit code is the verdict: 0 valid,
 //! 1 invalid, 2 unknown; what is unknown is no pass. The method is that of Jepsen (Kingsbury): concurrent clients record
-//! what they did and saw while a nemesis breaks things, and a checker looks for what must not be.
+//! what they did and saw while a nemesis breaks things, and checkers look for what must not be.
 //!
-//! Start with [`run`]; [`scenario`] says what there is to choose, [`page`] shows what happened.
+//! Start with [`run`]; [`scenario`] says what there is to choose, [`workload`] what clients do, [`checker`] what must not be,
+//! and [`page`] shows what happened.
 
 mod about;
 mod bucket;
 mod checker;
+mod client;
 mod clock;
 mod cluster;
 mod command;

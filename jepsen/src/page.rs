@@ -4,6 +4,7 @@ mod picture;
 
 use serde_json::{Value, json};
 
+use crate::checker::availability::Costs;
 use crate::nemesis::Strike;
 use crate::report::{Figure, Report, by_kind};
 use crate::store;
@@ -154,8 +155,14 @@ fn legend(report: &Report<'_>) -> String {
 fn faults(report: &Report<'_>) -> String {
     let kinds = by_kind(report.strikes).into_iter().map(|(fault, struck, effective)| {
         let (name, what) = (escape(&fault.name()), escape(fault.about()));
+        let cost = report.costs.iter().find(|costs| costs.fault == fault);
+        let cost =
+            |of: fn(&Costs) -> u64| cost.map_or_else(String::new, |cost| format!("{:.1} s", of(cost) as f64 / 1e9));
+        let (gap, median, longest) =
+            (cost(|one| one.gap_longest), cost(|one| one.recovery_median), cost(|one| one.recovery_longest));
         format!(
             "<tr><td>{name}</td><td class=\"number\">{struck}</td><td class=\"number\">{effective}</td><td \
+             class=\"number\">{gap}</td><td class=\"number\">{median}</td><td class=\"number\">{longest}</td><td \
              class=\"quiet\">{what}</td></tr>"
         )
     });
@@ -172,8 +179,11 @@ fn faults(report: &Report<'_>) -> String {
     });
     let (kinds, each): (String, String) = (kinds.collect(), each.collect());
     format!(
-        "<h2>Faults</h2>\n<div class=\"scroll\"><table><thead><tr><th>kind</th><th class=\"number\">struck</th><th \
-         class=\"number\">effective</th><th>what it is</th></tr></thead><tbody>{kinds}</tbody></table></div>\n\
+        "<h2>Faults</h2>\n<p class=\"quiet\">Gap: the longest time without an acknowledgment for a tenant while one went on. Again: \
+         how long after its end every tenant had written, median and longest.</p>\n<div \
+         class=\"scroll\"><table><thead><tr><th>kind</th><th class=\"number\">struck</th><th \
+         class=\"number\">effective</th><th class=\"number\">gap</th><th class=\"number\">again</th><th \
+         class=\"number\">longest</th><th>what it is</th></tr></thead><tbody>{kinds}</tbody></table></div>\n\
          <details><summary>Each of the {}</summary><div class=\"scroll\"><table><thead><tr><th class=\"number\">at</th><th \
          class=\"number\">for</th><th>kind</th><th>effect</th><th>what was done, what came of \
          it</th></tr></thead><tbody>{each}</tbody></table></div></details>",

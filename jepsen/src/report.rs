@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::about::About;
 use crate::checker::Findings;
+use crate::checker::availability::Costs;
 use crate::fault::{ALL, Fault};
 use crate::history::{Kind, Operation, Outcome};
 use crate::leaders::Reign;
@@ -40,12 +41,12 @@ impl Counts {
     pub(crate) fn add(&mut self, operations: &[Operation], tenants: Tenants, strikes: &[Strike]) {
         for one in operations {
             match (&one.kind, one.outcome) {
-                (Kind::Add(_), Outcome::Ok) => self.adds[0] += 1,
-                (Kind::Add(_), Outcome::Fail) => self.adds[1] += 1,
-                (Kind::Add(_), Outcome::Info) => self.adds[2] += 1,
-                (Kind::Read(_), Outcome::Ok) => self.reads[0] += 1,
-                (Kind::Read(_), _) => self.reads[1] += 1,
-                (Kind::Final(_), _) => self.finals += 1,
+                (Kind::Add(_) | Kind::Write(_), Outcome::Ok) => self.adds[0] += 1,
+                (Kind::Add(_) | Kind::Write(_), Outcome::Fail) => self.adds[1] += 1,
+                (Kind::Add(_) | Kind::Write(_), Outcome::Info) => self.adds[2] += 1,
+                (Kind::Read(_) | Kind::Query(_), Outcome::Ok) => self.reads[0] += 1,
+                (Kind::Read(_) | Kind::Query(_), _) => self.reads[1] += 1,
+                (Kind::Final(_) | Kind::Audit(_), _) => self.finals += 1,
             }
         }
         let gaps = tenants.into_iter().filter_map(|tenant| longest_gap(operations, tenant, strikes));
@@ -64,6 +65,8 @@ pub(crate) struct Report<'a> {
     pub(crate) timeline: &'a Timeline,
     pub(crate) reigns: &'a [Reign],
     pub(crate) counts: &'a Counts,
+    /// What each kind of fault cost those who write.
+    pub(crate) costs: &'a [Costs],
     pub(crate) findings: &'a Findings,
     /// Power losses of all nodes.
     pub(crate) blackouts: usize,
@@ -175,6 +178,7 @@ impl Report<'_> {
                 "samples": self.samples,
             },
             "by_kind": by_kind.collect::<Vec<_>>(),
+            "costs": self.costs,
         })
     }
 
@@ -221,6 +225,11 @@ impl Report<'_> {
                 during.join(", ")
             );
         }
+        println!(
+            "{:<22}{:>7}{:>13}{:>13}{:>13}",
+            "seconds to write again", "faults", "longest gap", "median", "longest"
+        );
+        self.costs.iter().for_each(|costs| println!("{}", costs.line()));
         for one in self.left_out {
             println!("left out: {}: {}", one.what, one.why);
         }
@@ -325,6 +334,7 @@ pub(crate) mod testing {
                 timeline: &self.timeline,
                 reigns: &[Reign { group: 1, term: 1, node: 2, first: 0, last: 1_000_000_000 }],
                 counts: &self.counts,
+                costs: &[],
                 findings: &self.findings,
                 blackouts: 0,
                 excused_deaths: 0,
@@ -345,7 +355,7 @@ mod tests {
 
     fn add(ended: u64, outcome: Outcome, tenant: &'static str) -> Operation {
         let (asked, given, kind) = (None, None, Kind::Add(Vec::new()));
-        Operation { process: 0, node: 1, tenant, invoked: ended, ended, outcome, asked, given, kind }
+        Operation { process: 0, node: 1, tenant, invoked: ended, ended, outcome, asked, given, position: None, kind }
     }
 
     #[test]

@@ -9,22 +9,23 @@ use anyhow::Context;
 use tokio::task::JoinSet;
 
 use crate::about::About;
-use crate::checker::{Blackout, Findings, examine};
+use crate::checker::availability::Availability;
+use crate::checker::{Blackout, Checks, Findings, examine};
 use crate::cluster::{Cluster, NODES, Place};
 use crate::damage::Damage;
 use crate::fault::Fault;
-use crate::history::{History, Kind, Operation};
+use crate::history::{History, Kind, Operation, Purpose};
 use crate::invariants::Invariants;
 use crate::leaders::Leaders;
 use crate::nemesis::{self, Strike};
 use crate::random::Random;
 use crate::report::{self, Counts, Report};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Workload};
 use crate::schedule::Schedule;
 use crate::store::{self, Store};
 use crate::timeline::Timeline;
 use crate::verdict::{LeftOut, Verdict};
-use crate::workload::{self, Tenants, Test};
+use crate::workload::{self, Tenants, Test, isolation, log, register};
 use crate::{Args, page};
 
 /// Whether the tables hold what was acknowledged, by another reader.
@@ -40,6 +41,8 @@ struct Ledger {
     /// What was not as it should be with the test itself: no verdict is better than unknown then.
     troubles: Vec<String>,
     findings: Findings,
+    checks: Checks,
+    availability: Availability,
     counts: Counts,
     timeline: Timeline,
     /// Damage that nobody noticed yet, by node.
@@ -95,18 +98,19 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     let (mut schedule, mut ledger) = (Schedule::new(weights), Ledger::default());
     for (round, seconds) in lengths.into_iter().enumerate() {
         Box::pin(run.round(round, Duration::from_secs(seconds), &mut schedule, &mut ledger)).await?;
-        if !ledger.troubles.is_empty() || !ledger.findings.is_sound() {
+        if !ledger.troubles.is_empty() || !ledger.is_sound() {
             // Later rounds would not be about what was meant to be tested, and bury what was found.
             break;
         }
     }
     if ledger.troubles.is_empty() && ledger.judged.len() > 1 {
-        run.look_again(&mut ledger).await;
+        Box::pin(run.look_again(&mut ledger)).await;
     }
     stop.store(true, Ordering::Relaxed);
     let (invariants, leaders) = watchers.join_next().await.context("a watcher")??;
     let until = u64::try_from(run.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    let (verdicts, reigns) = (judge(&run.cluster, &ledger, &invariants), leaders.reigns());
+    let (verdicts, reigns) = (judge(&run, &ledger, &invariants), leaders.reigns());
+    let costs = ledger.availability.costs();
     let report = Report {
         about: &about,
         until,
@@ -116,6 +120,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
         timeline: &ledger.timeline,
         reigns: &reigns,
         counts: &ledger.counts,
+        costs: &costs,
         findings: &ledger.findings,
         blackouts: run.blackouts().len(),
         excused_deaths: run.cluster.excused_deaths(),
@@ -150,20 +155,32 @@ fn possible(scenario: &Scenario, cluster: &Cluster) -> (Vec<(Fault, u32)>, Vec<L
     (weights, left_out)
 }
 
-/// What each checker says; the first is about what clients saw.
-fn judge(cluster: &Cluster, ledger: &Ledger, invariants: &Invariants) -> Vec<Verdict> {
-    let mut verdicts = vec![ledger.findings.verdict(report::effective(&ledger.strikes))];
-    let violations: Vec<String> = invariants.violations().iter().cloned().chain(cluster.deaths()).collect();
-    let looked = format!("{} accounts of nodes, and how their processes ended", invariants.samples());
-    verdicts.push(match violations.is_empty() {
-        true => Verdict::valid("nodes", looked),
-        false => Verdict::invalid("nodes", looked, violations),
-    });
-    if !ledger.troubles.is_empty() {
-        let anomalies = ledger.troubles.clone();
+/// What each checker says that had something to look at.
+fn judge(run: &Run, ledger: &Ledger, invariants: &Invariants) -> Vec<Verdict> {
+    let workloads = &run.scenario.workloads;
+    let mut verdicts = Vec::new();
+    // There are always some spans, but not always enough.
+    if workloads.contains(&Workload::Ingest) || !ledger.findings.is_sound() {
+        verdicts.push(ledger.findings.judgment());
+    }
+    let checks = ledger.checks.judgments(workloads).into_iter();
+    verdicts.extend(checks.filter(|one| run.python.is_some() || one.checker != FLUSH_AUDIT));
+    verdicts.push(invariants.judgment(run.cluster.deaths()));
+    if run.scenario.at_once == 1 {
+        verdicts.push(ledger.availability.judgment());
+    }
+    let nothing = (report::effective(&ledger.strikes) == 0).then(|| "no fault had an effect".to_owned());
+    let anomalies: Vec<String> = ledger.troubles.iter().cloned().chain(nothing).collect();
+    if !anomalies.is_empty() {
         verdicts.push(Verdict { anomalies, ..Verdict::unknown("run", "the test itself did not go as it should") });
     }
     verdicts
+}
+
+impl Ledger {
+    fn is_sound(&self) -> bool {
+        self.findings.is_sound() && self.checks.is_sound()
+    }
 }
 
 impl Run {
@@ -192,7 +209,7 @@ impl Run {
         ledger: &mut Ledger,
     ) -> anyhow::Result<()> {
         let test = self.test(workload::tenants(round));
-        let mut clients = start_clients(&test);
+        let mut clients = start_clients(&test, &self.scenario.workloads);
         // Whatever goes wrong from here on, the history is written and judged.
         let mut running = JoinSet::new();
         if let Err(error) = self.break_things(&test, how_long, &mut running, schedule, ledger).await {
@@ -209,22 +226,24 @@ impl Run {
                 ledger.troubles.push(format!("a client ended early: {error:#}"));
             }
         }
-        match workload::last_reads(&test, self.python.as_deref()).await {
+        match Box::pin(workload::last_reads(&test, self.python.as_deref())).await {
             Ok(missing) => ledger.troubles.extend(missing),
             Err(error) => ledger.troubles.push(format!("{error:#}")),
         }
         let tenants = test.tenants;
         let history = Arc::into_inner(test.history).context("clients are gone")?;
         let mut operations = history.into_operations();
-        let findings = examine(&operations, &self.blackouts());
+        let (findings, checks) = (examine(&operations, &self.blackouts()), Checks::of(&operations, &self.blackouts()));
         ledger.counts.add(&operations, tenants, &ledger.strikes);
         ledger.timeline.add(&operations);
-        if self.scenario.round_seconds.is_some() && findings.is_sound() {
+        ledger.availability.add(&operations, tenants, &ledger.strikes);
+        if self.scenario.round_seconds.is_some() && findings.is_sound() && checks.is_sound() {
             // Thousands of whole sets, of which nothing more is to be learned.
-            operations.retain(|one| !matches!(one.kind, Kind::Read(_)));
+            operations.retain(|one| !is_spent(&one.kind));
         }
         self.store.write_history(round, tenants, &operations)?;
         ledger.findings.add(findings);
+        ledger.checks.add(checks);
         ledger.judged.push((tenants, operations));
         Ok(())
     }
@@ -291,18 +310,19 @@ impl Run {
         let blackouts = self.blackouts();
         for (round, (tenants, operations)) in std::mem::take(&mut ledger.judged).into_iter().enumerate() {
             let test = self.test(tenants);
-            if let Err(error) = workload::last_reads_of_nodes(&test).await {
+            if let Err(error) = workload::last_reads_of_nodes(&test, &history::keys(&operations)).await {
                 ledger.troubles.push(format!("{error:#}"));
             }
             let Some(history) = Arc::into_inner(test.history) else { continue };
             let all: Vec<Operation> = operations.into_iter().chain(history.into_operations()).collect();
-            let findings = examine(&all, &blackouts);
-            if !findings.is_sound()
+            let (findings, checks) = (examine(&all, &blackouts), Checks::of(&all, &blackouts));
+            if !(findings.is_sound() && checks.is_sound())
                 && let Err(error) = self.store.write_history(round, tenants, &all)
             {
                 ledger.troubles.push(format!("{error:#}"));
             }
             ledger.findings.add_again(findings);
+            ledger.checks.add_again(checks);
         }
     }
 }
@@ -322,13 +342,24 @@ fn left_nodes(ledger: &Ledger) -> BTreeSet<usize> {
     ledger.left.iter().map(|(node, _)| *node).collect()
 }
 
-fn start_clients(test: &Test) -> JoinSet<anyhow::Result<()>> {
-    let mut clients = JoinSet::new();
-    for process in 0..6 {
-        clients.spawn(workload::add(test.clone(), process));
+/// Whether an operation says nothing more once its round is judged: a read under faults.
+fn is_spent(kind: &Kind) -> bool {
+    match kind {
+        Kind::Read(_) => true,
+        Kind::Query(query) => query.purpose != Purpose::Last,
+        Kind::Add(_) | Kind::Write(_) | Kind::Final(_) | Kind::Audit(_) => false,
     }
-    for process in 100..103 {
-        clients.spawn(workload::read(test.clone(), process));
+}
+
+fn start_clients(test: &Test, workloads: &[Workload]) -> JoinSet<anyhow::Result<()>> {
+    let mut clients = JoinSet::new();
+    for workload in workloads {
+        match workload {
+            Workload::Ingest => start_ingest(test, &mut clients),
+            Workload::Log => start_log(test, &mut clients),
+            Workload::Register => start_register(test, &mut clients),
+            Workload::Isolation => start_isolation(test, &mut clients),
+        }
     }
     for (n, tenant) in test.tenants.into_iter().enumerate() {
         for node in 0..NODES {
@@ -338,12 +369,53 @@ fn start_clients(test: &Test) -> JoinSet<anyhow::Result<()>> {
     clients
 }
 
+fn start_ingest(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    for process in 0..6 {
+        clients.spawn(workload::add(test.clone(), process));
+    }
+    for process in 100..103 {
+        clients.spawn(workload::read(test.clone(), process));
+    }
+}
+
+fn start_log(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    let logs = Arc::new(log::Logs::new());
+    for process in 300..304 {
+        clients.spawn(log::append(test.clone(), process, Arc::clone(&logs)));
+    }
+    for process in 320..322 {
+        clients.spawn(log::poll(test.clone(), process, Arc::clone(&logs)));
+    }
+}
+
+fn start_register(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    let registers = Arc::new(register::Registers::new());
+    for process in 400..403 {
+        clients.spawn(register::write(test.clone(), process, Arc::clone(&registers)));
+    }
+    for process in 420..423 {
+        clients.spawn(register::read(test.clone(), process, Arc::clone(&registers)));
+    }
+}
+
+fn start_isolation(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    let keys = Arc::new(isolation::keys());
+    for process in 500..502 {
+        clients.spawn(isolation::write(test.clone(), process, Arc::clone(&keys)));
+    }
+    clients.spawn(isolation::read(test.clone(), 550, keys));
+}
+
 async fn watch(cluster: Arc<Cluster>, begun: Instant, stop: Arc<AtomicBool>) -> (Invariants, Leaders) {
     let (mut invariants, mut leaders) = (Invariants::default(), Leaders::default());
     while !stop.load(Ordering::Relaxed) {
         for node in 0..NODES {
-            if let Some(state) = cluster.state(node).await {
-                invariants.sample(&state);
+            let life = cluster.life(node);
+            // An account that came while the node was started again is of nobody knows which life.
+            if let Some(state) = cluster.state(node).await
+                && cluster.life(node) == life
+            {
+                invariants.sample(&state, life);
                 leaders.sample(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX), &state);
             }
         }

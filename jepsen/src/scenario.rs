@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 
@@ -39,6 +39,9 @@ pub(crate) struct Scenario {
     /// The level that clients ask for.
     #[serde(default)]
     pub(crate) ack: Ask,
+    /// What clients do, all at the same time. Beside it single spans are always added, for the time between them.
+    #[serde(default = "ingest")]
+    pub(crate) workloads: Vec<Workload>,
     /// Faults at the same time, at most.
     #[serde(default = "one")]
     pub(crate) at_once: usize,
@@ -71,6 +74,24 @@ pub(crate) enum Ask {
     Mixed,
 }
 
+/// What clients do, and what is checked of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Workload {
+    /// Unique spans, and reads of whole sets.
+    Ingest,
+    /// Requests whose positions matter, sent once, twice, late or half; reads up to a position.
+    Log,
+    /// Versions of a key, and reads of the newest.
+    Register,
+    /// The same rows in several tenants and datasets.
+    Isolation,
+}
+
+fn ingest() -> Vec<Workload> {
+    vec![Workload::Ingest]
+}
+
 fn one<T: From<u8>>() -> T {
     T::from(1)
 }
@@ -98,6 +119,7 @@ impl Scenario {
         ensure!(scenario.at_once > 0, "at_once = 0 would make no fault");
         ensure!(scenario.round_seconds != Some(0), "round_seconds = 0 is no round");
         ensure!(scenario.faults.iter().any(|one| one.weight > 0), "no fault has a weight");
+        ensure!(!scenario.workloads.is_empty(), "without workloads nothing is tested");
         let mut faults: Vec<Fault> = scenario.faults.iter().map(|one| one.fault).collect();
         faults.sort_unstable();
         faults.dedup();
@@ -174,6 +196,8 @@ mod tests {
             (format!("{TIMES}faults = [{{ fault = \"power-loss\" }}]"), "disks = true"),
             (format!("{TIMES}faults = [{{ fault = \"store-lies\" }}]"), "bucket = true"),
             (format!("{TIMES}faults = [{{ fault = \"earthquake\" }}]"), "earthquake"),
+            (format!("{TIMES}workloads = []\nfaults = [{{ fault = \"kill\" }}]"), "workloads"),
+            (format!("{TIMES}workloads = [\"chess\"]\nfaults = [{{ fault = \"kill\" }}]"), "chess"),
             (format!("{TIMES}at_once = 0\nfaults = [{{ fault = \"kill\" }}]"), "at_once"),
             (format!("{TIMES}colour = 1\nfaults = [{{ fault = \"kill\" }}]"), "colour"),
             ("pause_ms = [2, 2]\nhold_ms = [1, 2]\nfaults = [{ fault = \"kill\" }]".to_owned(), "pause_ms"),
@@ -181,6 +205,14 @@ mod tests {
             let refusal = format!("{:#}", with(&lines).expect_err("is a mistake"));
             assert!(refusal.contains(part), "{lines}: {refusal}");
         }
+    }
+
+    #[test]
+    fn workloads_run_together_and_ingest_is_what_there_is_by_default() {
+        let faults = "faults = [{ fault = \"kill\" }]";
+        assert_eq!(with(&format!("{TIMES}{faults}")).expect("is sound").workloads, [Workload::Ingest]);
+        let together = with(&format!("{TIMES}workloads = [\"log\", \"register\", \"isolation\"]\n{faults}"));
+        assert_eq!(together.expect("is sound").workloads, [Workload::Log, Workload::Register, Workload::Isolation]);
     }
 
     #[test]

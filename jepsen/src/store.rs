@@ -166,7 +166,7 @@ fn civil(seconds: u64) -> [u64; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Kind, Level, Outcome};
+    use crate::history::{Kind, Level, Outcome, Position};
 
     #[test]
     fn times_are_named_as_the_calendar_does() {
@@ -210,10 +210,17 @@ mod tests {
             outcome: Outcome::Ok,
             asked: Some(Level::Quorum),
             given: Some(Level::Fsync),
+            position: Position::parse("3:41"),
             kind: Kind::Add(vec!["00ff".to_owned()]),
         };
-        let read =
-            Operation { outcome: Outcome::Info, asked: None, given: None, kind: Kind::Read(Vec::new()), ..add.clone() };
+        let read = Operation {
+            outcome: Outcome::Info,
+            asked: None,
+            given: None,
+            position: None,
+            kind: Kind::Read(Vec::new()),
+            ..add.clone()
+        };
         store.write_history(2, ["alpha", "beta"], &[add, read])?;
         let written = std::fs::read_to_string(dir.path().join("history-2.jsonl"))?;
         let lines: Vec<&str> = written.lines().collect();
@@ -221,7 +228,7 @@ mod tests {
             lines,
             [
                 r#"{"format":1,"round":2,"tenants":["alpha","beta"]}"#,
-                r#"{"process":3,"node":1,"tenant":"alpha","invoked":1000,"ended":2500,"outcome":"ok","asked":"quorum","given":"fsync","f":"add","value":["00ff"]}"#,
+                r#"{"process":3,"node":1,"tenant":"alpha","invoked":1000,"ended":2500,"outcome":"ok","asked":"quorum","given":"fsync","position":"3:41","f":"add","value":["00ff"]}"#,
                 r#"{"process":3,"node":1,"tenant":"alpha","invoked":1000,"ended":2500,"outcome":"info","f":"read","value":[]}"#,
             ]
         );

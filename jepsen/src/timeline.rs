@@ -35,9 +35,14 @@ impl Default for Bin {
 impl Bin {
     fn take(&mut self, operation: &Operation) {
         let ok = operation.outcome == Outcome::Ok;
-        if !is_write(&operation.kind) {
-            self.reads[usize::from(!ok)] += 1;
-            return;
+        match &operation.kind {
+            Kind::Add(_) | Kind::Write(_) => {}
+            Kind::Read(_) | Kind::Final(_) | Kind::Query(_) => {
+                self.reads[usize::from(!ok)] += 1;
+                return;
+            }
+            // Not by a client of the nodes.
+            Kind::Audit(_) => return,
         }
         let outcome = match operation.outcome {
             Outcome::Ok => 0,
@@ -66,14 +71,6 @@ impl Bin {
             seen += u64::from(*count);
             (all > 0 && seen >= rank).then(|| slowest(class))
         })
-    }
-}
-
-/// Everything else reads.
-fn is_write(kind: &Kind) -> bool {
-    match kind {
-        Kind::Add(_) => true,
-        Kind::Read(_) | Kind::Final(_) => false,
     }
 }
 
@@ -158,8 +155,8 @@ pub(crate) mod testing {
     use super::*;
 
     pub(crate) fn operation(ended: u64, latency: u64, outcome: Outcome, kind: Kind) -> Operation {
-        let (invoked, asked, given) = (ended.saturating_sub(latency), None, None);
-        Operation { process: 0, node: 1, tenant: "a", invoked, ended, outcome, asked, given, kind }
+        let (invoked, asked, given, position) = (ended.saturating_sub(latency), None, None, None);
+        Operation { process: 0, node: 1, tenant: "a", invoked, ended, outcome, asked, given, position, kind }
     }
 
     pub(crate) fn add(ended: u64, latency: u64, outcome: Outcome) -> Operation {
