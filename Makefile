@@ -13,10 +13,11 @@ help:
 	@echo "make mutations  break the server on purpose, in one way after the other, and see that a test notices each"
 	@echo "make test-deployment  one node, and three with PostgreSQL and S3: an export and a query, on the release binary"
 	@echo "make sim SEEDS=200  three simulated nodes under faults, once a seed; SEED=1234 runs one and prints every event"
-	@echo "make jepsen   break three release nodes for two minutes and judge what they did (exit 0 valid, 1 invalid, 2 unknown)"
-	@echo "              CATALOG=postgres: with their catalog in a private PostgreSQL"
+	@echo "make jepsen   break three release nodes for two minutes and judge what they did (exit 0 valid, 1 invalid, 2 unknown);"
+	@echo "              the report is jepsen/store/latest/index.html"
+	@echo "              CATALOG=postgres: with their catalog in a private PostgreSQL; SEED=7: the choices of an earlier run"
 	@echo "make jepsen-full  for an hour, as root: power losses, full, slow and damaged disks too"
-	@echo "              SECONDS=600, SCENARIO=full|overlap|power-loss-all|damage|default or a file (jepsen/scenarios)"
+	@echo "              SECONDS=600, SCENARIO=full|overlap|outages|power-loss-all|damage|default or a file (jepsen/scenarios)"
 	@echo "make lint     format check and clippy"
 	@echo "make bench    measure a release node; appends to bench/RESULTS.md"
 	@echo "make install  install the binary and the names of its roles into PREFIX (default /usr/local)"
@@ -63,19 +64,21 @@ CATALOG ?= sqlite
 jepsen-deps:
 	@scripts/install-deps.sh jepsen $(if $(filter postgres,$(CATALOG)),tests)
 
+# Without Python the tables are not read by another reader: the verdict says so.
 jepsen: jepsen-deps
 	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench -p signaldb-jepsen; \
-	target=$${CARGO_TARGET_DIR:-target}; export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
-	"$$target/release/signaldb-jepsen" --node "$$target/release/signaldb" --catalog "$(CATALOG)"
+	target=$${CARGO_TARGET_DIR:-target}; export SIGNALDB_PYTHON="$$(scripts/venv.sh || true)"; \
+	"$$target/release/signaldb-jepsen" --node "$$target/release/signaldb" --catalog "$(CATALOG)" \
+	  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 # Mounts are made in a namespace of their own: they end with the run, however it ends, and no other process keeps them.
 SCENARIO ?= full
 jepsen-full: jepsen-deps
 	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench -p signaldb-jepsen; \
-	target=$${CARGO_TARGET_DIR:-target}; export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
+	target=$${CARGO_TARGET_DIR:-target}; export SIGNALDB_PYTHON="$$(scripts/venv.sh || true)"; \
 	alone=(); if unshare --mount true 2>/dev/null; then alone=(unshare --mount); fi; \
 	"$${alone[@]}" "$$target/release/signaldb-jepsen" --node "$$target/release/signaldb" --catalog "$(CATALOG)" \
-	  --scenario "$(SCENARIO)" $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out "$(OUT)")
+	  --scenario "$(SCENARIO)" $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
 
 lint: deps
 	@$(ENV) cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings; \
@@ -93,4 +96,4 @@ install: deps
 	install -D "$${CARGO_TARGET_DIR:-target}/release/signaldb" "$(PREFIX)/bin/signaldb"
 
 clean:
-	rm -rf .data .venv .venv-bench
+	rm -rf .data .venv .venv-bench jepsen/store

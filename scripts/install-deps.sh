@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what building needs on Debian or Ubuntu, and only what is missing; with the arguments `tests` and `jepsen` also
-# what those need. Needs root (or sudo) for packages.
+# Installs what building needs on Debian or Ubuntu, and only what is missing; with the argument `tests` also what those
+# need, with `jepsen` what it can use: without root it does without. Needs root (or sudo) for packages.
 set -euo pipefail
 
 wanted=" $* "
@@ -10,6 +10,8 @@ RUST_VERSION=1.95.0
 RUST_MINIMUM=1.94
 
 packages=()
+# What a run does without, and says so.
+extras=()
 need() { command -v "$1" >/dev/null 2>&1 || packages+=("$2"); }
 need gcc build-essential
 need g++ build-essential
@@ -17,8 +19,10 @@ need make make
 need pkg-config pkg-config
 need curl curl
 need ccache ccache # RocksDB's C++ is compiled once for debug and release
-need python3 python3
-python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3-venv)
+python=()
+command -v python3 >/dev/null 2>&1 || python+=(python3)
+python3 -c 'import venv, ensurepip' 2>/dev/null || python+=(python3-venv)
+if wants tests; then packages+=("${python[@]}"); elif wants jepsen; then extras+=("${python[@]}"); fi
 [ -e /etc/ssl/certs/ca-certificates.crt ] || packages+=(ca-certificates)
 # bindgen, for RocksDB: libclang and its headers, of whatever version this release has.
 # (libclang-cpp is another library.)
@@ -34,14 +38,21 @@ fi
 # A private PostgreSQL for each test that wants one.
 if wants tests && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then packages+=(postgresql); fi
 # Moves the wall clocks of nodes.
-if wants jepsen && ! ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1; then packages+=(libfaketime); fi
+if wants jepsen && ! ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1; then extras+=(libfaketime); fi
 # Disks that lose their power: not in every container.
-if wants jepsen && [ ! -e /usr/sbin/mkfs.ext4 ] && [ ! -e /sbin/mkfs.ext4 ]; then packages+=(e2fsprogs); fi
+if wants jepsen && [ ! -e /usr/sbin/mkfs.ext4 ] && [ ! -e /sbin/mkfs.ext4 ]; then extras+=(e2fsprogs); fi
 if [ ${#packages[@]} -gt 0 ]; then
   echo "installing: ${packages[*]}"
   sudo=$([ "$(id -u)" = 0 ] || echo sudo)
   $sudo apt-get update -qq
   DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+if [ ${#extras[@]} -gt 0 ]; then
+  echo "installing: ${extras[*]}"
+  sudo=$([ "$(id -u)" = 0 ] || echo "sudo -n")
+  if ! { $sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${extras[@]}"; } >/dev/null 2>&1; then
+    echo "not installed: ${extras[*]} (root can: scripts/install-deps.sh jepsen); the run says what it leaves out"
+  fi
 fi
 
 export PATH="$HOME/.cargo/bin:$PATH"

@@ -25,6 +25,7 @@ mod serve;
 mod sql_http;
 mod starting;
 mod tables_http;
+mod transfer;
 mod view_http;
 
 pub use app::{App, AppDeps};

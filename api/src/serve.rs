@@ -20,7 +20,9 @@ use tonic::transport::server::TcpIncoming;
 use crate::app::App;
 use crate::error::{ApiError, Kind};
 use crate::otlp_grpc::{Logs, Metrics, OtlpGrpc, SERVICES, Traces};
-use crate::{flight_sql, health, iceberg_rest, otlp_http, recover, release, sql_http, tables_http, view_http};
+use crate::{
+    flight_sql, health, iceberg_rest, otlp_http, recover, release, sql_http, tables_http, transfer, view_http,
+};
 
 /// Requests of one connection that run at once; the rest waits in its window.
 const STREAMS_MAX: u32 = 256;
@@ -172,6 +174,7 @@ fn api_router(app: App) -> Router {
         .route("/api/v1/admin/tables/expire", post(tables_http::expire))
         .route("/api/v1/admin/tables/retention", get(tables_http::policy).post(tables_http::retain))
         .route("/api/v1/admin/release", post(release::release))
+        .route("/api/v1/admin/transfer-leader", post(transfer::transfer))
         .route("/api/v1/tables/{table}/view", get(view_http::view))
         .merge(iceberg_rest::routes())
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {

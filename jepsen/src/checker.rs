@@ -1,27 +1,55 @@
-//! Whether a history is one that SignalDB may produce.
+//! Whether histories are such as SignalDB may produce. Each checker is a pure function of a history.
 //!
-//! The set workload of Jepsen ("set-full"): clients add unique elements and read the whole set. An element that was
-//! acknowledged must be in every strong read that begins later and in every final read, exactly once; one that certainly
-//! failed, or that nobody added, must be in none; one whose outcome is unknown may be there or not, but not twice, and
-//! not come and go. Two tenants share the nodes: neither may see the other's elements.
+//! | checker | looks at | what it is after |
+//! |---|---|---|
+//! | [`set`] (`set-full`) | spans and whole reads of `ingest` | lost, doubled, stale, foreign elements |
+//! | [`positions`] | every acknowledgment | positions that are shared, change, or do not follow real time |
+//! | [`log`] | requests and reads of `log` | lost, doubled, torn, reordered rows; reads behind their position |
+//! | [`register`] | requests and reads of `register` | reads that are not linearizable |
+//! | [`isolation`] | the same rows of several tenants and datasets | rows that another one sees, or swallows |
+//! | [`flush`] (`flush-audit`) | tables through PyIceberg | rows, files and watermarks |
+//! | [`crate::invariants`] (`nodes`) | what nodes say of themselves | impossible accounts |
+//! | [`availability`] | acknowledgments and faults | long times without one |
 //!
-//! One loss is legal, and counted: when all nodes lose their power, what was committed within the flush window before
-//! and acknowledged at level `quorum`, or only seen (DESIGN section 3).
+//! What is said of one history is added to what is said of others ([`Checks`]), and judged together ([`judge`]). No
+//! checker passes for valid on too little: that is unknown.
 
-use std::collections::{BTreeMap, BTreeSet};
+pub(crate) mod availability;
+mod flush;
+mod isolation;
+mod keyed;
+mod log;
+mod positions;
+mod register;
+mod request;
+mod set;
+#[cfg(test)]
+mod testing;
 
-use crate::history::{Kind, Level, Operation, Outcome};
+use std::collections::BTreeMap;
 
-/// Acknowledged adds below which a run says nothing.
-const ACKNOWLEDGED_MIN: usize = 1000;
+use crate::history::Operation;
+use crate::scenario::Workload;
+use crate::verdict::Verdict;
 
-/// Answered reads in the middle below which a run says nothing of fresh reads.
-const READS_MIN: usize = 20;
+pub(crate) use set::{Findings, examine};
 
 /// How long before a power loss of all nodes something may have been committed and still be lost, nanoseconds. Data is
 /// synced every 50 ms; a group whose syncs are a second behind no longer acknowledges before them, and it looks four
 /// times a second.
 const FLUSH_WINDOW: u64 = 1_500_000_000;
+
+/// Checkers beside `set-full`, the workload that they need to have something to look at, and how much of it.
+static NEEDED: [(&str, Option<Workload>, &[(&str, u64)]); 5] = [
+    ("positions", None, &[("acknowledged", 100)]),
+    ("log", Some(Workload::Log), &[("acknowledged", 100), ("strong reads", 20), ("reads of a position", 5)]),
+    ("register", Some(Workload::Register), &[("acknowledged", 100), ("strong reads", 20), ("reads of a position", 5)]),
+    ("isolation", Some(Workload::Isolation), &[("acknowledged", 100), ("strong reads", 20), ("trespasses", 3)]),
+    ("flush-audit", None, &[("audits", 1)]),
+];
+
+/// Examples that are shown of each kind of anomaly.
+const EXAMPLES: usize = 3;
 
 /// A power loss of all nodes: from before the first of them lost it until the first was started again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,250 +58,119 @@ pub(crate) struct Blackout {
     pub(crate) ended: u64,
 }
 
-/// What a history proves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Valid,
-    /// Each violation, the first few of each kind.
-    Invalid(Vec<String>),
-    /// Too little happened.
-    Unknown(String),
-}
-
-/// What is known of one element.
-struct Element {
-    tenant: &'static str,
-    outcome: Outcome,
-    /// When it was acknowledged.
-    acknowledged: u64,
-    invoked: u64,
-    level: Level,
-    /// The end of the first read that saw it.
-    seen: Option<u64>,
-    /// The last beginning of a read that saw it.
-    seen_last: u64,
-    /// A read missed it although it was acknowledged, as a blackout may have it: how long before that it was known.
-    lost: Option<u64>,
-}
-
-impl Element {
-    /// From when on it is known to be committed.
-    fn known(&self) -> Option<u64> {
-        let acknowledged = (self.outcome == Outcome::Ok).then_some(self.acknowledged);
-        acknowledged.into_iter().chain(self.seen).min()
-    }
-
-    /// The blackout that may have taken it from a read that ended at `read`.
-    fn taken(&self, blackouts: &[Blackout], read: u64) -> Option<Blackout> {
-        let known = self.known()?;
-        let may = |blackout: &Blackout| {
-            let in_window = known <= blackout.ended && known.saturating_add(FLUSH_WINDOW) >= blackout.begun;
-            // Whoever saw it afterwards saw that it is still there.
-            in_window && blackout.begun <= read && self.seen_last <= blackout.ended
-        };
-        blackouts.iter().copied().find(may)
-    }
-
-    /// How long before that blackout it was known, if its acknowledgment allows that it is gone.
-    fn legally_lost(&self, taken: Option<Blackout>) -> Option<u64> {
-        let known = self.known()?;
-        // An acknowledgment from afterwards is about what is there since.
-        let blackout = taken.filter(|blackout| self.level == Level::Quorum && self.acknowledged <= blackout.ended)?;
-        Some(blackout.begun.saturating_sub(known))
+/// Invalid with any anomaly; else what the checker thinks of how much it saw.
+pub(crate) fn judge(checker: &'static str, anomalies: &Anomalies, enough: Result<String, String>) -> Verdict {
+    match enough {
+        Ok(detail) | Err(detail) if !anomalies.is_empty() => Verdict::invalid(checker, detail, anomalies.listed()),
+        Ok(detail) => Verdict::valid(checker, detail),
+        Err(detail) => Verdict::unknown(checker, detail),
     }
 }
 
-/// Losses that the promise allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Legal {
-    /// Elements.
-    pub(crate) lost: usize,
-    /// The longest time between an acknowledgment and the blackout that took it, nanoseconds.
-    pub(crate) oldest: u64,
-}
+/// What must not be, by kind.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Anomalies(BTreeMap<&'static str, Vec<String>>);
 
-/// What was found in one or more histories.
-#[derive(Debug, Default)]
-pub(crate) struct Findings {
-    violations: Violations,
-    acknowledged: usize,
-    middle: usize,
-    finals: usize,
-    pub(crate) legal: Legal,
-}
-
-impl Findings {
-    pub(crate) fn is_sound(&self) -> bool {
-        self.violations.0.is_empty()
-    }
-
-    /// Takes the findings in another history to these.
-    pub(crate) fn add(&mut self, other: Self) {
-        for (kind, found) in other.violations.0 {
-            self.violations.0.entry(kind).or_default().extend(found);
-        }
-        self.acknowledged += other.acknowledged;
-        self.middle += other.middle;
-        self.finals += other.finals;
-        self.legal.lost += other.legal.lost;
-        self.legal.oldest = self.legal.oldest.max(other.legal.oldest);
-    }
-
-    /// Takes only the violations in a history that was judged before, without its last reads.
-    pub(crate) fn add_again(&mut self, other: Self) {
-        self.add(Self { violations: other.violations, ..Self::default() });
-    }
-
-    /// The judgment. `faults` is how many faults had an effect.
-    pub(crate) fn verdict(&self, faults: u64) -> Verdict {
-        if !self.is_sound() {
-            return Verdict::Invalid(self.violations.listed());
-        }
-        if self.acknowledged < ACKNOWLEDGED_MIN {
-            let acknowledged = self.acknowledged;
-            return Verdict::Unknown(format!("{acknowledged} acknowledged adds, {ACKNOWLEDGED_MIN} are needed"));
-        }
-        if faults == 0 {
-            return Verdict::Unknown("no fault had an effect".to_owned());
-        }
-        if self.middle < READS_MIN {
-            let middle = self.middle;
-            return Verdict::Unknown(format!("{middle} answered reads under faults, {READS_MIN} are needed"));
-        }
-        if self.finals == 0 {
-            return Verdict::Unknown("no final read succeeded".to_owned());
-        }
-        Verdict::Valid
-    }
-}
-
-/// Looks through a history.
-pub(crate) fn examine(operations: &[Operation], blackouts: &[Blackout]) -> Findings {
-    let mut elements = added(operations);
-    let mut found = Findings::default();
-    note_weaker(operations, &mut found.violations);
-    let mut reads: Vec<&Operation> = operations.iter().filter(|one| one.outcome == Outcome::Ok).collect();
-    reads.sort_by_key(|one| one.ended);
-    for read in reads {
-        let (values, last) = match &read.kind {
-            Kind::Read(values) => (values, false),
-            Kind::Final(values) => (values, true),
-            Kind::Add(_) => continue,
-        };
-        found.finals += usize::from(last);
-        found.middle += usize::from(!last);
-        check_read(read, values, last, blackouts, &mut elements, &mut found.violations);
-    }
-    found.acknowledged = elements.values().filter(|element| element.outcome == Outcome::Ok).count();
-    let lost = || elements.values().filter_map(|element| element.lost);
-    found.legal = Legal { lost: lost().count(), oldest: lost().max().unwrap_or(0) };
-    found
-}
-
-/// Acknowledgments of less than was asked for.
-fn note_weaker(operations: &[Operation], violations: &mut Violations) {
-    for operation in operations.iter().filter(|one| one.outcome == Outcome::Ok) {
-        if let (Some(asked), Kind::Add(values)) = (operation.asked, &operation.kind)
-            && operation.given.unwrap_or(Level::Quorum) < asked
-        {
-            let (given, at) = (operation.given, operation.ended);
-            violations
-                .note("weaker", format!("{values:?}, asked for at {asked:?}, acknowledged at {given:?}, {at} ns"));
-        }
-    }
-}
-
-fn added(operations: &[Operation]) -> BTreeMap<&str, Element> {
-    let mut elements = BTreeMap::new();
-    for operation in operations {
-        let Kind::Add(values) = &operation.kind else { continue };
-        for value in values {
-            let element = Element {
-                tenant: operation.tenant,
-                outcome: operation.outcome,
-                acknowledged: operation.ended,
-                invoked: operation.invoked,
-                // Who asked for more holds the cluster to it.
-                level: operation.asked.max(operation.given).unwrap_or(Level::Quorum),
-                seen: None,
-                seen_last: 0,
-                lost: None,
-            };
-            elements.insert(value.as_str(), element);
-        }
-    }
-    elements
-}
-
-fn check_read(
-    read: &Operation,
-    values: &[String],
-    last: bool,
-    blackouts: &[Blackout],
-    elements: &mut BTreeMap<&str, Element>,
-    violations: &mut Violations,
-) {
-    let place = || format!("read by process {} of node {} ended at {} ns", read.process, read.node, read.ended);
-    let mut found = BTreeSet::new();
-    for value in values {
-        if !found.insert(value.as_str()) {
-            violations.note("doubled", format!("{value} twice in the {}", place()));
-        }
-        let Some(element) = elements.get_mut(value.as_str()) else {
-            violations.note("unexpected", format!("{value}, which nobody added, in the {}", place()));
-            continue;
-        };
-        if element.tenant != read.tenant {
-            violations.note("foreign", format!("{value} of {} in the {} for {}", element.tenant, place(), read.tenant));
-        }
-        if element.outcome == Outcome::Fail {
-            violations.note("failed", format!("{value}, whose add certainly failed, in the {}", place()));
-        }
-        if element.invoked > read.ended {
-            violations.note("future", format!("{value} before it was added, in the {}", place()));
-        }
-        if element.lost.is_some() {
-            violations.note("returned", format!("{value}, gone in an earlier read, in the {}", place()));
-        }
-        element.seen.get_or_insert(read.ended);
-        element.seen_last = element.seen_last.max(read.invoked);
-    }
-    for (value, element) in elements.iter_mut().filter(|(_, element)| element.tenant == read.tenant) {
-        if found.contains(value) {
-            continue;
-        }
-        let taken = element.taken(blackouts, read.ended);
-        let missed = element.outcome == Outcome::Ok && (element.acknowledged < read.invoked || last);
-        let legal = element.legally_lost(taken).filter(|_| missed);
-        element.lost = element.lost.or(legal);
-        if missed && legal.is_none() {
-            let kind = if last { "lost" } else { "stale" };
-            violations
-                .note(kind, format!("{value}, acknowledged at {} ns, not in the {}", element.acknowledged, place()));
-        }
-        // Once a read has shown it, it is committed, whatever the client was told.
-        if element.seen.is_some_and(|seen| seen < read.invoked) && taken.is_none() {
-            violations.note("vanished", format!("{value}, seen before, not in the {}", place()));
-        }
-    }
-}
-
-/// Violations by kind.
-#[derive(Debug, Default)]
-struct Violations(BTreeMap<&'static str, Vec<String>>);
-
-impl Violations {
-    fn note(&mut self, kind: &'static str, what: String) {
+impl Anomalies {
+    pub(crate) fn note(&mut self, kind: &'static str, what: String) {
         self.0.entry(kind).or_default().push(what);
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn extend(&mut self, other: Self) {
+        for (kind, found) in other.0 {
+            self.0.entry(kind).or_default().extend(found);
+        }
+    }
+
+    /// Each kind with its number, and the first few of it.
     fn listed(&self) -> Vec<String> {
         let mut out = Vec::new();
         for (kind, found) in &self.0 {
             out.push(format!("{kind}: {} in all", found.len()));
-            out.extend(found.iter().take(3).map(|what| format!("  {what}")));
+            out.extend(found.iter().take(EXAMPLES).map(|what| format!("  {what}")));
         }
         out
+    }
+
+    #[cfg(test)]
+    pub(crate) fn kinds(&self) -> Vec<&'static str> {
+        self.0.keys().copied().collect()
+    }
+}
+
+/// What one checker found in one or more histories.
+#[derive(Debug, Default)]
+struct Found {
+    anomalies: Anomalies,
+    /// How much of what it saw.
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Found {
+    fn count(&mut self, what: &'static str, more: u64) {
+        *self.counts.entry(what).or_default() += more;
+    }
+
+    /// What was seen; an error when it is less than `needed`.
+    fn enough(&self, needed: &[(&'static str, u64)]) -> Result<String, String> {
+        let seen = |what: &str| self.counts.get(what).copied().unwrap_or(0);
+        if let Some((what, least)) = needed.iter().find(|(what, least)| seen(what) < *least) {
+            return Err(format!("{} {what}, {least} are needed", seen(what)));
+        }
+        let counts: Vec<String> = self.counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+        Ok(counts.join(", "))
+    }
+}
+
+/// What all checkers beside `set-full` found in one or more histories.
+#[derive(Debug, Default)]
+pub(crate) struct Checks(BTreeMap<&'static str, Found>);
+
+impl Checks {
+    /// Looks through a history.
+    pub(crate) fn of(operations: &[Operation], blackouts: &[Blackout]) -> Self {
+        Self(BTreeMap::from([
+            ("positions", positions::examine(operations, blackouts)),
+            ("log", log::examine(operations, blackouts)),
+            ("register", register::examine(operations, blackouts)),
+            ("isolation", isolation::examine(operations, blackouts)),
+            ("flush-audit", flush::examine(operations, blackouts)),
+        ]))
+    }
+
+    pub(crate) fn is_sound(&self) -> bool {
+        self.0.values().all(|found| found.anomalies.is_empty())
+    }
+
+    /// Takes what was found in another history to this.
+    pub(crate) fn add(&mut self, other: Self) {
+        for (checker, found) in other.0 {
+            let all = self.0.entry(checker).or_default();
+            all.anomalies.extend(found.anomalies);
+            found.counts.into_iter().for_each(|(what, count)| all.count(what, count));
+        }
+    }
+
+    /// Takes only the anomalies of a history that was judged before, without its last reads.
+    pub(crate) fn add_again(&mut self, other: Self) {
+        for (checker, found) in other.0 {
+            self.0.entry(checker).or_default().anomalies.extend(found.anomalies);
+        }
+    }
+
+    /// What each checker says that has something to say about these workloads.
+    pub(crate) fn judgments(&self, workloads: &[Workload]) -> Vec<Verdict> {
+        let none = Found::default();
+        let asked = NEEDED.iter().filter(|(_, workload, _)| workload.is_none_or(|one| workloads.contains(&one)));
+        let judgments = asked.map(|&(checker, _, needed)| {
+            let found = self.0.get(checker).unwrap_or(&none);
+            judge(checker, &found.anomalies, found.enough(needed))
+        });
+        judgments.collect()
     }
 }
 
@@ -281,164 +178,29 @@ impl Violations {
 mod tests {
     use super::*;
 
-    fn operation(at: u64, outcome: Outcome, kind: Kind) -> Operation {
-        let (invoked, ended) = (at * 10, at * 10 + 5);
-        Operation { process: 0, node: 1, tenant: "a", invoked, ended, outcome, asked: None, given: None, kind }
-    }
-
-    fn check(operations: &[Operation], faults: u64) -> Verdict {
-        examine(operations, &[]).verdict(faults)
-    }
-
-    fn values(names: &[&str]) -> Vec<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
-    }
-
-    /// A thousand acknowledged adds, all in a final read; tests append what they try.
-    fn good() -> Vec<Operation> {
-        let names: Vec<String> = (0..ACKNOWLEDGED_MIN).map(|n| format!("n{n}")).collect();
-        let adds = names.iter().map(|name| operation(1, Outcome::Ok, Kind::Add(vec![name.clone()])));
-        let mut all: Vec<Operation> = adds.collect();
-        all.extend((0..READS_MIN).map(|_| operation(2, Outcome::Ok, Kind::Read(names.clone()))));
-        all.push(operation(900, Outcome::Ok, Kind::Final(names)));
-        all
-    }
-
-    fn with_final(mut extra: Vec<Operation>, also: &[&str]) -> Vec<Operation> {
-        let mut all = good();
-        if let Some(Kind::Final(names)) = all.last_mut().map(|last| &mut last.kind) {
-            names.extend(values(also));
-        }
-        // Reads in the middle show everything that was acknowledged before.
-        for one in &mut extra {
-            if let Kind::Read(seen) = &mut one.kind {
-                seen.extend((0..ACKNOWLEDGED_MIN).map(|n| format!("n{n}")));
-            }
-        }
-        all.extend(extra);
-        all
-    }
-
-    fn add(at: u64, outcome: Outcome, name: &str) -> Operation {
-        operation(at, outcome, Kind::Add(values(&[name])))
-    }
-
-    fn read(at: u64, names: &[&str]) -> Operation {
-        operation(at, Outcome::Ok, Kind::Read(values(names)))
+    #[test]
+    fn an_anomaly_makes_a_verdict_invalid_however_little_was_seen() {
+        let mut anomalies = Anomalies::default();
+        let judged = |anomalies: &Anomalies, enough: Result<&str, &str>| {
+            judge("log", anomalies, enough.map(str::to_owned).map_err(str::to_owned))
+        };
+        assert_eq!(judged(&anomalies, Ok("much")), Verdict::valid("log", "much"));
+        assert_eq!(judged(&anomalies, Err("few")), Verdict::unknown("log", "few"));
+        (0..5).for_each(|n| anomalies.note("lost", format!("at {n} ns")));
+        let found = ["lost: 5 in all", "  at 0 ns", "  at 1 ns", "  at 2 ns"].map(str::to_owned).to_vec();
+        assert_eq!(judged(&anomalies, Ok("much")), Verdict::invalid("log", "much", found.clone()));
+        assert_eq!(judged(&anomalies, Err("few")), Verdict::invalid("log", "few", found));
     }
 
     #[test]
-    fn good_histories_are_valid() {
-        assert_eq!(check(&good(), 1), Verdict::Valid);
-        let unknown_and_absent = with_final(vec![add(3, Outcome::Info, "x"), read(5, &[])], &[]);
-        assert_eq!(check(&unknown_and_absent, 1), Verdict::Valid);
-        let unknown_and_there = with_final(vec![add(3, Outcome::Info, "x"), read(5, &["x"]), read(7, &["x"])], &["x"]);
-        assert_eq!(check(&unknown_and_there, 1), Verdict::Valid);
-        let during_a_read =
-            with_final(vec![add(3, Outcome::Ok, "x"), Operation { invoked: 31, ended: 60, ..read(3, &[]) }], &["x"]);
-        assert_eq!(check(&during_a_read, 1), Verdict::Valid, "an add and a read that overlap may be in either order");
-    }
-
-    #[test]
-    fn every_kind_of_bad_history_is_invalid_and_named() {
-        let foreign = Operation { tenant: "b", ..add(3, Outcome::Ok, "x") };
-        let foreign_final = Operation { tenant: "b", ..operation(901, Outcome::Ok, Kind::Final(values(&["x"]))) };
-        let cases: Vec<(&str, Vec<Operation>)> = vec![
-            ("lost", with_final(vec![add(3, Outcome::Ok, "x")], &[])),
-            ("stale", with_final(vec![add(3, Outcome::Ok, "x"), read(5, &[])], &["x"])),
-            ("doubled", with_final(vec![add(3, Outcome::Ok, "x"), read(5, &["x", "x"])], &["x"])),
-            ("doubled", with_final(vec![add(3, Outcome::Info, "x")], &["x", "x"])),
-            ("unexpected", with_final(vec![read(5, &["y"])], &[])),
-            ("failed", with_final(vec![add(3, Outcome::Fail, "x")], &["x"])),
-            ("vanished", with_final(vec![add(3, Outcome::Info, "x"), read(5, &["x"]), read(7, &[])], &["x"])),
-            ("future", with_final(vec![add(8, Outcome::Ok, "x"), read(5, &["x"])], &["x"])),
-            ("foreign", with_final(vec![foreign, foreign_final], &["x"])),
-        ];
-        for (kind, history) in cases {
-            let Verdict::Invalid(violations) = check(&history, 1) else { panic!("{kind} was not found") };
-            assert!(violations.iter().any(|violation| violation.starts_with(kind)), "{kind}: {violations:?}");
-        }
-    }
-
-    #[test]
-    fn too_little_is_unknown() {
-        assert!(matches!(check(&good(), 0), Verdict::Unknown(_)), "no faults");
-        assert!(matches!(check(&good()[..500], 1), Verdict::Unknown(_)), "too few adds");
-        let without_reads = good().into_iter().filter(|one| !matches!(one.kind, Kind::Read(_))).collect::<Vec<_>>();
-        assert!(matches!(check(&without_reads, 1), Verdict::Unknown(_)), "no reads under faults");
-        assert!(matches!(check(&good()[..ACKNOWLEDGED_MIN + READS_MIN], 1), Verdict::Unknown(_)), "no final read");
-    }
-    const SECOND: u64 = 1_000_000_000;
-    const BLACKOUT: Blackout = Blackout { begun: 100 * SECOND, ended: 102 * SECOND };
-
-    /// An add of `x` that was acknowledged `before` nanoseconds before the blackout.
-    fn before(before: u64, asked: Level) -> Operation {
-        let ended = BLACKOUT.begun - before;
-        let (asked, given) = (Some(asked), Some(asked));
-        Operation { invoked: ended - 10, ended, asked, given, ..add(0, Outcome::Ok, "x") }
-    }
-
-    /// A read `after` nanoseconds after the blackout.
-    fn after(after: u64, names: &[&str]) -> Operation {
-        let invoked = BLACKOUT.ended + after;
-        Operation { invoked, ended: invoked + 10, ..read(0, names) }
-    }
-
-    /// What is wrong with operations around a blackout, and the legal losses.
-    fn around(operations: Vec<Operation>) -> (Vec<String>, Legal) {
-        let mut found = examine(&operations, &[BLACKOUT]);
-        let kinds = std::mem::take(&mut found.violations).0.into_keys().map(str::to_owned).collect();
-        (kinds, found.legal)
-    }
-
-    #[test]
-    fn a_power_loss_of_all_may_take_what_was_acknowledged_at_quorum_just_before_and_it_is_counted() {
-        let moment = SECOND / 10;
-        let lost = around(vec![before(moment, Level::Quorum), after(SECOND, &[]), after(2 * SECOND, &[])]);
-        assert_eq!(lost, (vec![], Legal { lost: 1, oldest: moment }));
-        let kept = around(vec![before(moment, Level::Quorum), after(SECOND, &["x"])]);
-        assert_eq!(kept, (vec![], Legal::default()));
-        let unknown = Operation { outcome: Outcome::Info, ..before(moment, Level::Fsync) };
-        let seen = Operation { ended: BLACKOUT.begun - moment, invoked: 0, ..read(0, &["x"]) };
-        assert_eq!(around(vec![unknown, seen, after(SECOND, &[])]), (vec![], Legal::default()), "seen, never promised");
-    }
-
-    #[test]
-    fn it_may_take_nothing_else() {
-        let moment = SECOND / 10;
-        let none = Legal::default();
-        let synced = around(vec![before(moment, Level::Fsync), after(SECOND, &[])]);
-        assert_eq!(synced, (vec!["stale".to_owned()], none), "a majority had it on disk");
-        let old = around(vec![before(FLUSH_WINDOW + 1, Level::Quorum), after(SECOND, &[])]);
-        assert_eq!(old, (vec!["stale".to_owned()], none), "it was synced long before");
-        let early = Operation { invoked: 0, ended: 10 * SECOND, ..read(0, &["x"]) };
-        let seen = around(vec![Operation { invoked: 1, ..before(moment, Level::Quorum) }, early, after(SECOND, &[])]);
-        assert_eq!(seen.0, ["stale", "vanished"], "it was seen long before it was acknowledged");
-        let survived = around(vec![before(moment, Level::Quorum), after(SECOND, &["x"]), after(2 * SECOND, &[])]);
-        assert_eq!(survived.0, ["stale", "vanished"], "it survived, and went later");
-        let returned = around(vec![before(moment, Level::Quorum), after(SECOND, &[]), after(2 * SECOND, &["x"])]);
-        assert_eq!(returned.0, ["returned"]);
-        let late = Operation { ended: BLACKOUT.ended + 5, ..before(moment, Level::Quorum) };
-        assert_eq!(around(vec![late, after(SECOND, &[])]).0, ["stale"], "acknowledged afterwards");
-    }
-
-    #[test]
-    fn an_acknowledgment_of_less_than_was_asked_for_is_a_violation() {
-        let weak = Operation { given: Some(Level::Quorum), ..before(10, Level::Fsync) };
-        assert_eq!(around(vec![weak, after(SECOND, &["x"])]).0, ["weaker"]);
-        let strong = Operation { asked: Some(Level::Quorum), ..before(10, Level::Fsync) };
-        assert_eq!(around(vec![strong, after(SECOND, &["x"])]).0, Vec::<String>::new());
-    }
-
-    #[test]
-    fn findings_of_several_histories_are_judged_together() {
-        let mut all = examine(&good()[..600], &[]);
-        all.add(examine(&good()[600..], &[]));
-        assert!(!all.is_sound(), "an unknown element");
-        let mut all = Findings::default();
-        all.add(examine(&good(), &[]));
-        let lost = vec![add(3, Outcome::Ok, "x"), operation(901, Outcome::Ok, Kind::Final(vec![]))];
-        all.add_again(examine(&lost, &[]));
-        assert!(matches!(all.verdict(1), Verdict::Invalid(found) if found[0].starts_with("lost")));
+    fn checkers_without_their_workload_say_nothing_and_others_need_something_to_look_at() {
+        let checkers = |workloads: &[Workload]| {
+            let judgments = Checks::default().judgments(workloads);
+            assert!(judgments.iter().all(|one| one.valid == None), "{judgments:?}");
+            judgments.into_iter().map(|one| one.checker).collect::<Vec<_>>()
+        };
+        assert_eq!(checkers(&[Workload::Ingest]), ["positions", "flush-audit"]);
+        let all = [Workload::Ingest, Workload::Log, Workload::Register, Workload::Isolation];
+        assert_eq!(checkers(&all), ["positions", "log", "register", "isolation", "flush-audit"]);
     }
 }

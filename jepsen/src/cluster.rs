@@ -5,21 +5,27 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
+use crate::bucket::{self, Bucket, Mode};
 use crate::clock::{self, Clocks};
 use crate::disk::{self, Disk, Disks};
+use crate::fault::Fault;
+use crate::history::Position;
 use crate::link::{Links, Relay};
+use crate::outage::Lock;
 use crate::postgres::Server;
 use crate::random::Random;
 use crate::workload;
 
 pub(crate) const NODES: usize = 3;
 
+/// Both halves of the key to our bucket, which looks at none.
+const KEY: &str = "jepsen";
 /// How long a clock that was moved may take to show it.
 const CLOCK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a node may take until it is ready.
@@ -36,6 +42,16 @@ pub(crate) enum Catalog {
     Sqlite,
     /// A private server.
     Postgres,
+}
+
+impl Catalog {
+    /// As the command line names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Postgres => "postgres",
+        }
+    }
 }
 
 /// How far a read must look.
@@ -55,6 +71,13 @@ pub(crate) enum Cut {
     DiskFirst(Duration),
 }
 
+/// Sums of indexes over all groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) committed: u64,
+    pub(crate) flushed: u64,
+}
+
 /// Where nodes keep what they write.
 pub(crate) struct Place<'a> {
     /// What they write, and what they say, is below it.
@@ -62,6 +85,8 @@ pub(crate) struct Place<'a> {
     pub(crate) catalog: Catalog,
     /// Each node has a disk of its own, if that can be.
     pub(crate) disks: bool,
+    /// The tables are in a bucket of our own.
+    pub(crate) bucket: bool,
     /// Several segments, and none for long: damage is noticed, or goes with its segment.
     pub(crate) small_log: bool,
 }
@@ -76,6 +101,8 @@ pub(crate) struct Cluster {
     /// By (from, to).
     relays: BTreeMap<(usize, usize), Relay>,
     pub(crate) links: Links,
+    /// How often each node was started.
+    lives: [AtomicU64; NODES],
     /// `None` while the nemesis has a node down.
     children: Mutex<[Option<Child>; NODES]>,
     /// Processes that ended by themselves: no fault asks for that.
@@ -86,38 +113,40 @@ pub(crate) struct Cluster {
     excused: Mutex<[bool; NODES]>,
     /// The group of the last acknowledgment; 0 before there is one.
     busy_group: AtomicU64,
-    /// `None` when nodes have no disks of their own.
-    disks: Option<Disks>,
+    /// Or why nodes have no disks of their own.
+    disks: Result<Disks, String>,
     small_log: bool,
-    /// `None` when clocks cannot be moved here.
-    clocks: Option<Clocks>,
+    /// Or why clocks cannot be moved here.
+    clocks: Result<Clocks, String>,
     /// `None` when the catalog is in SQLite.
-    postgres: Option<Server>,
+    postgres: Option<Arc<Server>>,
+    /// Somebody holds the catalog in SQLite locked.
+    lock: Mutex<Option<Lock>>,
+    /// `None` when tables are local files.
+    bucket: Option<Bucket>,
     pub(crate) http: reqwest::Client,
 }
 
 impl Cluster {
     /// Starts nodes.
     pub(crate) async fn start(binary: &Path, place: Place<'_>, random: &Random) -> anyhow::Result<Self> {
-        let Place { dir, catalog, disks, small_log } = place;
+        let Place { dir, catalog, disks, bucket, small_log } = place;
         let free = free_ports(5 * NODES + 1)?;
         let ports: [[u16; 5]; NODES] = std::array::from_fn(|node| std::array::from_fn(|at| free[5 * node + at]));
         let postgres = match catalog {
             Catalog::Sqlite => None,
             Catalog::Postgres => {
                 let (port, log) = (free[5 * NODES], dir.join("postgres.log"));
-                Some(tokio::task::spawn_blocking(move || Server::start(port, &log)).await??)
+                Some(Arc::new(tokio::task::spawn_blocking(move || Server::start(port, &log)).await??))
             }
         };
-        let clocks = match Clocks::find(dir) {
-            Ok(clocks) => Some(clocks),
-            Err(error) => {
-                println!("clocks are not moved in this run: {error:#}");
-                None
-            }
-        };
+        let clocks = Clocks::find(dir).map_err(|error| format!("{error:#}"));
         let disks = match disks {
             true => make_disks(dir).await?,
+            false => Err("the scenario wants none".to_owned()),
+        };
+        let bucket = match bucket {
+            true => Some(Bucket::start(&dir.join("shared/bucket"), random.next()).await?),
             false => None,
         };
         let (links, mut relays) = (Links::default(), BTreeMap::new());
@@ -132,6 +161,7 @@ impl Cluster {
             ports,
             relays,
             links,
+            lives: Default::default(),
             children: Mutex::default(),
             deaths: Mutex::default(),
             excused_deaths: AtomicU64::new(0),
@@ -141,6 +171,8 @@ impl Cluster {
             small_log,
             clocks,
             postgres,
+            lock: Mutex::default(),
+            bucket,
             http,
         };
         cluster.reset_clocks()?;
@@ -168,18 +200,21 @@ impl Cluster {
             Some(server) => (server.address(), server.address()),
             None => (self.sqlite("catalog"), self.sqlite("signaldb")),
         };
+        let store = match &self.bucket {
+            Some(bucket) => in_bucket(&bucket.endpoint()),
+            None => vec!["type=filesystem".to_owned(), format!("url=file://{}/storage", shared.display())],
+        };
         let mut settings = vec![
             format!("node.id={}", node + 1),
             "cluster.name=jepsen".to_owned(),
             format!("cluster.peers=[{}]", peers.join(",")),
             format!("schema.catalog_uri={catalog}"),
             format!("database.dsn={database}"),
-            "storage.adapters.local.type=filesystem".to_owned(),
-            format!("storage.adapters.local.url=file://{}/storage", shared.display()),
             "flush.interval=500ms".to_owned(),
             "flush.max_interval=500ms".to_owned(),
             "wal.disk_reserve=64MiB".to_owned(),
         ];
+        settings.extend(store.into_iter().map(|setting| format!("storage.adapters.local.{setting}")));
         if self.small_log {
             settings.extend(["wal.max_segment_size=256KiB".to_owned(), "wal.keep_flushed=20s".to_owned()]);
         }
@@ -193,9 +228,10 @@ impl Cluster {
             command.arg("--set").arg(setting);
         }
         command.env("SIGNALDB_BOOT_ID_PATH", self.boot_id(node));
-        if let Some(clocks) = &self.clocks {
+        if let Ok(clocks) = &self.clocks {
             clocks.load_into(&mut command, &name(node));
         }
+        self.lives[node].fetch_add(1, Ordering::Relaxed);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let child = child.with_context(|| format!("start {}", self.binary.display()))?;
         self.children.lock().unwrap_or_else(PoisonError::into_inner)[node] = Some(child);
@@ -207,19 +243,25 @@ impl Cluster {
     }
 
     /// How PyIceberg opens a table of a tenant: as Python that makes `table`. Blocking.
-    pub(crate) fn pyiceberg(&self, tenant: &str, table: &str) -> anyhow::Result<String> {
-        let namespace = format!("{tenant}.default");
+    pub(crate) fn pyiceberg(&self, tenant: &str, dataset: &str, table: &str) -> anyhow::Result<String> {
+        let namespace = format!("{tenant}.{dataset}");
+        let store = self.bucket.as_ref().map_or_else(String::new, |bucket| {
+            format!(
+                "'s3.endpoint': '{}', 's3.region': 'us-east-1', 's3.access-key-id': '{KEY}', 's3.secret-access-key': '{KEY}'",
+                bucket.endpoint()
+            )
+        });
         Ok(match &self.postgres {
             None => format!(
                 "from pyiceberg.catalog import load_catalog
-catalog = load_catalog('signaldb', type='sql', uri='sqlite:///{}/shared/catalog.db')
+catalog = load_catalog('signaldb', type='sql', uri='sqlite:///{}/shared/catalog.db', **{{{store}}})
 table = catalog.load_table(('{namespace}', '{table}'))",
                 self.dir.display()
             ),
             // Its catalog would need a driver that nothing else here needs.
             Some(server) => format!(
                 "from pyiceberg.table import StaticTable
-table = StaticTable.from_metadata('{}')",
+table = StaticTable.from_metadata('{}', {{{store}}})",
                 server.metadata_location(&namespace, table)?
             ),
         })
@@ -275,8 +317,14 @@ table = StaticTable.from_metadata('{}')",
         format!("http://127.0.0.1:{}{path}", self.ports[node][2])
     }
 
-    pub(crate) fn otlp(&self, node: usize) -> String {
-        format!("http://127.0.0.1:{}/v1/traces", self.ports[node][1])
+    /// Where a node takes OTLP over HTTP.
+    pub(crate) fn otlp(&self, node: usize) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.ports[node][1]))
+    }
+
+    /// Which life of its process a node is in: how often it was started.
+    pub(crate) fn life(&self, node: usize) -> u64 {
+        self.lives[node].load(Ordering::Relaxed)
     }
 
     /// Notes a process that ended although nobody killed it, and forgets it.
@@ -402,15 +450,28 @@ table = StaticTable.from_metadata('{}')",
         self.dir.join(name(node)).join("boot_id")
     }
 
-    /// Whether nodes have disks of their own.
-    pub(crate) fn has_disks(&self) -> bool {
-        self.disks.is_some()
+    /// Why a fault cannot be made here, and what would change that.
+    pub(crate) fn lacks(&self, fault: Fault) -> Option<String> {
+        let disks =
+            || Some(format!("root, loop devices and ext4 (sudo make jepsen-full): {}", self.disks.as_ref().err()?));
+        let clocks = || Some(format!("clocks that can be moved: {}", self.clocks.as_ref().err()?));
+        match fault {
+            fault if fault.needs_disks() => disks(),
+            fault if fault.moves_clocks() => clocks(),
+            // PostgreSQL is stopped instead.
+            Fault::CatalogDown if self.postgres.is_none() => {
+                Lock::try_out().err().map(|error| format!("python3 with sqlite3: {error:#}"))
+            }
+            _ => None,
+        }
     }
 
     /// A node's own disk.
     pub(crate) fn disk(&self, node: usize) -> anyhow::Result<Disk> {
-        let disks = self.disks.as_ref().context("the nodes have no disks of their own")?;
-        Ok(disks.of(node).clone())
+        match &self.disks {
+            Ok(disks) => Ok(disks.of(node).clone()),
+            Err(why) => bail!("the nodes have no disks of their own: {why}"),
+        }
     }
 
     /// Where a node keeps its log.
@@ -431,10 +492,9 @@ table = StaticTable.from_metadata('{}')",
     }
 
     /// An acknowledgment named this position.
-    pub(crate) fn note_position(&self, position: Option<&str>) {
-        let group = position.and_then(|position| position.split_once(':')?.0.parse().ok());
-        if let Some(group) = group {
-            self.busy_group.store(group, Ordering::Relaxed);
+    pub(crate) fn note_position(&self, position: Option<Position>) {
+        if let Some(Position { group, .. }) = position {
+            self.busy_group.store(group.into(), Ordering::Relaxed);
         }
     }
 
@@ -445,14 +505,9 @@ table = StaticTable.from_metadata('{}')",
         if gone { self.launch(node) } else { Ok(()) }
     }
 
-    /// Whether clocks can be moved.
-    pub(crate) fn has_clocks(&self) -> bool {
-        self.clocks.is_some()
-    }
-
     /// Sets a node's wall clock to `offset` seconds from the true time.
     pub(crate) fn set_clock(&self, node: usize, offset: i64) -> anyhow::Result<()> {
-        let Some(clocks) = &self.clocks else { return Ok(()) };
+        let Ok(clocks) = &self.clocks else { return Ok(()) };
         clocks.set(&name(node), offset).with_context(|| format!("move the clock of node {}", node + 1))
     }
 
@@ -480,11 +535,13 @@ table = StaticTable.from_metadata('{}')",
 
     /// Ends every fault and waits until all nodes are ready.
     pub(crate) async fn heal(&self) -> anyhow::Result<()> {
-        if let Some(disks) = &self.disks {
+        if let Ok(disks) = &self.disks {
             disks.mend();
         }
         self.links.heal();
         self.reset_clocks()?;
+        self.set_store(Mode::Works);
+        self.set_catalog(true).await?;
         for node in 0..NODES {
             self.signal(node, "-CONT");
             self.revive(node)?;
@@ -495,8 +552,74 @@ table = StaticTable.from_metadata('{}')",
         Ok(())
     }
 
+    /// Has the catalog take commits, or none. Waits for its turn.
+    pub(crate) async fn set_catalog(&self, works: bool) -> anyhow::Result<()> {
+        if let Some(server) = self.postgres.clone() {
+            let work = move || match works {
+                true => server.go_on(),
+                false => {
+                    server.stop();
+                    Ok(())
+                }
+            };
+            return tokio::task::spawn_blocking(work).await?;
+        }
+        let before = self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let shared = self.dir.join("shared");
+        let work = move || {
+            drop(before);
+            let databases = ["catalog.db", "signaldb.db"].map(|file| shared.join(file));
+            let databases: Vec<&Path> = databases.iter().map(PathBuf::as_path).collect();
+            (!works).then(|| Lock::take(&databases)).transpose()
+        };
+        let lock = tokio::task::spawn_blocking(work).await??;
+        *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = lock;
+        Ok(())
+    }
+
+    /// How the store of the tables behaves from now on; local files always work.
+    pub(crate) fn set_store(&self, mode: Mode) {
+        if let Some(bucket) = &self.bucket {
+            bucket.set(mode);
+        }
+    }
+
+    /// Requests that the store refused or lied about so far.
+    pub(crate) fn store_disturbed(&self) -> u64 {
+        self.bucket.as_ref().map_or(0, Bucket::disturbed)
+    }
+
+    /// How far all groups together are committed, and how far they are in the tables, as far as nodes answer.
+    pub(crate) async fn progress(&self) -> Progress {
+        let mut groups: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for node in 0..NODES {
+            let Some(state) = self.state(node).await else { continue };
+            for group in state["groups"].as_array().into_iter().flatten() {
+                let number = |name: &str| group[name].as_u64().unwrap_or(0);
+                let (committed, flushed) = groups.entry(number("group")).or_default();
+                *committed = (*committed).max(number("commit_index"));
+                *flushed = (*flushed).max(number("flushed_index"));
+            }
+        }
+        let sum = |of: fn(&(u64, u64)) -> u64| groups.values().map(of).sum::<u64>();
+        Progress { committed: sum(|(committed, _)| *committed), flushed: sum(|(_, flushed)| *flushed) }
+    }
+
+    /// Has the leader of the busiest group give it away; whether it did. `None` when nobody leads.
+    pub(crate) async fn move_leader(&self) -> Option<bool> {
+        let (group, leader) = self.busiest().await?;
+        let url = self.url(leader, "/api/v1/admin/transfer-leader");
+        let asked = self.http.post(url).timeout(Duration::from_secs(5)).json(&json!({"group": group})).send().await;
+        Some(asked.is_ok_and(|answer| answer.status().is_success()))
+    }
+
     /// The node that leads the group which acknowledged last, as the first node that answers sees it.
     pub(crate) async fn leader(&self) -> Option<usize> {
+        self.busiest().await.map(|(_, leader)| leader)
+    }
+
+    /// That group, and that node.
+    async fn busiest(&self) -> Option<(u64, usize)> {
         for node in 0..NODES {
             let Some(state) = self.state(node).await else { continue };
             let groups = state["groups"].as_array()?;
@@ -504,7 +627,7 @@ table = StaticTable.from_metadata('{}')",
             let busy = groups.iter().find(|group| last > 0 && group["group"] == last);
             let busy = busy.or_else(|| groups.iter().max_by_key(|group| group["last_log_index"].as_u64()))?;
             if let Some(leader) = busy["leader"].as_u64() {
-                return usize::try_from(leader).ok()?.checked_sub(1);
+                return Some((busy["group"].as_u64()?, usize::try_from(leader).ok()?.checked_sub(1)?));
             }
         }
         None
@@ -538,7 +661,7 @@ table = StaticTable.from_metadata('{}')",
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Some(disks) = &self.disks {
+        if let Ok(disks) = &self.disks {
             // A process that waits for a frozen disk does not end.
             disks.mend();
         }
@@ -546,6 +669,20 @@ impl Drop for Cluster {
             self.kill(node);
         }
     }
+}
+
+/// Settings of an adapter for our bucket.
+fn in_bucket(endpoint: &str) -> Vec<String> {
+    let options = [
+        format!("endpoint={endpoint}"),
+        "allow_http=true".to_owned(),
+        "region=us-east-1".to_owned(),
+        format!("access_key_id={KEY}"),
+        format!("secret_access_key={KEY}"),
+        "timeout=10s".to_owned(),
+    ];
+    let store = ["type=s3".to_owned(), format!("url=s3://{}", bucket::NAME)];
+    store.into_iter().chain(options.into_iter().map(|option| format!("options.{option}"))).collect()
 }
 
 pub(crate) fn pairs() -> impl Iterator<Item = (usize, usize)> {
@@ -560,16 +697,11 @@ fn data(dir: &Path, node: usize) -> PathBuf {
     dir.join(name(node)).join("data")
 }
 
-/// A disk for each node, where its data will be; `None`, and why, where that cannot be.
-async fn make_disks(dir: &Path) -> anyhow::Result<Option<Disks>> {
+/// A disk for each node, where its data will be; or why that cannot be.
+async fn make_disks(dir: &Path) -> anyhow::Result<Result<Disks, String>> {
     let mounts: Vec<PathBuf> = (0..NODES).map(|node| data(dir, node)).collect();
-    Ok(match tokio::task::spawn_blocking(move || Disks::make(&mounts)).await? {
-        Ok(disks) => Some(disks),
-        Err(error) => {
-            println!("nodes have no disks of their own in this run: {error:#}");
-            None
-        }
-    })
+    let made = tokio::task::spawn_blocking(move || Disks::make(&mounts)).await?;
+    Ok(made.map_err(|error| format!("{error:#}")))
 }
 
 /// Kills processes, all before waiting for any; how many there were.

@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::command::run;
+use crate::command::{python, run};
 use crate::random::Random;
 
 /// Size of an image; its log is a few segments of 256 KiB and what was not yet purged.
@@ -87,11 +87,8 @@ impl Drop for Disks {
 
 /// Takes the power from disks at once. What they were not told to sync is lost with [`Disk::restart`].
 pub(crate) fn cut_power(disks: &[Disk]) -> anyhow::Result<()> {
-    // The system's own: others may be scripts that take their time.
-    let system = Path::new("/usr/bin/python3");
-    let python = if system.exists() { system } else { Path::new("python3") };
     let mounts = disks.iter().map(|disk| &disk.mount);
-    run(Command::new(python).args(["-I", "-c", CUT_POWER]).args(mounts)).context("shut file systems down")?;
+    run(Command::new(python()).args(["-I", "-c", CUT_POWER]).args(mounts)).context("shut file systems down")?;
     Ok(())
 }
 

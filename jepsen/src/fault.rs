@@ -46,10 +46,18 @@ pub(crate) enum Fault {
     /// A sealed segment, of a node that does not run, is shorter than it was. Not the newest one: where its end is nobody
     /// wrote down, so that a lost end looks like a write that a kill cut short.
     TruncateSegment,
+    /// The catalog's database takes no commits; writes go on.
+    CatalogDown,
+    /// The store of the tables refuses everything; writes go on.
+    StoreDown,
+    /// The store does what it is told, and mostly says that it failed.
+    StoreLies,
+    /// The leadership of the busiest group is given away, again and again.
+    TransferStorm,
 }
 
 /// Every kind, as reports list them.
-pub(crate) const ALL: [Fault; 22] = [
+pub(crate) const ALL: [Fault; 26] = [
     Fault::KillLeader,
     Fault::IsolateLeader,
     Fault::PauseLeader,
@@ -72,6 +80,10 @@ pub(crate) const ALL: [Fault; 22] = [
     Fault::SlowDisk,
     Fault::BitFlip,
     Fault::TruncateSegment,
+    Fault::CatalogDown,
+    Fault::StoreDown,
+    Fault::StoreLies,
+    Fault::TransferStorm,
 ];
 
 /// Where a fault is made.
@@ -86,6 +98,46 @@ pub(crate) enum Target {
 }
 
 impl Fault {
+    /// As scenarios name it.
+    pub(crate) fn name(self) -> String {
+        let name = serde_json::to_value(self).ok();
+        name.as_ref().and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+    }
+
+    /// For people who did not read this file.
+    pub(crate) fn about(self) -> &'static str {
+        match self {
+            Self::Kill => "SIGKILL of a node, and a start a little later",
+            Self::KillLeader => "SIGKILL of the leader, and a start a little later",
+            Self::KillAll => "SIGKILL of all nodes at once, and a start",
+            Self::Pause => "SIGSTOP and SIGCONT of a node",
+            Self::PauseLeader => "SIGSTOP and SIGCONT of the leader",
+            Self::IsolateLeader => "the leader and the two others do not reach each other",
+            Self::IsolateOne => "a node and the two others do not reach each other",
+            Self::OneWay => "the leader hears nobody, or nobody hears it",
+            Self::Ring => "two nodes do not reach each other, the third reaches both",
+            Self::Slow => "what the leader sends arrives 20 to 170 ms later",
+            Self::Reset => "all connections between nodes are cut, five times",
+            Self::ClockJump => "wall clocks of one or more nodes jump by up to two hours, twice, and return",
+            Self::ClockJumpBeforeRetry => {
+                "writes through one node commit without an answer; before they are tried again, the others' clocks jump ahead"
+            }
+            Self::RollingRestart => "SIGTERM to one node after the other, each awaited",
+            Self::PowerLoss => "the machine of a node loses its power: what was not synced is gone",
+            Self::PowerLossLeader => "the machine of the leader loses its power: what was not synced is gone",
+            Self::PowerLossAll => "all machines lose their power at once: what was not synced is gone",
+            Self::DiskNearlyFull => "less is free than the node's reserve",
+            Self::DiskFull => "not one block is free",
+            Self::SlowDisk => "the disk answers in bursts only",
+            Self::BitFlip => "one bit of one segment of a node's log is flipped",
+            Self::TruncateSegment => "a sealed segment of a node's log is cut short",
+            Self::CatalogDown => "the catalog's database takes no commits",
+            Self::StoreDown => "the store of the tables refuses everything",
+            Self::StoreLies => "the store of the tables does what it is told, and answers 500 to three of four writes",
+            Self::TransferStorm => "the leadership of the busiest group is given away, again and again",
+        }
+    }
+
     pub(crate) fn target(self) -> Target {
         match self {
             Self::KillLeader
@@ -95,7 +147,14 @@ impl Fault {
             | Self::Slow
             | Self::ClockJumpBeforeRetry
             | Self::PowerLossLeader => Target::Leader,
-            Self::KillAll | Self::RollingRestart | Self::PowerLossAll | Self::Reset => Target::All,
+            Self::KillAll
+            | Self::RollingRestart
+            | Self::PowerLossAll
+            | Self::Reset
+            | Self::CatalogDown
+            | Self::StoreDown
+            | Self::StoreLies
+            | Self::TransferStorm => Target::All,
             Self::Kill
             | Self::Pause
             | Self::IsolateOne
@@ -129,6 +188,21 @@ impl Fault {
                 | Self::RollingRestart
                 | Self::PowerLossAll
         )
+    }
+
+    /// It takes away what holds the tables.
+    pub(crate) fn takes_tables(self) -> bool {
+        matches!(self, Self::CatalogDown | Self::StoreDown | Self::StoreLies)
+    }
+
+    /// It needs tables in a bucket of our own (see [`crate::bucket`]).
+    pub(crate) fn needs_bucket(self) -> bool {
+        matches!(self, Self::StoreDown | Self::StoreLies)
+    }
+
+    /// It asks nodes to give leaderships away.
+    pub(crate) fn moves_leaders(self) -> bool {
+        matches!(self, Self::TransferStorm)
     }
 
     /// It stops processes, or does something to their disks.

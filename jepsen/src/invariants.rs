@@ -1,38 +1,105 @@
 //! What must hold of the nodes' own accounts of themselves (`/api/v1/cluster`), sampled over the run.
+//!
+//! | anomaly | |
+//! |---|---|
+//! | `two leaders` | of one group in one term two nodes lead, or are said to |
+//! | `beyond commit` | more is applied or flushed than is committed |
+//! | `beyond log` | more is committed or purged than the log has |
+//! | `went back` | within one life of a process its term, its commit, applied or purged index is lower than it was |
+//! | `term lost` | a node that led knows a lower term after a start: its vote was not on disk |
+//! | `restored` | a node that led is leader again in the same term after a start, without an election |
+//!
+//! Not all that an account says can be held against it. `flushed_index` falls when the next row of a table that was idle
+//! comes; and it is read a moment after `applied_index`, so that on a node that catches up it may be ahead.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::checker::{Anomalies, judge};
+use crate::verdict::Verdict;
+
+/// Numbers that never fall while a process lives.
+const GROWING: [&str; 4] = ["term", "commit_index", "applied_index", "purged_index"];
+
 /// What was seen so far.
 #[derive(Debug, Default)]
 pub(crate) struct Invariants {
-    /// Who said that it leads, by group and term.
+    /// Who leads, by group and term.
     leaders: BTreeMap<(u64, u64), u64>,
+    /// In which life a node said that it leads, by node, group and term.
+    led: BTreeMap<(u64, u64, u64), u64>,
+    /// The highest term in which a node led, by node and group.
+    terms: BTreeMap<(u64, u64), u64>,
+    /// What a node said last of a group: its life, and [`GROWING`].
+    newest: BTreeMap<(u64, u64), (u64, [u64; GROWING.len()])>,
     /// Accounts that were looked at.
     samples: u64,
-    violations: Vec<String>,
+    anomalies: Anomalies,
 }
 
 impl Invariants {
-    /// Looks at one node's account.
-    pub(crate) fn sample(&mut self, state: &Value) {
+    /// Looks at one node's account, of the life of its process with this number.
+    pub(crate) fn sample(&mut self, state: &Value, life: u64) {
         let Some(node) = state["node"].as_u64() else { return };
         self.samples += 1;
         for group in state["groups"].as_array().into_iter().flatten() {
-            let number = |name: &str| group[name].as_u64().unwrap_or(0);
-            let (id, term) = (number("group"), number("term"));
-            if group["state"] == "leader" {
-                let first = *self.leaders.entry((id, term)).or_insert(node);
-                if first != node {
-                    self.violations.push(format!("group {id} has two leaders in term {term}: {first} and {node}"));
-                }
+            self.note_leader(node, life, group);
+            self.note_order(node, group);
+            self.note_growth(node, life, group);
+        }
+    }
+
+    fn note_leader(&mut self, node: u64, life: u64, account: &Value) {
+        let (group, term) = (number(account, "group"), number(account, "term"));
+        let leads = account["state"] == "leader";
+        let leader = if leads { Some(node) } else { account["leader"].as_u64() };
+        if let Some(leader) = leader {
+            let first = *self.leaders.entry((group, term)).or_insert(leader);
+            if first != leader {
+                let what = format!("group {group}, term {term}: {first} and, as node {node} says, {leader}");
+                self.anomalies.note("two leaders", what);
             }
-            if number("applied_index") > number("commit_index") {
-                self.violations.push(format!("node {node} applied more than is committed in group {id}: {group}"));
+        }
+        if leads {
+            let first = *self.led.entry((node, group, term)).or_insert(life);
+            if first != life {
+                let what = format!("node {node} leads group {group} in term {term} in its lives {first} and {life}");
+                self.anomalies.note("restored", what);
             }
-            if number("flushed_index") > number("commit_index") {
-                self.violations.push(format!("node {node} flushed more than is committed in group {id}: {group}"));
+        }
+        let highest = self.terms.entry((node, group)).or_default();
+        // A group that just starts has not read its vote yet, and says 0.
+        if term > 0 && term < *highest {
+            let what = format!("node {node} led group {group} in term {highest}, and is at {term} in life {life}");
+            self.anomalies.note("term lost", what);
+        }
+        if leads {
+            *highest = term.max(*highest);
+        }
+    }
+
+    fn note_order(&mut self, node: u64, account: &Value) {
+        let number = |name: &str| number(account, name);
+        for (kind, less, more) in [
+            ("beyond commit", "applied_index", "commit_index"),
+            ("beyond commit", "flushed_index", "commit_index"),
+            ("beyond log", "commit_index", "last_log_index"),
+            ("beyond log", "purged_index", "last_log_index"),
+        ] {
+            if number(less) > number(more) {
+                self.anomalies.note(kind, format!("node {node}: {less} is above {more}: {account}"));
+            }
+        }
+    }
+
+    fn note_growth(&mut self, node: u64, life: u64, account: &Value) {
+        let now = GROWING.map(|name| number(account, name));
+        let before = self.newest.insert((node, number(account, "group")), (life, now));
+        let Some((_, before)) = before.filter(|(of, _)| *of == life) else { return };
+        for ((name, before), now) in GROWING.iter().zip(before).zip(now) {
+            if now < before {
+                self.anomalies.note("went back", format!("node {node}: {name} was {before} before: {account}"));
             }
         }
     }
@@ -41,9 +108,21 @@ impl Invariants {
         self.samples
     }
 
-    pub(crate) fn violations(&self) -> &[String] {
-        &self.violations
+    /// What the accounts say; `deaths` are processes that ended although nothing asked them to.
+    pub(crate) fn judgment(&self, deaths: Vec<String>) -> Verdict {
+        let mut anomalies = self.anomalies.clone();
+        deaths.into_iter().for_each(|death| anomalies.note("ended", death));
+        let enough = match self.samples {
+            0 => Err("no node said anything of itself".to_owned()),
+            samples => Ok(format!("{samples} accounts, {} leaderships", self.leaders.len())),
+        };
+        judge("nodes", &anomalies, enough)
     }
+}
+
+/// A number of an account; 0 for one that it lacks.
+fn number(account: &Value, name: &str) -> u64 {
+    account[name].as_u64().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -52,24 +131,101 @@ mod tests {
 
     use super::*;
 
-    fn state(node: u64, term: u64, applied: u64) -> Value {
-        let group = json!({"group": 1, "term": term, "state": "leader", "applied_index": applied, "commit_index": 5});
-        json!({"node": node, "groups": [group]})
+    /// Node 1 leads group 1 in term 2, as it says itself.
+    fn account() -> Value {
+        json!({
+            "group": 1, "leader": 1, "term": 2, "last_log_index": 9, "commit_index": 7, "applied_index": 6,
+            "flushed_index": 5, "purged_index": 4, "state": "leader",
+        })
+    }
+
+    /// The account with one thing changed.
+    fn with(name: &str, value: impl Into<Value>) -> Value {
+        let mut account = account();
+        account[name] = value.into();
+        account
+    }
+
+    /// What is wrong with these accounts, each of a node and one of its lives.
+    fn kinds(samples: &[(u64, u64, Value)]) -> Vec<&'static str> {
+        let mut invariants = Invariants::default();
+        for (node, life, account) in samples {
+            invariants.sample(&json!({"node": node, "groups": [account]}), *life);
+        }
+        assert_eq!(invariants.samples(), samples.len() as u64);
+        invariants.anomalies.kinds()
+    }
+
+    fn follower(term: u64) -> Value {
+        let mut account = with("state", "follower");
+        account["term"] = term.into();
+        account["leader"] = Value::Null;
+        account
     }
 
     #[test]
-    fn two_leaders_of_one_term_and_impossible_indexes_are_found() {
-        let mut good = Invariants::default();
-        good.sample(&state(1, 1, 5));
-        good.sample(&state(1, 1, 5));
-        good.sample(&state(2, 2, 5));
-        assert!(good.violations().is_empty(), "{:?}", good.violations());
-        let mut two = Invariants::default();
-        two.sample(&state(1, 1, 5));
-        two.sample(&state(2, 1, 5));
-        assert!(two.violations()[0].contains("two leaders"));
-        let mut ahead = Invariants::default();
-        ahead.sample(&state(1, 1, 6));
-        assert!(ahead.violations()[0].contains("applied more"));
+    fn good_accounts_are_valid() {
+        let later = with("commit_index", 8);
+        let mut elected = with("term", 3);
+        elected["leader"] = 2.into();
+        // A start may forget what was committed, and with it what was applied; a term that was only heard of may be lost.
+        let started = || {
+            let mut account = follower(2);
+            account["commit_index"] = 0.into();
+            account["applied_index"] = 0.into();
+            account["flushed_index"] = 0.into();
+            account
+        };
+        let good = [
+            (1, 1, account()),
+            (3, 1, with("state", "follower")),
+            (1, 1, later),
+            (3, 1, follower(4)),
+            (2, 1, elected),
+            (1, 2, started()),
+            (3, 2, started()),
+            // What is flushed of all tables falls when a table that was idle gets a row.
+            (1, 2, with("state", "follower")),
+            (1, 2, {
+                let mut account = with("state", "follower");
+                account["flushed_index"] = 2.into();
+                account
+            }),
+        ];
+        assert_eq!(kinds(&good), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn every_kind_of_bad_account_is_found() {
+        let said = {
+            let mut account = with("state", "follower");
+            account["leader"] = 2.into();
+            account
+        };
+        for (kind, bad) in [
+            ("two leaders", vec![(1, 1, account()), (2, 1, account())]),
+            ("two leaders", vec![(1, 1, account()), (3, 1, said)]),
+            ("beyond commit", vec![(1, 1, with("applied_index", 8))]),
+            ("beyond commit", vec![(1, 1, with("flushed_index", 8))]),
+            ("beyond log", vec![(1, 1, with("commit_index", 10))]),
+            ("beyond log", vec![(1, 1, with("purged_index", 10))]),
+            ("went back", vec![(1, 1, account()), (1, 1, with("applied_index", 5))]),
+            ("went back", vec![(1, 1, account()), (1, 1, with("commit_index", 6))]),
+            ("went back", vec![(1, 1, account()), (1, 1, with("purged_index", 3))]),
+            ("went back", vec![(3, 1, follower(2)), (3, 1, follower(1))]),
+            ("term lost", vec![(1, 1, account()), (1, 2, follower(1))]),
+            ("restored", vec![(1, 1, account()), (1, 2, account())]),
+        ] {
+            assert_eq!(kinds(&bad), [kind], "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn processes_that_end_by_themselves_are_invalid_and_no_account_is_unknown() {
+        let mut invariants = Invariants::default();
+        assert_eq!(invariants.judgment(Vec::new()).valid, None);
+        invariants.sample(&json!({"node": 1, "groups": [account()]}), 1);
+        assert_eq!(invariants.judgment(Vec::new()).valid, Some(true));
+        assert_eq!(invariants.judgment(vec!["node 1 ended".to_owned()]).valid, Some(false));
     }
 }

@@ -2,11 +2,15 @@
 //!
 //! It knows the system from its public ports, its log's files and its words alone. The exit code is the verdict: 0 valid,
 //! 1 invalid, 2 unknown; what is unknown is no pass. The method is that of Jepsen (Kingsbury): concurrent clients record
-//! what they did and saw while a nemesis breaks things, and a checker looks for what must not be.
+//! what they did and saw while a nemesis breaks things, and checkers look for what must not be.
 //!
-//! Start with [`run`]; [`scenario`] says what there is to choose.
+//! Start with [`run`]; [`scenario`] says what there is to choose, [`workload`] what clients do, [`checker`] what must not be,
+//! and [`page`] shows what happened.
 
+mod about;
+mod bucket;
 mod checker;
+mod client;
 mod clock;
 mod cluster;
 mod command;
@@ -15,14 +19,20 @@ mod disk;
 mod fault;
 mod history;
 mod invariants;
+mod leaders;
 mod link;
 mod nemesis;
+mod outage;
+mod page;
 mod postgres;
 mod random;
 mod report;
 mod run;
 mod scenario;
 mod schedule;
+mod store;
+mod timeline;
+mod verdict;
 mod workload;
 
 use std::path::PathBuf;
@@ -31,7 +41,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::checker::Verdict;
 use crate::cluster::Catalog;
 
 #[derive(Debug, Parser)]
@@ -39,7 +48,7 @@ struct Args {
     /// The release binary to test.
     #[arg(long)]
     node: PathBuf,
-    /// What happens: default, full, overlap, power-loss-all, damage, or a file like those in jepsen/scenarios.
+    /// What happens: default, full, overlap, power-loss-all, damage, outages, or a file like those in jepsen/scenarios.
     #[arg(long, default_value = "default")]
     scenario: String,
     /// How long faults go on, seconds; the scenario says it by default.
@@ -51,9 +60,15 @@ struct Args {
     /// Makes the choices of an earlier run again (not its timing).
     #[arg(long)]
     seed: Option<u64>,
-    /// Where history and logs are kept; a temporary directory by default, kept unless the verdict is valid.
+    /// Where runs are kept, each in a directory named after its time.
+    #[arg(long, default_value = "jepsen/store")]
+    store: PathBuf,
+    /// The directory of this run, instead.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Keeps logs and tables of the nodes also when the verdict is valid.
+    #[arg(long)]
+    keep_data: bool,
 }
 
 #[tokio::main]
@@ -65,9 +80,9 @@ async fn main() -> ExitCode {
         stopped = stop_signal() => stopped.and(Err(anyhow::anyhow!("stopped by a signal"))),
     };
     match outcome {
-        Ok(Verdict::Valid) => ExitCode::SUCCESS,
-        Ok(Verdict::Invalid(_)) => ExitCode::from(1),
-        Ok(Verdict::Unknown(_)) => ExitCode::from(2),
+        Ok(Some(true)) => ExitCode::SUCCESS,
+        Ok(Some(false)) => ExitCode::from(1),
+        Ok(None) => ExitCode::from(2),
         Err(error) => {
             // A test that could not be run proves nothing.
             eprintln!("signaldb-jepsen: {error:#}\nverdict: unknown");

@@ -4,16 +4,21 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::bucket::Mode;
 use crate::clock;
 use crate::cluster::{Cluster, Cut, NODES, pairs};
 use crate::damage::{self, Damage};
 use crate::fault::Fault;
-use crate::link::Mode;
+use crate::link;
 use crate::schedule::Plan;
 use crate::workload::Test;
 
 /// What is left free of a disk that is nearly full: less than the reserve of [`crate::cluster`], 64 MiB.
 const NEARLY_FULL_BYTES: u64 = 32 << 20;
+/// How long a flush that is under way may still end after catalog or store are gone.
+const FLUSHES_END: Duration = Duration::from_secs(2);
+/// How much longer than others a storm of transfers lasts.
+const STORM: Duration = Duration::from_secs(3);
 /// What nodes say, by their documentation, when they notice damage.
 const NOTICED: [&str; 2] = ["WAL corruption", "WAL tail was torn"];
 
@@ -58,6 +63,8 @@ pub(crate) async fn strike(test: &Test, plan: Plan, hold: Duration) -> anyhow::R
         Fault::SlowDisk => stutter(test, node, hold).await?,
         Fault::BitFlip | Fault::TruncateSegment => damage_log(test, plan, hold).await?,
         Fault::RollingRestart => restart_all(&test.cluster).await?,
+        Fault::CatalogDown | Fault::StoreDown | Fault::StoreLies => take_tables(&test.cluster, fault, hold).await?,
+        Fault::TransferStorm => move_leaders(test, hold).await,
         Fault::ClockJump | Fault::ClockJumpBeforeRetry => {
             let moved = move_clocks(test, plan, hold).await;
             if fault.takes_links() {
@@ -111,24 +118,26 @@ async fn cut_links(test: &Test, plan: Plan, hold: Duration) -> bool {
         Fault::OneWay => {
             let deaf = random.below(2) == 0;
             let cut = |from: usize, to: usize| if deaf { to == node } else { from == node };
-            disturb(cluster, hold + Duration::from_secs(2), |from, to| cut(from, to).then_some(Mode::Hold)).await
+            disturb(cluster, hold + Duration::from_secs(2), |from, to| cut(from, to).then_some(link::Mode::Hold)).await
         }
-        Fault::Ring => disturb(cluster, hold, |from, to| (from != node && to != node).then_some(Mode::Hold)).await,
+        Fault::Ring => {
+            disturb(cluster, hold, |from, to| (from != node && to != node).then_some(link::Mode::Hold)).await
+        }
         Fault::Slow => {
             let delay = Duration::from_millis(20 + random.next() % 150);
-            disturb(cluster, hold, |from, _| (from == node).then_some(Mode::Delay(delay))).await
+            disturb(cluster, hold, |from, _| (from == node).then_some(link::Mode::Delay(delay))).await
         }
         Fault::Reset => {
             let mut disturbed = false;
             for _ in 0..5 {
-                disturbed |= disturb(cluster, Duration::from_millis(150), |_, _| Some(Mode::Reset)).await;
+                disturbed |= disturb(cluster, Duration::from_millis(150), |_, _| Some(link::Mode::Reset)).await;
                 cluster.links.heal();
                 tokio::time::sleep(Duration::from_millis(400)).await;
             }
             disturbed
         }
         _ => {
-            let cut = |from: usize, to: usize| (from == node || to == node).then_some(Mode::Hold);
+            let cut = |from: usize, to: usize| (from == node || to == node).then_some(link::Mode::Hold);
             disturb(cluster, hold + Duration::from_secs(2), cut).await
         }
     }
@@ -148,7 +157,7 @@ async fn move_clocks(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<
     let deaf = (plan.node + 1 + random.below(NODES - 1)) % NODES;
     let ahead = clock::jump(random).abs();
     let jumps: Vec<(usize, i64)> = (0..NODES).filter(|node| *node != deaf).map(|node| (node, ahead)).collect();
-    let cut = |_: usize, to: usize| (to == deaf).then_some(Mode::Hold);
+    let cut = |_: usize, to: usize| (to == deaf).then_some(link::Mode::Hold);
     let disturbed = disturb(cluster, Duration::from_secs(3), cut).await;
     // Longer than clients wait for an answer.
     let shown = jump(cluster, &jumps, Duration::from_secs(7)).await?;
@@ -156,7 +165,7 @@ async fn move_clocks(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<
 }
 
 /// Puts links into a mode and waits; returns whether anything met it.
-async fn disturb(cluster: &Cluster, hold: Duration, mode: impl Fn(usize, usize) -> Option<Mode>) -> bool {
+async fn disturb(cluster: &Cluster, hold: Duration, mode: impl Fn(usize, usize) -> Option<link::Mode>) -> bool {
     let before = cluster.links.disturbed();
     for (from, to) in pairs() {
         if let Some(mode) = mode(from, to) {
@@ -198,6 +207,51 @@ async fn restart_all(cluster: &Cluster) -> anyhow::Result<Outcome> {
     }
     let detail = format!("the slowest stop took {:.1} s", slowest.as_secs_f64());
     Ok(Outcome { effective: restarted == NODES, detail, ..Outcome::default() })
+}
+
+/// Takes what holds the tables. It had an effect if nothing got into them although writes went on, or if a store that lies
+/// was asked.
+async fn take_tables(cluster: &Cluster, fault: Fault, hold: Duration) -> anyhow::Result<Outcome> {
+    let asked = cluster.store_disturbed();
+    match fault {
+        Fault::CatalogDown => cluster.set_catalog(false).await?,
+        Fault::StoreDown => cluster.set_store(Mode::Down),
+        _ => cluster.set_store(Mode::Lies),
+    }
+    // What was on its way is through.
+    tokio::time::sleep(FLUSHES_END).await;
+    let begun = cluster.progress().await;
+    tokio::time::sleep(hold).await;
+    let ended = cluster.progress().await;
+    cluster.set_store(Mode::Works);
+    cluster.set_catalog(true).await?;
+    let disturbed = cluster.store_disturbed() - asked;
+    let (committed, flushed) =
+        (ended.committed.saturating_sub(begun.committed), ended.flushed.saturating_sub(begun.flushed));
+    let effective = match fault {
+        Fault::CatalogDown => committed > 0 && flushed == 0,
+        _ => disturbed > 0,
+    };
+    let requests =
+        if fault == Fault::CatalogDown { String::new() } else { format!(", {disturbed} requests disturbed") };
+    let detail = format!("{committed} entries were committed meanwhile, {flushed} flushed{requests}");
+    Ok(Outcome { effective, detail, ..Outcome::default() })
+}
+
+/// Gives the leadership of the busiest group away as often as it goes. It had an effect if it moved again and again.
+async fn move_leaders(test: &Test, hold: Duration) -> Outcome {
+    let until = tokio::time::Instant::now() + hold + STORM;
+    let (mut moved, mut refused) = (0, 0);
+    while tokio::time::Instant::now() < until {
+        match test.cluster.move_leader().await {
+            Some(true) => moved += 1,
+            Some(false) => refused += 1,
+            None => {}
+        }
+        tokio::time::sleep(Duration::from_millis(test.random.between((20, 300)))).await;
+    }
+    let detail = format!("it was given away {moved} times, and refused {refused} times");
+    Outcome { effective: moved > 2, detail, ..Outcome::default() }
 }
 
 /// Takes the power from machines. It had an effect if bytes of a log are gone: else a kill would have done the same.

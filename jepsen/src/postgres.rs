@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -11,13 +12,14 @@ use crate::command::run;
 /// A running server in a directory of its own. Dropping it ends it and removes its data.
 #[derive(Debug)]
 pub(crate) struct Server {
-    /// `None` until it was started.
-    child: Option<Child>,
+    /// `None` while it does not run.
+    child: Mutex<Option<Child>>,
     port: u16,
     bin: PathBuf,
     /// Whether this process is root: PostgreSQL refuses to be, and runs as `postgres`.
     root: bool,
     dir: tempfile::TempDir,
+    log: PathBuf,
 }
 
 impl Server {
@@ -26,20 +28,26 @@ impl Server {
         let dir = tempfile::tempdir().context("make a directory for PostgreSQL")?;
         // Only root may give it away.
         let root = run(Command::new("chown").arg("postgres").arg(dir.path())).is_ok();
-        let mut server = Self { child: None, port, bin: binaries()?, root, dir };
+        let server = Self { child: Mutex::default(), port, bin: binaries()?, root, dir, log: log.to_owned() };
         let mut initdb = server.command("initdb");
         run(initdb.arg("-D").arg(server.data()).args(["-A", "trust", "-U", "postgres", "--no-sync"]))?;
-        server.launch(log)?;
+        server.go_on()?;
         Ok(server)
     }
 
-    fn launch(&mut self, log: &Path) -> anyhow::Result<()> {
-        let log = std::fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
+    /// Starts it, unless it runs, and waits until it answers. Blocking.
+    pub(crate) fn go_on(&self) -> anyhow::Result<()> {
+        let mut running = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.is_some() {
+            return Ok(());
+        }
+        let log = std::fs::File::options().create(true).append(true).open(&self.log);
+        let log = log.with_context(|| format!("open {}", self.log.display()))?;
         let socket = format!("unix_socket_directories={}", self.dir.path().display());
         let mut postgres = self.command("postgres");
         postgres.arg("-D").arg(self.data()).args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-c", &socket]);
         postgres.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = self.child.insert(postgres.spawn().context("start postgres")?);
+        let child = running.insert(postgres.spawn().context("start postgres")?);
         let until = Instant::now() + Duration::from_secs(60);
         let port = self.port.to_string();
         while run(Command::new(self.bin.join("pg_isready")).args(["-h", "127.0.0.1", "-p", &port])).is_err() {
@@ -50,6 +58,15 @@ impl Server {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    /// Ends it at once, as a crash would. Blocking.
+    pub(crate) fn stop(&self) {
+        let child = self.child.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut child) = child {
+            let _ = run(Command::new("kill").args(["-QUIT", &child.id().to_string()]));
+            let _ = child.wait();
+        }
     }
 
     fn command(&self, name: &str) -> Command {
@@ -84,10 +101,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
         // At once: its data goes with it.
-        let _ = run(Command::new("kill").args(["-QUIT", &child.id().to_string()]));
-        let _ = child.wait();
+        self.stop();
     }
 }
 

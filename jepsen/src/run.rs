@@ -1,7 +1,6 @@
 //! A run: rounds of clients and faults around the same nodes, each judged at its end, and all of them once more at the end.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,19 +8,31 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio::task::JoinSet;
 
-use crate::Args;
-use crate::checker::{Blackout, Findings, Verdict, examine};
+use crate::about::About;
+use crate::checker::availability::Availability;
+use crate::checker::{Blackout, Checks, Findings, examine};
 use crate::cluster::{Cluster, NODES, Place};
 use crate::damage::Damage;
 use crate::fault::Fault;
-use crate::history::{self, History, Kind, Operation};
+use crate::history::{History, Kind, Operation, Purpose};
 use crate::invariants::Invariants;
+use crate::leaders::Leaders;
 use crate::nemesis::{self, Strike};
 use crate::random::Random;
 use crate::report::{self, Counts, Report};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Workload};
 use crate::schedule::Schedule;
-use crate::workload::{self, Tenants, Test};
+use crate::store::{self, Store};
+use crate::timeline::Timeline;
+use crate::verdict::{LeftOut, Verdict};
+use crate::workload::{self, Tenants, Test, isolation, log, register};
+use crate::{Args, page};
+
+/// Whether the tables hold what was acknowledged, by another reader.
+const FLUSH_AUDIT: &str = "flush-audit";
+/// Why the tables were not looked at through another reader.
+const NO_PYTHON: &str = "it needs PyIceberg: python3 and its venv module, with which make jepsen makes .venv and sets \
+                         SIGNALDB_PYTHON";
 
 /// Everything that a run learned so far.
 #[derive(Default)]
@@ -30,7 +41,10 @@ struct Ledger {
     /// What was not as it should be with the test itself: no verdict is better than unknown then.
     troubles: Vec<String>,
     findings: Findings,
+    checks: Checks,
+    availability: Availability,
     counts: Counts,
+    timeline: Timeline,
     /// Damage that nobody noticed yet, by node.
     left: Vec<(usize, Damage)>,
     /// The rounds that were judged: their tenants, adds and last reads.
@@ -46,92 +60,127 @@ struct Run {
     cluster: Arc<Cluster>,
     random: Arc<Random>,
     begun: Instant,
-    dir: PathBuf,
+    store: Store,
     python: Option<String>,
     blackouts: Arc<Mutex<Vec<Blackout>>>,
 }
 
-/// Runs a scenario, and says what it proves.
-pub(crate) async fn run(args: Args) -> anyhow::Result<Verdict> {
+/// Runs a scenario, and says whether what happened may happen; `None` when that cannot be said.
+pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     let scenario = Scenario::load(&args.scenario)?;
     let clock = std::time::UNIX_EPOCH.elapsed().map_or(1, |now| u64::from(now.subsec_nanos()));
     let seed = args.seed.unwrap_or(clock);
     let random = Arc::new(Random::new(seed));
-    let dir = match &args.out {
-        Some(out) => std::path::absolute(out)?,
-        None => tempfile::tempdir().context("make a directory")?.keep(),
+    let now = std::time::UNIX_EPOCH.elapsed().context("the clock is before 1970")?.as_secs();
+    let store = match &args.out {
+        Some(out) => Store::at(out)?,
+        None => Store::make(&args.store, now)?,
     };
-    std::fs::create_dir_all(&dir)?;
+    let about = About::gather(&args, &scenario, seed, now);
     println!("scenario {}: {}", scenario.name, scenario.about);
-    println!("seed {seed}, history and logs in {}", dir.display());
+    println!("seed {seed}, history and logs in {}", store.dir().display());
     let small_log = scenario.faults.iter().any(|one| one.fault.damages());
-    let place = Place { dir: &dir, catalog: args.catalog, disks: scenario.disks, small_log };
+    let place =
+        Place { dir: store.dir(), catalog: args.catalog, disks: scenario.disks, bucket: scenario.bucket, small_log };
     let cluster = Arc::new(Cluster::start(&args.node, place, &random).await?);
-    let (weights, skipped) = possible(&scenario, &cluster);
-    anyhow::ensure!(!weights.is_empty(), "none of the scenario's faults can be made here");
+    let (weights, mut left_out) = possible(&scenario, &cluster);
+    anyhow::ensure!(!weights.is_empty(), "none of the scenario's faults can be made here: {left_out:?}");
     let lengths = scenario.rounds(args.seconds.unwrap_or(scenario.seconds));
-    let python = std::env::var("SIGNALDB_PYTHON").ok();
-    let run = Run { scenario, cluster, random, begun: Instant::now(), dir, python, blackouts: Arc::default() };
+    let python = std::env::var("SIGNALDB_PYTHON").ok().filter(|python| !python.is_empty());
+    if python.is_none() {
+        left_out.push(LeftOut::checker(FLUSH_AUDIT, NO_PYTHON));
+    }
+    left_out.iter().for_each(|one| println!("left out: {}: {}", one.what, one.why));
+    let run = Run { scenario, cluster, random, begun: Instant::now(), store, python, blackouts: Arc::default() };
     let stop = Arc::new(AtomicBool::new(false));
     let mut watchers = JoinSet::new();
-    watchers.spawn(watch(Arc::clone(&run.cluster), Arc::clone(&stop)));
+    watchers.spawn(watch(Arc::clone(&run.cluster), run.begun, Arc::clone(&stop)));
     let (mut schedule, mut ledger) = (Schedule::new(weights), Ledger::default());
     for (round, seconds) in lengths.into_iter().enumerate() {
         Box::pin(run.round(round, Duration::from_secs(seconds), &mut schedule, &mut ledger)).await?;
-        if !ledger.troubles.is_empty() || !ledger.findings.is_sound() {
+        if !ledger.troubles.is_empty() || !ledger.is_sound() {
             // Later rounds would not be about what was meant to be tested, and bury what was found.
             break;
         }
     }
     if ledger.troubles.is_empty() && ledger.judged.len() > 1 {
-        run.look_again(&mut ledger).await;
+        Box::pin(run.look_again(&mut ledger)).await;
     }
     stop.store(true, Ordering::Relaxed);
-    let invariants = watchers.join_next().await.context("a watcher")??;
-    history::write(&run.dir.join("faults.jsonl"), &ledger.strikes)?;
-    let verdict = judge(&run.cluster, &ledger, &invariants);
+    let (invariants, leaders) = watchers.join_next().await.context("a watcher")??;
+    let until = u64::try_from(run.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let (verdicts, reigns) = (judge(&run, &ledger, &invariants), leaders.reigns());
+    let costs = ledger.availability.costs();
     let report = Report {
+        about: &about,
+        until,
+        verdicts: &verdicts,
+        left_out: &left_out,
         strikes: &ledger.strikes,
-        skipped: &skipped,
+        timeline: &ledger.timeline,
+        reigns: &reigns,
         counts: &ledger.counts,
+        costs: &costs,
         findings: &ledger.findings,
         blackouts: run.blackouts().len(),
         excused_deaths: run.cluster.excused_deaths(),
         samples: invariants.samples(),
         one_at_a_time: run.scenario.at_once == 1,
-        verdict: &verdict,
     };
+    let store = run.store.clone();
+    store.write_lines(store::FAULTS, &ledger.strikes)?;
+    store.write_lines(store::LEADERS, &reigns)?;
+    store.write_verdict(&report.json())?;
+    store.write_page(&page::html(&report))?;
     report.print();
-    if verdict == Verdict::Valid && args.out.is_none() {
-        let dir = run.dir.clone();
-        // Unmounts what is below it.
-        drop(run);
-        // Only what is valid is not worth keeping.
-        let _ = std::fs::remove_dir_all(&dir);
+    println!("report: {}", store.dir().join(store::PAGE).display());
+    let valid = report.valid();
+    // Ends the nodes, and unmounts what is below the directory.
+    drop(run);
+    if valid == Some(true) && !args.keep_data {
+        store.remove_data();
     }
-    Ok(verdict)
+    Ok(valid)
 }
 
-/// The faults that can be made here, with their weights, and those that cannot.
-fn possible(scenario: &Scenario, cluster: &Cluster) -> (Vec<(Fault, u32)>, Vec<Fault>) {
-    let wanted = scenario.faults.iter().filter(|one| one.weight > 0).map(|one| (one.fault, one.weight));
-    let can =
-        |fault: Fault| (cluster.has_clocks() || !fault.moves_clocks()) && (cluster.has_disks() || !fault.needs_disks());
-    let (weights, skipped): (Vec<_>, Vec<_>) = wanted.partition(|(fault, _)| can(*fault));
-    (weights, skipped.into_iter().map(|(fault, _)| fault).collect())
+/// The faults that can be made here, with their weights, and why the others cannot.
+fn possible(scenario: &Scenario, cluster: &Cluster) -> (Vec<(Fault, u32)>, Vec<LeftOut>) {
+    let (mut weights, mut left_out) = (Vec::new(), Vec::new());
+    for one in scenario.faults.iter().filter(|one| one.weight > 0) {
+        match cluster.lacks(one.fault) {
+            None => weights.push((one.fault, one.weight)),
+            Some(why) => left_out.push(LeftOut::fault(one.fault.name(), &format!("it needs {why}"))),
+        }
+    }
+    (weights, left_out)
 }
 
-fn judge(cluster: &Cluster, ledger: &Ledger, invariants: &Invariants) -> Verdict {
-    let mut verdict = ledger.findings.verdict(report::effective(&ledger.strikes));
-    let violations: Vec<String> = invariants.violations().iter().cloned().chain(cluster.deaths()).collect();
-    match &mut verdict {
-        Verdict::Invalid(found) => found.extend(violations),
-        verdict if !violations.is_empty() => *verdict = Verdict::Invalid(violations),
-        Verdict::Valid if !ledger.troubles.is_empty() => verdict = Verdict::Unknown(ledger.troubles.join("; ")),
-        Verdict::Unknown(why) => why.extend(ledger.troubles.iter().map(|trouble| format!("; {trouble}"))),
-        Verdict::Valid => {}
+/// What each checker says that had something to look at.
+fn judge(run: &Run, ledger: &Ledger, invariants: &Invariants) -> Vec<Verdict> {
+    let workloads = &run.scenario.workloads;
+    let mut verdicts = Vec::new();
+    // There are always some spans, but not always enough.
+    if workloads.contains(&Workload::Ingest) || !ledger.findings.is_sound() {
+        verdicts.push(ledger.findings.judgment());
     }
-    verdict
+    let checks = ledger.checks.judgments(workloads).into_iter();
+    verdicts.extend(checks.filter(|one| run.python.is_some() || one.checker != FLUSH_AUDIT));
+    verdicts.push(invariants.judgment(run.cluster.deaths()));
+    if run.scenario.at_once == 1 {
+        verdicts.push(ledger.availability.judgment());
+    }
+    let nothing = (report::effective(&ledger.strikes) == 0).then(|| "no fault had an effect".to_owned());
+    let anomalies: Vec<String> = ledger.troubles.iter().cloned().chain(nothing).collect();
+    if !anomalies.is_empty() {
+        verdicts.push(Verdict { anomalies, ..Verdict::unknown("run", "the test itself did not go as it should") });
+    }
+    verdicts
+}
+
+impl Ledger {
+    fn is_sound(&self) -> bool {
+        self.findings.is_sound() && self.checks.is_sound()
+    }
 }
 
 impl Run {
@@ -160,7 +209,7 @@ impl Run {
         ledger: &mut Ledger,
     ) -> anyhow::Result<()> {
         let test = self.test(workload::tenants(round));
-        let mut clients = start_clients(&test);
+        let mut clients = start_clients(&test, &self.scenario.workloads);
         // Whatever goes wrong from here on, the history is written and judged.
         let mut running = JoinSet::new();
         if let Err(error) = self.break_things(&test, how_long, &mut running, schedule, ledger).await {
@@ -177,21 +226,24 @@ impl Run {
                 ledger.troubles.push(format!("a client ended early: {error:#}"));
             }
         }
-        match workload::last_reads(&test, self.python.as_deref()).await {
+        match Box::pin(workload::last_reads(&test, self.python.as_deref())).await {
             Ok(missing) => ledger.troubles.extend(missing),
             Err(error) => ledger.troubles.push(format!("{error:#}")),
         }
         let tenants = test.tenants;
         let history = Arc::into_inner(test.history).context("clients are gone")?;
         let mut operations = history.into_operations();
-        let findings = examine(&operations, &self.blackouts());
+        let (findings, checks) = (examine(&operations, &self.blackouts()), Checks::of(&operations, &self.blackouts()));
         ledger.counts.add(&operations, tenants, &ledger.strikes);
-        if self.scenario.round_seconds.is_some() && findings.is_sound() {
+        ledger.timeline.add(&operations);
+        ledger.availability.add(&operations, tenants, &ledger.strikes);
+        if self.scenario.round_seconds.is_some() && findings.is_sound() && checks.is_sound() {
             // Thousands of whole sets, of which nothing more is to be learned.
-            operations.retain(|one| !matches!(one.kind, Kind::Read(_)));
+            operations.retain(|one| !is_spent(&one.kind));
         }
-        history::write(&history_file(&self.dir, round), &operations)?;
+        self.store.write_history(round, tenants, &operations)?;
         ledger.findings.add(findings);
+        ledger.checks.add(checks);
         ledger.judged.push((tenants, operations));
         Ok(())
     }
@@ -258,18 +310,19 @@ impl Run {
         let blackouts = self.blackouts();
         for (round, (tenants, operations)) in std::mem::take(&mut ledger.judged).into_iter().enumerate() {
             let test = self.test(tenants);
-            if let Err(error) = workload::last_reads_of_nodes(&test).await {
+            if let Err(error) = workload::last_reads_of_nodes(&test, &history::keys(&operations)).await {
                 ledger.troubles.push(format!("{error:#}"));
             }
             let Some(history) = Arc::into_inner(test.history) else { continue };
             let all: Vec<Operation> = operations.into_iter().chain(history.into_operations()).collect();
-            let findings = examine(&all, &blackouts);
-            if !findings.is_sound()
-                && let Err(error) = history::write(&history_file(&self.dir, round), &all)
+            let (findings, checks) = (examine(&all, &blackouts), Checks::of(&all, &blackouts));
+            if !(findings.is_sound() && checks.is_sound())
+                && let Err(error) = self.store.write_history(round, tenants, &all)
             {
                 ledger.troubles.push(format!("{error:#}"));
             }
             ledger.findings.add_again(findings);
+            ledger.checks.add_again(checks);
         }
     }
 }
@@ -289,20 +342,24 @@ fn left_nodes(ledger: &Ledger) -> BTreeSet<usize> {
     ledger.left.iter().map(|(node, _)| *node).collect()
 }
 
-fn history_file(dir: &Path, round: usize) -> PathBuf {
-    match round {
-        0 => dir.join("history.jsonl"),
-        round => dir.join(format!("history-{round}.jsonl")),
+/// Whether an operation says nothing more once its round is judged: a read under faults.
+fn is_spent(kind: &Kind) -> bool {
+    match kind {
+        Kind::Read(_) => true,
+        Kind::Query(query) => query.purpose != Purpose::Last,
+        Kind::Add(_) | Kind::Write(_) | Kind::Final(_) | Kind::Audit(_) => false,
     }
 }
 
-fn start_clients(test: &Test) -> JoinSet<anyhow::Result<()>> {
+fn start_clients(test: &Test, workloads: &[Workload]) -> JoinSet<anyhow::Result<()>> {
     let mut clients = JoinSet::new();
-    for process in 0..6 {
-        clients.spawn(workload::add(test.clone(), process));
-    }
-    for process in 100..103 {
-        clients.spawn(workload::read(test.clone(), process));
+    for workload in workloads {
+        match workload {
+            Workload::Ingest => start_ingest(test, &mut clients),
+            Workload::Log => start_log(test, &mut clients),
+            Workload::Register => start_register(test, &mut clients),
+            Workload::Isolation => start_isolation(test, &mut clients),
+        }
     }
     for (n, tenant) in test.tenants.into_iter().enumerate() {
         for node in 0..NODES {
@@ -312,15 +369,57 @@ fn start_clients(test: &Test) -> JoinSet<anyhow::Result<()>> {
     clients
 }
 
-async fn watch(cluster: Arc<Cluster>, stop: Arc<AtomicBool>) -> Invariants {
-    let mut invariants = Invariants::default();
+fn start_ingest(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    for process in 0..6 {
+        clients.spawn(workload::add(test.clone(), process));
+    }
+    for process in 100..103 {
+        clients.spawn(workload::read(test.clone(), process));
+    }
+}
+
+fn start_log(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    let logs = Arc::new(log::Logs::new());
+    for process in 300..304 {
+        clients.spawn(log::append(test.clone(), process, Arc::clone(&logs)));
+    }
+    for process in 320..322 {
+        clients.spawn(log::poll(test.clone(), process, Arc::clone(&logs)));
+    }
+}
+
+fn start_register(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    let registers = Arc::new(register::Registers::new());
+    for process in 400..403 {
+        clients.spawn(register::write(test.clone(), process, Arc::clone(&registers)));
+    }
+    for process in 420..423 {
+        clients.spawn(register::read(test.clone(), process, Arc::clone(&registers)));
+    }
+}
+
+fn start_isolation(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
+    let keys = Arc::new(isolation::keys());
+    for process in 500..502 {
+        clients.spawn(isolation::write(test.clone(), process, Arc::clone(&keys)));
+    }
+    clients.spawn(isolation::read(test.clone(), 550, keys));
+}
+
+async fn watch(cluster: Arc<Cluster>, begun: Instant, stop: Arc<AtomicBool>) -> (Invariants, Leaders) {
+    let (mut invariants, mut leaders) = (Invariants::default(), Leaders::default());
     while !stop.load(Ordering::Relaxed) {
         for node in 0..NODES {
-            if let Some(state) = cluster.state(node).await {
-                invariants.sample(&state);
+            let life = cluster.life(node);
+            // An account that came while the node was started again is of nobody knows which life.
+            if let Some(state) = cluster.state(node).await
+                && cluster.life(node) == life
+            {
+                invariants.sample(&state, life);
+                leaders.sample(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX), &state);
             }
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    invariants
+    (invariants, leaders)
 }

@@ -3,17 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::fault::Fault;
 
 /// Those that are part of the program, by name.
-const BUILT_IN: [(&str, &str); 5] = [
+const BUILT_IN: [(&str, &str); 6] = [
     ("default", include_str!("../scenarios/default.toml")),
     ("full", include_str!("../scenarios/full.toml")),
     ("overlap", include_str!("../scenarios/overlap.toml")),
     ("power-loss-all", include_str!("../scenarios/power-loss-all.toml")),
     ("damage", include_str!("../scenarios/damage.toml")),
+    ("outages", include_str!("../scenarios/outages.toml")),
 ];
 
 /// One scenario.
@@ -32,9 +33,15 @@ pub(crate) struct Scenario {
     /// Each node has a disk of its own, which needs root. Where that cannot be, the faults that need it are left out.
     #[serde(default)]
     pub(crate) disks: bool,
+    /// The tables are in a bucket that can fail, not on local files.
+    #[serde(default)]
+    pub(crate) bucket: bool,
     /// The level that clients ask for.
     #[serde(default)]
     pub(crate) ack: Ask,
+    /// What clients do, all at the same time. Beside it single spans are always added, for the time between them.
+    #[serde(default = "ingest")]
+    pub(crate) workloads: Vec<Workload>,
     /// Faults at the same time, at most.
     #[serde(default = "one")]
     pub(crate) at_once: usize,
@@ -67,6 +74,24 @@ pub(crate) enum Ask {
     Mixed,
 }
 
+/// What clients do, and what is checked of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Workload {
+    /// Unique spans, and reads of whole sets.
+    Ingest,
+    /// Requests whose positions matter, sent once, twice, late or half; reads up to a position.
+    Log,
+    /// Versions of a key, and reads of the newest.
+    Register,
+    /// The same rows in several tenants and datasets.
+    Isolation,
+}
+
+fn ingest() -> Vec<Workload> {
+    vec![Workload::Ingest]
+}
+
 fn one<T: From<u8>>() -> T {
     T::from(1)
 }
@@ -94,12 +119,16 @@ impl Scenario {
         ensure!(scenario.at_once > 0, "at_once = 0 would make no fault");
         ensure!(scenario.round_seconds != Some(0), "round_seconds = 0 is no round");
         ensure!(scenario.faults.iter().any(|one| one.weight > 0), "no fault has a weight");
+        ensure!(!scenario.workloads.is_empty(), "without workloads nothing is tested");
         let mut faults: Vec<Fault> = scenario.faults.iter().map(|one| one.fault).collect();
         faults.sort_unstable();
         faults.dedup();
         ensure!(faults.len() == scenario.faults.len(), "a fault comes twice");
         if let Some(fault) = faults.iter().find(|fault| fault.needs_disks() && !scenario.disks) {
             bail!("{fault:?} needs disks = true");
+        }
+        if let Some(fault) = faults.iter().find(|fault| fault.needs_bucket() && !scenario.bucket) {
+            bail!("{fault:?} needs bucket = true");
         }
         Ok(scenario)
     }
@@ -151,12 +180,24 @@ mod tests {
     }
 
     #[test]
+    fn an_hour_of_everything_has_every_kind_but_the_one_that_may_lose() {
+        let scenario = Scenario::load("full").expect("is sound");
+        let missing =
+            crate::fault::ALL.into_iter().filter(|fault| scenario.faults.iter().all(|one| one.fault != *fault));
+        assert_eq!(missing.collect::<Vec<_>>(), [Fault::PowerLossAll]);
+        assert_eq!(scenario.seconds, 3600);
+    }
+
+    #[test]
     fn mistakes_are_refused_and_named() {
         for (lines, part) in [
             (format!("{TIMES}faults = []"), "weight"),
             (format!("{TIMES}faults = [{{ fault = \"kill\" }}, {{ fault = \"kill\" }}]"), "twice"),
             (format!("{TIMES}faults = [{{ fault = \"power-loss\" }}]"), "disks = true"),
+            (format!("{TIMES}faults = [{{ fault = \"store-lies\" }}]"), "bucket = true"),
             (format!("{TIMES}faults = [{{ fault = \"earthquake\" }}]"), "earthquake"),
+            (format!("{TIMES}workloads = []\nfaults = [{{ fault = \"kill\" }}]"), "workloads"),
+            (format!("{TIMES}workloads = [\"chess\"]\nfaults = [{{ fault = \"kill\" }}]"), "chess"),
             (format!("{TIMES}at_once = 0\nfaults = [{{ fault = \"kill\" }}]"), "at_once"),
             (format!("{TIMES}colour = 1\nfaults = [{{ fault = \"kill\" }}]"), "colour"),
             ("pause_ms = [2, 2]\nhold_ms = [1, 2]\nfaults = [{ fault = \"kill\" }]".to_owned(), "pause_ms"),
@@ -164,6 +205,14 @@ mod tests {
             let refusal = format!("{:#}", with(&lines).expect_err("is a mistake"));
             assert!(refusal.contains(part), "{lines}: {refusal}");
         }
+    }
+
+    #[test]
+    fn workloads_run_together_and_ingest_is_what_there_is_by_default() {
+        let faults = "faults = [{ fault = \"kill\" }]";
+        assert_eq!(with(&format!("{TIMES}{faults}")).expect("is sound").workloads, [Workload::Ingest]);
+        let together = with(&format!("{TIMES}workloads = [\"log\", \"register\", \"isolation\"]\n{faults}"));
+        assert_eq!(together.expect("is sound").workloads, [Workload::Log, Workload::Register, Workload::Isolation]);
     }
 
     #[test]

@@ -1,5 +1,13 @@
-//! Clients: they add unique spans through any node, retry what is unknown byte by byte, and read whole sets.
+//! Clients of `ingest`: they add unique spans through any node, retry what is unknown byte by byte, and read whole sets.
+//! Those of other workloads are in files of their own; what all are asked for at the end of a round is here.
 
+pub(crate) mod audit;
+pub(crate) mod isolation;
+pub(crate) mod log;
+pub(crate) mod register;
+mod rows;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,8 +19,11 @@ use signaldb_proto::otlp::collector::trace::v1::ExportTraceServiceRequest;
 use signaldb_proto::otlp::trace::v1::{ResourceSpans, ScopeSpans, Span};
 
 use crate::checker::Blackout;
+use crate::client::{self, Export, PAUSE, Question, Reply, Sent, Signal, TIMEOUT};
 use crate::cluster::{Cluster, Consistency, NODES};
-use crate::history::{History, Kind, Level, Operation, Outcome};
+use crate::history::{
+    DEFAULT_DATASET, History, Key, Kind, LOG_RECORDS, Level, Operation, Outcome, Purpose, Query, SPANS,
+};
 use crate::random::Random;
 use crate::scenario::Ask;
 
@@ -28,13 +39,6 @@ pub(crate) fn tenants(round: usize) -> Tenants {
     }
 }
 
-const ACK: &str = "x-signaldb-ack";
-const POSITION: &str = "x-signaldb-position";
-/// How long a client waits for one answer.
-const TIMEOUT: Duration = Duration::from_secs(8);
-/// Attempts on an unknown outcome before it stays unknown.
-const ATTEMPTS: usize = 6;
-const PAUSE: Duration = Duration::from_millis(20);
 /// How long a probe waits for its answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a last read waits for one answer, and how often it is tried: nothing is wrong any more.
@@ -78,50 +82,14 @@ impl Test {
     }
 }
 
-/// One attempt to add.
-struct Add {
-    tenant: &'static str,
-    asked: Level,
-    body: Bytes,
-    timeout: Duration,
-}
-
-/// How one attempt ended.
-enum Answer {
-    Ok(Level),
-    /// Certainly not written, and no reason to try again.
-    Fail,
-    Unknown,
-}
-
 /// Adds until told to stop.
 pub(crate) async fn add(test: Test, process: usize) -> anyhow::Result<()> {
     while !test.stop.load(Ordering::Relaxed) {
         let (body, values) = spans(&test.random, 1 + test.random.below(3));
-        let (tenant, asked, mut node) = (test.tenants[process % 2], test.asked(), test.random.below(NODES));
-        let add = Add { tenant, asked, body, timeout: TIMEOUT };
-        let invoked = test.history.now();
-        let (mut outcome, mut given) = (Outcome::Info, None);
-        for attempt in 0..ATTEMPTS {
-            match send(&test.cluster, node, &add).await {
-                Answer::Ok(level) => {
-                    (outcome, given) = (Outcome::Ok, Some(level));
-                    break;
-                }
-                // An attempt before it may have been written.
-                Answer::Fail if attempt > 0 => break,
-                Answer::Fail => {
-                    outcome = Outcome::Fail;
-                    break;
-                }
-                Answer::Unknown => {
-                    node = (node + 1) % NODES;
-                    tokio::time::sleep(PAUSE * 5).await;
-                }
-            }
-        }
-        let (ended, node, asked, kind) = (test.history.now(), node + 1, Some(asked), Kind::Add(values));
-        test.history.push(Operation { process, node, tenant, invoked, ended, outcome, asked, given, kind });
+        let export = export(&test, test.tenants[process % 2], body, TIMEOUT);
+        let (node, invoked) = (test.random.below(NODES), test.history.now());
+        let sent = client::persist(&test.cluster, node, &export).await;
+        push_add(&test, process, invoked, &export, sent, values);
         tokio::time::sleep(PAUSE).await;
     }
     Ok(())
@@ -132,23 +100,42 @@ pub(crate) async fn add(test: Test, process: usize) -> anyhow::Result<()> {
 pub(crate) async fn probe(test: Test, process: usize, tenant: &'static str, node: usize) -> anyhow::Result<()> {
     while !test.stop.load(Ordering::Relaxed) {
         let (body, values) = spans(&test.random, 1);
-        let add = Add { tenant, asked: test.asked(), body, timeout: PROBE_TIMEOUT };
+        let export = export(&test, tenant, body, PROBE_TIMEOUT);
         let invoked = test.history.now();
-        let (outcome, given) = match send(&test.cluster, node, &add).await {
-            Answer::Ok(level) => (Outcome::Ok, Some(level)),
-            Answer::Fail => (Outcome::Fail, None),
-            Answer::Unknown => (Outcome::Info, None),
-        };
-        let (ended, node, asked, kind) = (test.history.now(), node + 1, Some(add.asked), Kind::Add(values));
-        test.history.push(Operation { process, node, tenant, invoked, ended, outcome, asked, given, kind });
+        let sent = client::send(&test.cluster, node, &export).await;
+        push_add(&test, process, invoked, &export, sent, values);
         tokio::time::sleep(PAUSE * 10).await;
     }
     Ok(())
 }
 
+fn export(test: &Test, tenant: &'static str, body: Bytes, timeout: Duration) -> Export {
+    let (dataset, signal, asked, request) = (DEFAULT_DATASET, Signal::Traces, test.asked(), None);
+    Export { tenant, dataset, signal, asked, request, body, timeout }
+}
+
+fn push_add(test: &Test, process: usize, invoked: u64, export: &Export, sent: Sent, values: Vec<String>) {
+    test.history.push(Operation {
+        process,
+        node: sent.node + 1,
+        tenant: export.tenant,
+        invoked,
+        ended: test.history.now(),
+        outcome: sent.outcome,
+        asked: Some(export.asked),
+        given: sent.ack.map(|ack| ack.level),
+        position: sent.ack.and_then(|ack| ack.position),
+        kind: Kind::Add(values),
+    });
+}
+
+/// The time of rows, nanoseconds since 1970.
+fn now() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
 fn spans(random: &Random, count: usize) -> (Bytes, Vec<String>) {
-    let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
-    let (mut spans, mut ids) = (Vec::new(), Vec::new());
+    let (now, mut spans, mut ids) = (now(), Vec::new(), Vec::new());
     for _ in 0..count {
         let id = random.next().to_be_bytes();
         ids.push(id.iter().map(|byte| format!("{byte:02x}")).collect());
@@ -166,24 +153,6 @@ fn spans(random: &Random, count: usize) -> (Bytes, Vec<String>) {
     (ExportTraceServiceRequest { resource_spans }.encode_to_vec().into(), ids)
 }
 
-async fn send(cluster: &Cluster, node: usize, add: &Add) -> Answer {
-    let request = cluster.http.post(cluster.otlp(node)).timeout(add.timeout).body(add.body.clone());
-    let mut request = request.header("content-type", "application/x-protobuf").header("x-tenant-id", add.tenant);
-    if add.asked == Level::Fsync {
-        request = request.header(ACK, "quorum-fsync");
-    }
-    match request.send().await {
-        Ok(response) if response.status().is_success() => {
-            let header = |name: &'static str| response.headers().get(name).and_then(|value| value.to_str().ok());
-            cluster.note_position(header(POSITION));
-            Answer::Ok(Level::of(header(ACK)))
-        }
-        Ok(response) if response.status().is_client_error() && response.status().as_u16() != 429 => Answer::Fail,
-        // A refusal of this attempt says nothing of the ones before it.
-        _ => Answer::Unknown,
-    }
-}
-
 /// Reads whole sets until told to stop.
 pub(crate) async fn read(test: Test, process: usize) -> anyhow::Result<()> {
     while !test.stop.load(Ordering::Relaxed) {
@@ -193,9 +162,7 @@ pub(crate) async fn read(test: Test, process: usize) -> anyhow::Result<()> {
             Ok(values) => (Outcome::Ok, values),
             Err(_) => (Outcome::Fail, Vec::new()),
         };
-        let (ended, node, kind) = (test.history.now(), node + 1, Kind::Read(values));
-        let (asked, given) = (None, None);
-        test.history.push(Operation { process, node, tenant, invoked, ended, outcome, asked, given, kind });
+        rows::push(&test, process, node + 1, tenant, invoked, outcome, Kind::Read(values));
         tokio::time::sleep(PAUSE * 10).await;
     }
     Ok(())
@@ -207,62 +174,132 @@ async fn set(cluster: &Cluster, node: usize, tenant: &str, timeout: Duration) ->
     rows.iter().map(|row| row[0].as_str().map(str::to_owned).with_context(|| format!("{row} is no id"))).collect()
 }
 
-/// Reads every node once more, now that nothing is wrong with any.
-pub(crate) async fn last_reads_of_nodes(test: &Test) -> anyhow::Result<()> {
-    for tenant in test.tenants {
-        for node in 0..NODES {
-            let mut attempt = 1;
-            let (invoked, values) = loop {
-                let invoked = test.history.now();
-                match set(&test.cluster, node, tenant, LAST_TIMEOUT).await {
-                    Ok(values) => break (invoked, values),
-                    Err(error) if attempt == LAST_ATTEMPTS => {
-                        return Err(error.context(format!("the last read of node {} for {tenant}", node + 1)));
-                    }
-                    Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
-                }
-                attempt += 1;
-            };
-            push_final(test, 1000 + node, node + 1, tenant, invoked, values);
+/// The key and the text of every log record of a dataset, by a strong read.
+async fn log_records(
+    cluster: &Cluster,
+    node: usize,
+    tenant: &str,
+    dataset: &str,
+) -> anyhow::Result<Vec<(String, String)>> {
+    let sql = format!("SELECT service_name, body FROM {LOG_RECORDS}");
+    let (consistency, min, timeout) = (Consistency::Strong, None, LAST_TIMEOUT);
+    let rows =
+        match client::ask(cluster, node, &Question { tenant, dataset, sql: &sql, consistency, min, timeout }).await {
+            Reply::Rows(rows) => rows,
+            Reply::Refused(status) => anyhow::bail!("status {status}"),
+            Reply::Nothing => anyhow::bail!("no answer"),
+        };
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(rows.iter().map(|row| (text(&row[0]), text(&row[1]))).collect())
+}
+
+/// Reads every node once more, now that nothing is wrong with any: the spans of all tenants, and what was written to `keys`.
+pub(crate) async fn last_reads_of_nodes(test: &Test, keys: &BTreeSet<Key>) -> anyhow::Result<()> {
+    for node in 0..NODES {
+        for tenant in test.tenants {
+            let what = format!("the last read of node {} for {tenant}", node + 1);
+            let read = async || set(&test.cluster, node, tenant, LAST_TIMEOUT).await;
+            let (invoked, values) = patiently(test, read).await.context(what)?;
+            rows::push(test, 1000 + node, node + 1, tenant, invoked, Outcome::Ok, Kind::Final(values));
+        }
+        for (tenant, dataset) in datasets(keys) {
+            let what = format!("the last read of node {} for {tenant}/{dataset}", node + 1);
+            let read = async || log_records(&test.cluster, node, tenant, dataset).await;
+            let (invoked, rows) = patiently(test, read).await.context(what)?;
+            for query in last_queries(keys, tenant, dataset, rows) {
+                rows::push(test, 1000 + node, node + 1, tenant, invoked, Outcome::Ok, Kind::Query(query));
+            }
         }
     }
     Ok(())
 }
 
-fn push_final(test: &Test, process: usize, node: usize, tenant: &'static str, invoked: u64, values: Vec<String>) {
-    let (ended, outcome, kind) = (test.history.now(), Outcome::Ok, Kind::Final(values));
-    let (asked, given) = (None, None);
-    test.history.push(Operation { process, node, tenant, invoked, ended, outcome, asked, given, kind });
+/// Tries a last read a few times; when the one began that succeeded, and what it read.
+async fn patiently<T>(test: &Test, read: impl AsyncFn() -> anyhow::Result<T>) -> anyhow::Result<(u64, T)> {
+    let mut attempt = 1;
+    loop {
+        let invoked = test.history.now();
+        match read().await {
+            Ok(found) => return Ok((invoked, found)),
+            Err(error) if attempt == LAST_ATTEMPTS => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+        attempt += 1;
+    }
+}
+
+fn datasets(keys: &BTreeSet<Key>) -> BTreeSet<(&'static str, &'static str)> {
+    keys.iter().map(|key| (key.tenant, key.dataset)).collect()
+}
+
+/// What a read of a whole dataset says of each of its keys, those that nobody wrote to among them.
+fn last_queries(keys: &BTreeSet<Key>, tenant: &str, dataset: &'static str, rows: Vec<(String, String)>) -> Vec<Query> {
+    let here: Vec<&Key> = keys.iter().filter(|key| key.tenant == tenant && key.dataset == dataset).collect();
+    let Some(first) = here.first() else { return Vec::new() };
+    let mut by_key: BTreeMap<String, Vec<String>> = here.iter().map(|key| (key.key.clone(), Vec::new())).collect();
+    for (key, row) in rows {
+        by_key.entry(key).or_default().push(row);
+    }
+    let workload = |key: &str| here.iter().find(|one| one.key == key).unwrap_or(first).workload;
+    let query = |(key, rows): (String, Vec<String>)| Query {
+        workload: workload(&key),
+        dataset,
+        key,
+        purpose: Purpose::Last,
+        strong: true,
+        min: None,
+        refused: None,
+        rows,
+    };
+    by_key.into_iter().map(query).collect()
 }
 
 /// The last reads: every node, and the tables through PyIceberg after a flush. Returns what could not be read.
 pub(crate) async fn last_reads(test: &Test, python: Option<&str>) -> anyhow::Result<Vec<String>> {
-    last_reads_of_nodes(test).await?;
-    let mut missing = Vec::new();
+    let keys = test.history.keys();
+    last_reads_of_nodes(test, &keys).await?;
+    let Some(python) = python else { return Ok(Vec::new()) };
     for tenant in test.tenants {
-        let Some(python) = python else { continue };
         let flush = test.cluster.http.post(test.cluster.url(0, "/api/v1/admin/flush")).header("x-tenant-id", tenant);
         flush.timeout(Duration::from_secs(60)).send().await?.error_for_status()?;
-        let invoked = test.history.now();
-        let (program, cluster) = (python.to_owned(), Arc::clone(&test.cluster));
-        let read = tokio::task::spawn_blocking(move || pyiceberg(&program, &cluster, tenant)).await?;
-        match read {
-            Ok(values) => push_final(test, 2000, 0, tenant, invoked, values),
-            Err(error) => missing.push(format!("PyIceberg did not read {tenant}: {error:#}")),
-        }
     }
-    if python.is_none() {
-        missing.push("PyIceberg was not asked: SIGNALDB_PYTHON is not set".to_owned());
+    let spans = test.tenants.into_iter().map(|tenant| (tenant, DEFAULT_DATASET, SPANS));
+    let tables = spans.chain(datasets(&keys).into_iter().map(|(tenant, dataset)| (tenant, dataset, LOG_RECORDS)));
+    let mut missing = Vec::new();
+    for (tenant, dataset, table) in tables {
+        if let Err(error) = audit::audit(test, python, tenant, dataset, table).await {
+            missing.push(format!("PyIceberg did not read {table} of {tenant}/{dataset}: {error:#}"));
+        }
     }
     Ok(missing)
 }
 
-fn pyiceberg(python: &str, cluster: &Cluster, tenant: &str) -> anyhow::Result<Vec<String>> {
-    let script = cluster.pyiceberg(tenant, "traces")?
-        + "
-for value in table.scan(selected_fields=('span_id',)).to_arrow()['span_id']:
-    print(value.as_py().hex())";
-    let output = std::process::Command::new(python).args(["-c", &script]).output()?;
-    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::Workload;
+
+    #[test]
+    fn a_read_of_a_dataset_says_something_of_every_key_even_if_it_shows_nothing_of_it() {
+        let key = |dataset: &'static str, key: &str, workload: Workload| Key {
+            tenant: "a",
+            dataset,
+            key: key.to_owned(),
+            workload,
+        };
+        let keys = BTreeSet::from([
+            key(DEFAULT_DATASET, "log-0", Workload::Log),
+            key(DEFAULT_DATASET, "register-0", Workload::Register),
+            key("other", "isolation-0", Workload::Isolation),
+        ]);
+        let row = |key: &str, row: &str| (key.to_owned(), row.to_owned());
+        let read = vec![row("log-0", "x"), row("stranger", "y"), row("log-0", "z")];
+        let queries = last_queries(&keys, "a", DEFAULT_DATASET, read);
+        let said: Vec<(&str, Workload, usize)> =
+            queries.iter().map(|query| (query.key.as_str(), query.workload, query.rows.len())).collect();
+        let expected =
+            [("log-0", Workload::Log, 2), ("register-0", Workload::Register, 0), ("stranger", Workload::Log, 1)];
+        assert_eq!(said, expected);
+        assert_eq!(datasets(&keys).len(), 2);
+    }
 }

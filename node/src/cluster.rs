@@ -27,6 +27,8 @@ pub(crate) enum ClusterCommand {
     Status(StatusArgs),
     /// Let groups go on that have lost a majority, or whose log is older than its tables.
     Recover(RecoverArgs),
+    /// Move the leadership of a group to another node; ask the node that leads.
+    TransferLeader(TransferArgs),
     /// Let rows of a table in quarantine go into Iceberg again; those that were put aside stay where they are.
     Release(ReleaseArgs),
 }
@@ -74,6 +76,22 @@ pub(crate) struct RecoverArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct TransferArgs {
+    /// The group, as `signaldb cluster status` numbers it.
+    #[arg(long)]
+    group: u32,
+    /// The node that is to lead; by default any that would.
+    #[arg(long)]
+    to: Option<u64>,
+    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    endpoint: String,
+    #[arg(long, value_parser = ["table", "json"], default_value = "table")]
+    format: String,
+    #[arg(long, env = "SIGNALDB_ADMIN_KEY", hide_env_values = true)]
+    key: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct ReleaseArgs {
     #[arg(long)]
     tenant: String,
@@ -101,6 +119,7 @@ pub(crate) async fn run(command: ClusterCommand) -> anyhow::Result<()> {
         ClusterCommand::Dev(args) => dev(args).await,
         ClusterCommand::Status(args) => status(args).await,
         ClusterCommand::Recover(args) => recover(args).await,
+        ClusterCommand::TransferLeader(args) => transfer(args).await,
         ClusterCommand::Release(args) => release(args).await,
     }
 }
@@ -295,6 +314,17 @@ fn recovered(answer: &serde_json::Value) -> String {
         ("go_on", false) => format!("group {group} halted: {}; {ask}", text(&answer["reason"])),
         _ => format!("group {group}: nothing to do, {}", text(&answer["reason"])),
     }
+}
+
+async fn transfer(args: TransferArgs) -> anyhow::Result<()> {
+    let body = serde_json::json!({"group": args.group, "to": args.to});
+    let request = reqwest::Client::new().post(format!("{}/api/v1/admin/transfer-leader", args.endpoint)).json(&body);
+    let (body, answer) = answer(request, args.key.as_deref(), &args.endpoint).await?;
+    match args.format.as_str() {
+        "json" => println!("{body}"),
+        _ => println!("group {}: node {} gave the leadership to node {}", args.group, answer["from"], answer["to"]),
+    }
+    Ok(())
 }
 
 async fn release(args: ReleaseArgs) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use signaldb_model::NodeId;
 use thiserror::Error;
 
 /// Why a write was not acknowledged.
@@ -66,6 +67,19 @@ pub enum ReadError {
     NoLeader { group: u32 },
     #[error("group {group}: {reason}")]
     Unavailable { group: u32, reason: String },
+}
+
+/// A leadership was not given away.
+#[derive(Debug, Error)]
+pub enum TransferError {
+    #[error("this node does not lead group {group}, {} does", .leader.map_or_else(|| "nobody".to_owned(), |node| format!("node {node}")))]
+    NotLeader { group: u32, leader: Option<NodeId> },
+    /// Nobody was asked.
+    #[error("no voter of group {group} that may be meant answers, is close behind and would lead")]
+    Nobody { group: u32 },
+    /// It may move yet.
+    #[error("node {to} did not take group {group}: {reason}")]
+    NotTaken { group: u32, to: NodeId, reason: String },
 }
 
 /// Groups cannot be opened.

@@ -34,7 +34,7 @@ mod wire;
 
 pub use command::{Append, Command, Compression, TableStats};
 pub use disk::DiskLevel;
-pub use error::{OpenError, ReadError, RejectReason, WriteError};
+pub use error::{OpenError, ReadError, RejectReason, TransferError, WriteError};
 pub use forward::Forwarder;
 pub use group::{Group, GroupStatus, Leadership, RecoverError, Recovered, Written};
 pub use node::{Groups, GroupsConfig, OpenLog};

@@ -22,7 +22,7 @@ use crate::admission::{Admission, Refusal, Refuse};
 use crate::blocking;
 use crate::command::{Append, Command};
 use crate::disk::DiskLevel;
-use crate::error::{OpenError, ReadError, WriteError};
+use crate::error::{OpenError, ReadError, TransferError, WriteError};
 use crate::forward::Forwarder;
 use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, RecoverError, Recovered, watch_sync};
 use crate::known::{Known, KnownStarts, Starts, learn};
@@ -414,6 +414,30 @@ impl Groups {
             }
         });
         futures::future::join_all(moves).await;
+    }
+
+    /// Gives a leadership of this node to `to`, or to any voter that would take it; says to whom. Somebody else may lead by
+    /// then: leaderships are spread again. `None`: there is no such group.
+    ///
+    /// # Errors
+    /// Why nobody was asked, or that nobody took it.
+    pub async fn transfer_leader(&self, group: GroupId, to: Option<NodeId>) -> Option<Result<NodeId, TransferError>> {
+        let group = if group == GroupId::META { Some(&self.meta_group) } else { self.data.get(&group) };
+        Some(self.give(group?, to).await)
+    }
+
+    async fn give(&self, group: &Group, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+        let id = group.id().0;
+        let leadership = group.leadership();
+        if !leadership.here {
+            return Err(TransferError::NotLeader { group: id, leader: leadership.leader });
+        }
+        // Asked first: openraft does not take a transfer back, and a group would wait for a node that may not lead.
+        let willing = formation::willing(&self.peers).await;
+        let may = |node: &NodeId| to.is_none_or(|to| to == *node) && group.is_close_behind(*node);
+        let to = willing.into_iter().find(may).ok_or(TransferError::Nobody { group: id })?;
+        let taken = group.transfer(to.0, HAND_OVER_TIMEOUT).await;
+        taken.map(|()| to).map_err(|reason| TransferError::NotTaken { group: id, to, reason })
     }
 
     /// Lets a group go on past what it lost; see [`Group::recover`]. `None`: there is no such group.

@@ -40,4 +40,5 @@ mod spans;
 mod store_faults;
 mod three_nodes;
 mod time_travel;
+mod transfer_leader;
 mod wal_cli;

@@ -3,11 +3,12 @@ use std::path::Path;
 use anyhow::Context;
 use signaldb_model::mutation::Mutation;
 
-/// Guarantees: every test that docs/testing.md names as `file.rs:function` is there.
+/// Guarantees: every test that docs/testing.md and docs/consistency.md name as `file.rs:function` is there.
 #[test]
 fn every_promise_has_the_tests_that_the_guide_names() -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let guide = std::fs::read_to_string(root.join("docs/testing.md"))?;
+    let guides = ["docs/testing.md", "docs/consistency.md"].map(|guide| std::fs::read_to_string(root.join(guide)));
+    let guide = guides.into_iter().collect::<Result<Vec<String>, _>>()?.concat();
     let mut named = 0;
     for quoted in guide.split('`').skip(1).step_by(2) {
         let Some((file, function)) = quoted.split_once(".rs:") else { continue };

@@ -1,0 +1,267 @@
+//! How long nobody could write: the longest time between two acknowledgments, and what each kind of fault costs.
+//!
+//! While most nodes run and reach each other, every tenant can write again within [`GAP_MAX`]: longer is the anomaly
+//! `gap`. That is only judged while faults come one at a time, for a majority may be gone when they overlap.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::fault::Fault;
+use crate::history::{Kind, Operation, Outcome};
+use crate::nemesis::Strike;
+use crate::verdict::Verdict;
+use crate::workload::Tenants;
+
+use super::{Anomalies, judge};
+
+/// What a tenant may have to wait for its next acknowledgment, nanoseconds.
+const GAP_MAX: u64 = 10_000_000_000;
+
+/// Time between two acknowledgments of a tenant that follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Gap {
+    begun: u64,
+    ended: u64,
+}
+
+impl Gap {
+    fn length(self) -> u64 {
+        self.ended - self.begun
+    }
+
+    fn meets(self, strike: &Strike) -> bool {
+        self.begun < strike.ended && strike.begun < self.ended
+    }
+}
+
+/// What one fault cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cost {
+    fault: Fault,
+    /// The longest gap of any tenant that meets it.
+    gap: u64,
+    /// From its end until every tenant had something acknowledged that was sent after it; `None` if that was never.
+    recovery: Option<u64>,
+}
+
+/// What the faults of one kind cost, nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) struct Costs {
+    pub(crate) fault: Fault,
+    pub(crate) faults: usize,
+    /// The longest time between two acknowledgments of a tenant.
+    pub(crate) gap_longest: u64,
+    /// From the end of a fault until every tenant wrote again.
+    pub(crate) recovery_median: u64,
+    pub(crate) recovery_longest: u64,
+    /// Faults after which not every tenant wrote again.
+    pub(crate) unrecovered: usize,
+}
+
+impl Costs {
+    /// As a line of a report.
+    pub(crate) fn line(&self) -> String {
+        let seconds = |nanos: u64| nanos as f64 / 1e9;
+        format!(
+            "{:<22}{:>7}{:>13.2}{:>13.2}{:>13.2}",
+            format!("{:?}", self.fault),
+            self.faults,
+            seconds(self.gap_longest),
+            seconds(self.recovery_median),
+            seconds(self.recovery_longest)
+        )
+    }
+}
+
+/// Over all rounds of a run.
+#[derive(Debug, Default)]
+pub(crate) struct Availability {
+    costs: Vec<Cost>,
+    acknowledged: u64,
+    longest: u64,
+    anomalies: Anomalies,
+}
+
+impl Availability {
+    /// Takes a round to the others. `strikes` are those of the whole run.
+    pub(crate) fn add(&mut self, operations: &[Operation], tenants: Tenants, strikes: &[Strike]) {
+        let acknowledged = tenants.map(|tenant| acknowledged(operations, tenant));
+        let times = || acknowledged.iter().flatten();
+        self.acknowledged += times().count() as u64;
+        let (Some(begun), Some(ended)) =
+            (times().map(|(begun, _)| *begun).min(), times().map(|(_, ended)| *ended).max())
+        else {
+            return;
+        };
+        let gaps: Vec<(&str, Vec<Gap>)> = tenants.into_iter().zip(acknowledged.iter().map(|one| gaps(one))).collect();
+        for strike in strikes.iter().filter(|strike| begun < strike.ended && strike.begun < ended) {
+            let met = gaps.iter().flat_map(|(_, gaps)| gaps).filter(|gap| gap.meets(strike));
+            let gap = met.map(|gap| gap.length()).max().unwrap_or(0);
+            let recoveries: Option<Vec<u64>> = acknowledged.iter().map(|one| recovery(one, strike.ended)).collect();
+            let recovery = recoveries.and_then(|all| all.into_iter().max());
+            self.costs.push(Cost { fault: strike.fault, gap, recovery });
+        }
+        for (tenant, gaps) in gaps {
+            self.note_gaps(tenant, &gaps, strikes);
+        }
+    }
+
+    /// Gaps that meet a fault which takes the majority away are not judged.
+    fn note_gaps(&mut self, tenant: &str, gaps: &[Gap], strikes: &[Strike]) {
+        let outages: Vec<&Strike> = strikes.iter().filter(|strike| !strike.fault.leaves_majority()).collect();
+        for gap in gaps.iter().filter(|gap| !outages.iter().any(|outage| gap.meets(outage))) {
+            self.longest = self.longest.max(gap.length());
+            if gap.length() > GAP_MAX {
+                let during = strikes.iter().filter(|strike| gap.meets(strike)).map(|strike| strike.fault);
+                let (during, seconds): (Vec<Fault>, f64) = (during.collect(), gap.length() as f64 / 1e9);
+                let what =
+                    format!("{seconds:.1} s for {tenant}, {} to {} ns, faults then: {during:?}", gap.begun, gap.ended);
+                self.anomalies.note("gap", what);
+            }
+        }
+    }
+
+    /// What faults cost, by kind; the most expensive first.
+    pub(crate) fn costs(&self) -> Vec<Costs> {
+        let mut by_fault: BTreeMap<Fault, Vec<Cost>> = BTreeMap::new();
+        for cost in &self.costs {
+            by_fault.entry(cost.fault).or_default().push(*cost);
+        }
+        let mut all: Vec<Costs> = by_fault.into_iter().map(|(fault, costs)| sum_up(fault, &costs)).collect();
+        all.sort_by_key(|costs| std::cmp::Reverse(costs.gap_longest));
+        all
+    }
+
+    pub(crate) fn judgment(&self) -> Verdict {
+        let seconds = |nanos: u64| nanos as f64 / 1e9;
+        let enough = match self.acknowledged {
+            0 => Err("nothing was acknowledged".to_owned()),
+            _ => Ok(format!(
+                "longest time between acknowledgments of a tenant with a majority {:.2} s, allowed are {:.0} s",
+                seconds(self.longest),
+                seconds(GAP_MAX)
+            )),
+        };
+        judge("availability", &self.anomalies, enough)
+    }
+}
+
+fn sum_up(fault: Fault, costs: &[Cost]) -> Costs {
+    let mut recoveries: Vec<u64> = costs.iter().filter_map(|cost| cost.recovery).collect();
+    recoveries.sort_unstable();
+    Costs {
+        fault,
+        faults: costs.len(),
+        gap_longest: costs.iter().map(|cost| cost.gap).max().unwrap_or(0),
+        recovery_median: recoveries.get(recoveries.len() / 2).copied().unwrap_or(0),
+        recovery_longest: recoveries.last().copied().unwrap_or(0),
+        unrecovered: costs.len() - recoveries.len(),
+    }
+}
+
+/// Begins and ends of the adds of a tenant that were acknowledged, in the order of their ends.
+fn acknowledged(operations: &[Operation], tenant: &str) -> Vec<(u64, u64)> {
+    let adds = operations
+        .iter()
+        .filter(|one| one.tenant == tenant && one.outcome == Outcome::Ok && matches!(one.kind, Kind::Add(_)));
+    let mut times: Vec<(u64, u64)> = adds.map(|one| (one.invoked, one.ended)).collect();
+    times.sort_unstable_by_key(|(_, ended)| *ended);
+    times
+}
+
+fn gaps(acknowledged: &[(u64, u64)]) -> Vec<Gap> {
+    acknowledged.windows(2).map(|pair| Gap { begun: pair[0].1, ended: pair[1].1 }).collect()
+}
+
+/// From `since` until something was acknowledged that was sent after it.
+fn recovery(acknowledged: &[(u64, u64)], since: u64) -> Option<u64> {
+    let after = acknowledged.iter().filter(|(begun, _)| *begun >= since).map(|(_, ended)| *ended);
+    Some(after.min()? - since)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const TENANTS: Tenants = ["a", "b"];
+
+    /// Adds of both tenants that take a millisecond, acknowledged at these times, seconds.
+    fn adds(at: &[u64]) -> Vec<Operation> {
+        let both = at.iter().flat_map(|at| TENANTS.map(|tenant| add(tenant, at * SECOND)));
+        both.collect()
+    }
+
+    fn add(tenant: &'static str, ended: u64) -> Operation {
+        let (asked, given, position, kind) = (None, None, None, Kind::Add(vec!["x".to_owned()]));
+        let (invoked, outcome) = (ended.saturating_sub(SECOND / 1000), Outcome::Ok);
+        Operation { process: 0, node: 1, tenant, invoked, ended, outcome, asked, given, position, kind }
+    }
+
+    fn strike(fault: Fault, begun: u64, ended: u64) -> Strike {
+        let (begun, ended) = (begun * SECOND, ended * SECOND);
+        Strike { fault, begun, ended, effective: true, detail: String::new(), left: None }
+    }
+
+    fn judge(operations: &[Operation], strikes: &[Strike]) -> Availability {
+        let mut availability = Availability::default();
+        availability.add(operations, TENANTS, strikes);
+        availability
+    }
+
+    #[test]
+    fn short_gaps_and_those_without_a_majority_are_valid() {
+        let operations = adds(&[1, 2, 11, 12, 40, 41]);
+        let good = judge(&operations, &[strike(Fault::KillLeader, 3, 6), strike(Fault::KillAll, 13, 20)]);
+        assert_eq!(good.judgment().valid, Some(true), "{good:?}");
+        assert_eq!(good.longest, 9 * SECOND);
+    }
+
+    #[test]
+    fn a_long_gap_with_a_majority_is_invalid_even_of_one_tenant() {
+        let strikes = [strike(Fault::IsolateLeader, 3, 6)];
+        let all = judge(&adds(&[1, 2, 14]), &strikes);
+        assert_eq!((all.judgment().valid, all.anomalies.kinds()), (Some(false), vec!["gap"]));
+        let mut operations = adds(&[1, 2]);
+        operations.extend((3..14).map(|at| add("a", at * SECOND)));
+        operations.push(add("b", 14 * SECOND));
+        let one = judge(&operations, &strikes);
+        assert_eq!(one.judgment().valid, Some(false));
+        assert!(one.judgment().anomalies[1].contains("for b"), "{:?}", one.judgment());
+    }
+
+    #[test]
+    fn nothing_at_all_is_unknown() {
+        assert_eq!(judge(&[], &[strike(Fault::Kill, 1, 2)]).judgment().valid, None);
+    }
+
+    #[test]
+    fn what_faults_cost_is_said_by_kind_the_most_expensive_first() {
+        let operations = adds(&[1, 2, 4, 8, 9, 10, 17, 18]);
+        let strikes = [strike(Fault::Kill, 3, 5), strike(Fault::Pause, 10, 12), strike(Fault::Kill, 17, 17)];
+        let costs = judge(&operations, &strikes).costs();
+        let pause = Costs {
+            fault: Fault::Pause,
+            faults: 1,
+            gap_longest: 7 * SECOND,
+            recovery_median: 5 * SECOND,
+            recovery_longest: 5 * SECOND,
+            unrecovered: 0,
+        };
+        assert_eq!(costs[0], pause);
+        assert_eq!((costs[1].fault, costs[1].faults, costs[1].gap_longest), (Fault::Kill, 2, 4 * SECOND));
+        assert_eq!((costs[1].recovery_longest, costs[1].unrecovered), (3 * SECOND, 0));
+    }
+
+    #[test]
+    fn a_fault_after_which_nobody_wrote_again_is_counted() {
+        let costs = judge(&adds(&[1, 5, 9]), &[strike(Fault::Slow, 6, 12)]).costs();
+        assert_eq!((costs[0].unrecovered, costs[0].gap_longest), (1, 4 * SECOND));
+    }
+
+    #[test]
+    fn faults_of_other_rounds_cost_this_one_nothing() {
+        assert!(judge(&adds(&[1, 5]), &[strike(Fault::Slow, 20, 22)]).costs().is_empty());
+    }
+}
