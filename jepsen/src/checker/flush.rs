@@ -13,6 +13,7 @@
 //! | `went back` | has a snapshot whose watermark is below that of an earlier one, of the same group and incarnation |
 //! | `flushed twice` | has two flushes with one watermark: the second had nothing to add, or added it again |
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::history::{Audit, DEFAULT_DATASET, Flush, Kind, Operation, Outcome, Purpose, SPANS, Table};
@@ -90,7 +91,8 @@ fn check_rows(
     }
     let mut strangers = rows.clone();
     for request in requests {
-        let elements = || request.rows.iter().map(|row| (request.key, row.as_str()));
+        let key = request.key;
+        let elements = || request.rows.iter().map(move |row| (key, row.as_str()));
         let count = elements().filter(|element| rows.contains(element)).count();
         elements().for_each(|element| {
             strangers.remove(&element);
@@ -129,10 +131,10 @@ fn check_watermarks(name: &str, flushes: &[Flush], anomalies: &mut Anomalies) {
     let mut newest: BTreeMap<(u32, u64), Flush> = BTreeMap::new();
     for flush in flushes {
         let Some(before) = newest.insert((flush.group, flush.incarnation), *flush) else { continue };
-        let kind = match flush.index {
-            index if index < before.index => "went back",
-            index if index == before.index => "flushed twice",
-            _ => continue,
+        let kind = match flush.index.cmp(&before.index) {
+            Ordering::Less => "went back",
+            Ordering::Equal => "flushed twice",
+            Ordering::Greater => continue,
         };
         anomalies.note(kind, format!("{before:?}, then {flush:?} in {name}"));
     }
