@@ -30,7 +30,7 @@ use futures::{Stream, TryStreamExt, stream};
 use prost::Message;
 use signaldb_catalog::Identity;
 use signaldb_model::limits::REQUEST_BYTES_MAX;
-use signaldb_query::{Query, RunningQuery};
+use signaldb_query::RunningQuery;
 use signaldb_signals::SignalTable;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status, Streaming};
@@ -39,7 +39,7 @@ use crate::app::App;
 use crate::error::{ApiError, Kind};
 use crate::format::{PARTIAL, missing_groups};
 use crate::identity::{identify, session_token};
-use crate::sql_http::{consistency, min_position};
+use crate::reading::{Reading, ReadingParameters};
 
 type DoGet = <FlightSql as FlightService>::DoGetStream;
 
@@ -148,14 +148,8 @@ impl FlightSql {
         let identity = self.identify(metadata)?;
         let handle = QueryHandle::decode(handle)
             .map_err(|_| ApiError::invalid("this ticket or statement handle is not one of ours").grpc_status())?;
-        let headers = metadata.as_ref();
-        let wanted = headers.get("x-signaldb-consistency").and_then(|value| value.to_str().ok());
-        let query = Query {
-            identity,
-            sql: handle.sql,
-            consistency: consistency(wanted).map_err(|error| error.grpc_status())?,
-            min_position: min_position(headers).map_err(|error| error.grpc_status())?,
-        };
+        let reading = Reading::of(&self.app, &ReadingParameters::default(), metadata.as_ref());
+        let query = reading.map_err(|error| error.grpc_status())?.query(identity, handle.sql);
         self.app.engine.run(query).await.map_err(|error| ApiError::from(error).grpc_status())
     }
 

@@ -5,13 +5,14 @@ use axum::extract::{Query as UrlQuery, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use signaldb_query::{Consistency, Query};
+use signaldb_query::Consistency;
 
 use crate::app::App;
 use crate::error::ApiError;
 use crate::format::{Format, respond};
 use crate::identity::identify;
 use crate::otlp_http::read_body;
+use crate::reading::{Reading, ReadingParameters};
 
 const MIN_POSITION: &str = "x-signaldb-min-position";
 
@@ -21,10 +22,11 @@ struct SqlRequest {
     query: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 pub(crate) struct SqlParameters {
     format: Option<String>,
     consistency: Option<String>,
+    deadline: Option<String>,
 }
 
 pub(crate) async fn sql(
@@ -48,14 +50,10 @@ async fn run(app: &App, parameters: &SqlParameters, headers: &HeaderMap, body: B
         ApiError::invalid(format!("the body is not {{\"query\": \"...\"}}: {error}"))
             .with_hint("curl -H 'Content-Type: application/json' -d '{\"query\": \"SELECT count(*) FROM traces\"}'")
     })?;
-    let query = Query {
-        identity,
-        sql: request.query,
-        consistency: consistency(parameters.consistency.as_deref())?,
-        min_position: min_position(headers)?,
-    };
+    let SqlParameters { consistency, deadline, .. } = parameters.clone();
+    let reading = Reading::of(app, &ReadingParameters { consistency, deadline }, headers)?;
     let begun = std::time::Instant::now();
-    let running = app.engine.run(query).await?;
+    let running = app.engine.run(reading.query(identity, request.query)).await?;
     respond(running, format, begun).await
 }
 

@@ -7,22 +7,30 @@
 //! Start with [`QueryEngine`].
 
 mod as_of;
+mod budget;
 mod copies;
 mod engine;
 mod error;
 mod functions;
+mod gate;
 mod logical_view;
 mod memory;
 pub mod metrics;
 mod names;
 mod peer_flight;
+mod pool;
 mod prune;
+mod queries;
 mod remote;
 mod rewrite;
+mod scanned;
+mod spill;
 mod system;
 mod table;
 mod whole;
 
-pub use engine::{Consistency, Query, QueryConfig, QueryEngine, RunningQuery};
+pub use budget::Budget;
+pub use engine::{Consistency, Query, QueryConfig, QueryEngine, RunningQuery, Scope};
 pub use error::{QueryError, QueryErrorKind};
 pub use peer_flight::PeerFlight;
+pub use queries::{Queries, QueryId, QueryStatus};
