@@ -133,7 +133,7 @@ struct Inner {
     groups: Arc<Groups>,
     access: Access,
     /// What queries share: caches, and the place of spilled files.
-    runtime: RuntimeEnv,
+    runtime: Arc<RuntimeEnv>,
     memory: Arc<NodeMemory>,
     stores: Stores,
     template: SessionState,
@@ -208,7 +208,7 @@ impl QueryEngine {
         let disk = DiskManagerBuilder::default()
             .with_mode(DiskManagerMode::Directories(vec![config.spill_dir.clone()]))
             .with_max_temp_directory_size(config.spill_bytes_max);
-        let runtime = RuntimeEnvBuilder::new().with_disk_manager_builder(disk).build()?;
+        let runtime = RuntimeEnvBuilder::new().with_disk_manager_builder(disk).build_arc()?;
         let other =
             lake.store().objects().map(|(url, objects)| Ok::<_, QueryError>((ObjectStoreUrl::parse(url)?, objects)));
         let stores = Stores::new(other.transpose()?);
@@ -418,7 +418,7 @@ impl Inner {
 
     /// What one query runs in: its own memory, and stores that count what it reads.
     fn runtime_of(&self, record: &Arc<Record>, memory: Arc<QueryPool>) -> Arc<RuntimeEnv> {
-        let mut runtime = self.runtime.clone();
+        let mut runtime = self.runtime.as_ref().clone();
         runtime.memory_pool = memory;
         runtime.object_store_registry = self.stores.counted(record);
         Arc::new(runtime)
@@ -430,6 +430,20 @@ impl Inner {
         runtime: &Arc<RuntimeEnv>,
         deadline: Instant,
     ) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
+        let (context, snapshotter) = self.context(query, runtime, deadline);
+        let frame = Box::pin(plan(&context, &query.sql)).await?;
+        let stream = frame.execute_stream().await?;
+        let missing = snapshotter.missing.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        Ok((stream, missing))
+    }
+
+    /// What the names in a query mean, and what takes the tables that it names.
+    fn context(
+        &self,
+        query: &Query,
+        runtime: &Arc<RuntimeEnv>,
+        deadline: Instant,
+    ) -> (SessionContext, Arc<Snapshotter>) {
         let datasets = self.access.datasets(&query.identity.tenant).into_iter().collect();
         let snapshotter = Arc::new(Snapshotter {
             lake: self.lake.clone(),
@@ -443,19 +457,15 @@ impl Inner {
             deadline,
             missing: Mutex::default(),
         });
-        let missing = Arc::clone(&snapshotter);
-        let catalog = Arc::new(TenantCatalog { snapshotter, datasets, open: !self.access.enabled() });
+        let tables = Arc::clone(&snapshotter);
+        let catalog = Arc::new(TenantCatalog { snapshotter: tables, datasets, open: !self.access.enabled() });
         let mut builder = SessionStateBuilder::new_from_existing(self.template.clone())
             .with_runtime_env(Arc::clone(runtime))
             .with_catalog_list(Arc::new(OneCatalog(Arc::clone(&catalog))));
         builder.table_functions().get_or_insert_default().extend(as_of::functions(&catalog, &query.identity.dataset));
         let mut state = builder.build();
         state.config_mut().options_mut().catalog.default_schema = query.identity.dataset.to_string();
-        let context = SessionContext::new_with_state(state);
-        let frame = Box::pin(plan(&context, &query.sql)).await?;
-        let stream = frame.execute_stream().await?;
-        let missing = missing.missing.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
-        Ok((stream, missing))
+        (SessionContext::new_with_state(state), snapshotter)
     }
 }
 
