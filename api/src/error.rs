@@ -205,6 +205,7 @@ impl From<QueryError> for ApiError {
     fn from(error: QueryError) -> Self {
         let kind = match error.kind {
             QueryErrorKind::Invalid => Kind::Invalid,
+            QueryErrorKind::Unsupported => Kind::NotImplemented,
             QueryErrorKind::Unavailable => Kind::Unavailable,
             QueryErrorKind::Resources => Kind::Resources,
             QueryErrorKind::Quarantined => Kind::Quarantined,
