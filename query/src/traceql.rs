@@ -24,8 +24,11 @@ mod tags;
 mod trace;
 mod value;
 
+use crate::error::{QueryError, QueryErrorKind};
+
 pub use ast::{Field, Function, Intrinsic, Kind, Literal, Metrics, Scope, Status, Traceql};
 pub use by_id::FoundById;
+pub use lexer::duration;
 pub use parser::ParseError;
 pub use scan::{Asked, Window};
 pub use search::{FoundSpan, FoundSpanset, FoundTrace, Inspected, Search, TRACES_MAX};
@@ -33,7 +36,17 @@ pub use series::{STEPS_MAX, Series, SeriesExemplar, SeriesQuestion};
 pub use tags::{INTRINSIC_TAGS, TAG_SCOPES, TagQuestion};
 pub use value::Value;
 
-use crate::error::{QueryError, QueryErrorKind};
+impl Traceql {
+    /// How many spans are to be named as examples, where a hint says so.
+    pub fn exemplars(&self) -> Option<usize> {
+        let hint = self.hints.iter().find(|(name, _)| name == "exemplars");
+        match hint.map(|(_, value)| value)? {
+            Literal::Int(count) => Some(usize::try_from(*count).unwrap_or(0)),
+            Literal::Bool(false) => Some(0),
+            _ => None,
+        }
+    }
+}
 
 impl From<ParseError> for QueryError {
     fn from(error: ParseError) -> Self {

@@ -88,8 +88,8 @@ pub(super) fn ends_name(c: char) -> bool {
     c.is_whitespace() || "{}()=~!<>&|^,".contains(c)
 }
 
-/// Reads `1h30m`, `1.5s`, `100ms`.
-pub(super) fn duration(text: &str) -> Option<i64> {
+/// Reads `1h30m`, `1.5s`, `100ms` as nanoseconds.
+pub fn duration(text: &str) -> Option<i64> {
     let (mut rest, mut nanos) = (text, 0.0_f64);
     if rest.is_empty() {
         return None;

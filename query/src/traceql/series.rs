@@ -203,12 +203,16 @@ struct Tally<'q> {
     question: &'q SeriesQuestion,
     series: BTreeMap<String, Growing>,
     cells: usize,
+    /// Moments that each series has at least: what is counted has them all.
+    moments: usize,
     exemplars: usize,
 }
 
 impl<'q> Tally<'q> {
     fn new(metrics: &'q Metrics, question: &'q SeriesQuestion) -> Self {
-        Self { metrics, question, series: BTreeMap::new(), cells: 0, exemplars: 0 }
+        let steps = (question.end - question.start).div_ceil(question.step);
+        let moments = if counts(&metrics.function) { usize::try_from(steps).unwrap_or(usize::MAX) } else { 1 };
+        Self { metrics, question, series: BTreeMap::new(), cells: 0, moments, exemplars: 0 }
     }
 
     fn add(&mut self, at: At<'_>, columns: &SpanColumns<'_>, row: usize) -> Result<(), QueryError> {
@@ -252,7 +256,7 @@ impl<'q> Tally<'q> {
             let message = format!("the query has more than {SERIES_MAX} series: group by something with fewer values");
             return Err(QueryError::new(QueryErrorKind::Resources, message));
         }
-        if self.cells > CELLS_MAX {
+        if self.cells.max(self.series.len().saturating_mul(self.moments)) > CELLS_MAX {
             let message = format!("the series have more than {CELLS_MAX} moments: ask for a longer step");
             return Err(QueryError::new(QueryErrorKind::Resources, message));
         }
@@ -276,6 +280,10 @@ fn first(value: Value<'_>) -> Value<'_> {
         Value::List(values) => values.into_iter().find(|value| *value != Value::Nil).unwrap_or(Value::Nil),
         value => value,
     }
+}
+
+fn counts(function: &Function) -> bool {
+    matches!(function, Function::Rate | Function::CountOverTime | Function::HistogramOverTime(_))
 }
 
 /// The power of two, as seconds where it is a duration, at or above a value.
@@ -328,9 +336,8 @@ fn finished(growing: Growing, metrics: &Metrics, question: &SeriesQuestion) -> V
         (Cell::Sketch(_), _) => 0.0,
     };
     // What is counted is 0 where nothing is; what is measured is not there.
-    let counts = matches!(metrics.function, Function::Rate | Function::CountOverTime | Function::HistogramOverTime(_));
     let steps = (question.end - question.start).div_ceil(question.step);
-    let samples: Vec<(u64, f64)> = if counts {
+    let samples: Vec<(u64, f64)> = if counts(&metrics.function) {
         (0..steps).map(|step| (at(step), cells.get(&step).map_or(0.0, value))).collect()
     } else {
         cells.iter().map(|(step, cell)| (at(*step), value(cell))).collect()
