@@ -139,7 +139,7 @@ async fn search(State(app): State<App>, url: Url, headers: HeaderMap) -> Respons
         let (search, by_tags) = SearchParts::of(&parameters)?.search()?;
         let (found, inspected) = app.engine.search_traces(asked, search).await?;
         let answer = answer::search(found, &inspected, by_tags);
-        Ok(respond(&headers, &answer, json::search, &inspected))
+        Ok::<_, ApiError>(respond(&headers, &answer, json::search, &inspected))
     };
     finish(run.await)
 }
@@ -154,7 +154,7 @@ async fn tags_v1(State(app): State<App>, url: Url, headers: HeaderMap) -> Respon
         let parameters = parameters(url)?;
         let (asked, scopes, question) = tag_question(&app, &headers, &parameters)?;
         let (found, inspected) = app.engine.tag_names(asked, stored(&scopes), question).await?;
-        Ok(respond(&headers, &answer::tags_v1(&scopes, found), json::tags_v1, &inspected))
+        Ok::<_, ApiError>(respond(&headers, &answer::tags_v1(&scopes, found), json::tags_v1, &inspected))
     };
     finish(run.await)
 }
@@ -164,7 +164,7 @@ async fn tags_v2(State(app): State<App>, url: Url, headers: HeaderMap) -> Respon
         let parameters = parameters(url)?;
         let (asked, scopes, question) = tag_question(&app, &headers, &parameters)?;
         let (found, inspected) = app.engine.tag_names(asked, stored(&scopes), question).await?;
-        Ok(respond(&headers, &answer::tags_v2(&scopes, found), json::tags_v2, &inspected))
+        Ok::<_, ApiError>(respond(&headers, &answer::tags_v2(&scopes, found), json::tags_v2, &inspected))
     };
     finish(run.await)
 }
@@ -183,7 +183,7 @@ async fn values_v1(State(app): State<App>, path: Segment, url: Url, headers: Hea
         let asked = asked(&app, &headers, &parameters)?;
         let field = answer::field_v1(&decoded(&segment(path)?));
         let (values, inspected) = app.engine.tag_values(asked, field, ask::tags_of(&parameters)?).await?;
-        Ok(respond(&headers, &answer::values_v1(&values), json::values_v1, &inspected))
+        Ok::<_, ApiError>(respond(&headers, &answer::values_v1(&values), json::values_v1, &inspected))
     };
     finish(run.await)
 }
@@ -194,7 +194,7 @@ async fn values_v2(State(app): State<App>, path: Segment, url: Url, headers: Hea
         let asked = asked(&app, &headers, &parameters)?;
         let field = Field::parse(&decoded(&segment(path)?));
         let (values, inspected) = app.engine.tag_values(asked, field, ask::tags_of(&parameters)?).await?;
-        Ok(respond(&headers, &answer::values_v2(values), json::values_v2, &inspected))
+        Ok::<_, ApiError>(respond(&headers, &answer::values_v2(values), json::values_v2, &inspected))
     };
     finish(run.await)
 }
@@ -227,7 +227,7 @@ async fn query_range(State(app): State<App>, url: Url, headers: HeaderMap) -> Re
         let asked = asked(&app, &headers, &parameters)?;
         let question = ask::series_of(&parameters, SystemClock.now().0, false)?;
         let (series, inspected) = app.engine.span_series(asked, question).await?;
-        Ok(respond(&headers, &answer::range(series, &inspected), json::range, &inspected))
+        Ok::<_, ApiError>(respond(&headers, &answer::range(series, &inspected), json::range, &inspected))
     };
     finish(run.await)
 }
@@ -238,7 +238,7 @@ async fn query_instant(State(app): State<App>, url: Url, headers: HeaderMap) -> 
         let asked = asked(&app, &headers, &parameters)?;
         let question = ask::series_of(&parameters, SystemClock.now().0, true)?;
         let (series, inspected) = app.engine.span_series(asked, question).await?;
-        Ok(respond(&headers, &answer::instant(series, &inspected), json::instant, &inspected))
+        Ok::<_, ApiError>(respond(&headers, &answer::instant(series, &inspected), json::instant, &inspected))
     };
     finish(run.await)
 }
