@@ -345,7 +345,7 @@ impl Inner {
             Work::Plan(table, shape) => {
                 let stored = Arc::new(Box::pin(missing.table(&query.identity.dataset, table)).await?);
                 let scan = LogicalPlanBuilder::scan(table.name(), provider_as_source(stored), None)?;
-                context.execute_logical_plan(shape(scan)?).await?
+                DataFrame::new(context.state(), shape(scan)?)
             }
         };
         let stream = frame.execute_stream().await?;

@@ -141,7 +141,7 @@ impl<'a> Lexer<'a> {
             '0'..='9' => self.number()?,
             c if c.is_alphabetic() || c == '_' => self.word(at)?,
             _ => {
-                let symbol = SYMBOLS.iter().find(|symbol| self.rest().starts_with(**symbol));
+                let symbol = SYMBOLS.iter().copied().find(|symbol| self.rest().starts_with(symbol));
                 let symbol = symbol.ok_or_else(|| self.error(at, format!("unexpected {c:?}")))?;
                 self.at += symbol.len();
                 TokenKind::Symbol(symbol)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use datafusion::common::ScalarValue;
 use datafusion::functions_aggregate::expr_fn::max;
@@ -95,7 +95,7 @@ impl Reader {
     }
 
     pub(super) fn note(&mut self, batch: &RecordBatch) {
-        self.inspected_bytes += batch.get_array_memory_size() as u64;
+        self.inspected_bytes += bytes_of(batch) as u64;
         self.inspected_spans += batch.num_rows() as u64;
     }
 
@@ -152,6 +152,13 @@ impl Reader {
         let (_, batches) = self.run(shape).await?.collect().await?;
         Ok(batches.iter().flat_map(read_candidates).collect())
     }
+}
+
+/// Bytes of the rows themselves: a slice of a memtable shares its buffers with all others.
+pub(super) fn bytes_of(batch: &RecordBatch) -> usize {
+    let of =
+        |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size());
+    batch.columns().iter().map(of).sum()
 }
 
 fn read_candidates(batch: &RecordBatch) -> Vec<Candidate> {

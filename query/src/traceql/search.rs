@@ -9,7 +9,7 @@ use datafusion::logical_expr::Expr as Filter;
 use super::ast::{Expr, Field, Function, Intrinsic, Metrics, Scalar, Spanset as SpansetExpr, Stage, Traceql};
 use super::eval::{self, At};
 use super::pushdown;
-use super::scan::{Asked, Candidate, Reader, TraceId, Window, of_traces};
+use super::scan::{Asked, Candidate, Reader, TraceId, Window, bytes_of, of_traces};
 use super::spans::{ALWAYS, SpanColumns, columns_of};
 use super::trace::{SpanRef, Trace};
 use super::value::Value;
@@ -342,7 +342,7 @@ impl Traces {
         while let Some(batch) = spans.next().await {
             let batch = batch?;
             self.reader.note(&batch);
-            bytes += batch.get_array_memory_size();
+            bytes += bytes_of(&batch);
             batches.push(batch);
             if bytes > bytes_max {
                 if ids.len() > 1 {

@@ -90,7 +90,7 @@ impl<'a> AttributeLookup<'a> {
     pub fn keys(&self, row: usize) -> impl Iterator<Item = &'a str> + '_ {
         let columns = self.0.promoted.iter().zip(&self.0.columns);
         let in_columns = columns.filter(move |(_, column)| column.is_some_and(|column| column.is_valid(row)));
-        in_columns.map(|(promoted, _)| promoted.key).chain(self.entries(row).map(|at| self.0.keys.value(at)))
+        in_columns.map(|(promoted, _)| promoted.key).chain(self.entries(row).map(move |at| self.0.keys.value(at)))
     }
 
     fn entries(&self, row: usize) -> std::ops::Range<usize> {
