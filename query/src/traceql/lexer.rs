@@ -99,7 +99,7 @@ pub fn duration(text: &str) -> Option<i64> {
         let number: f64 = rest[..digits].parse().ok()?;
         rest = &rest[digits..];
         let letters = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let (_, unit) = UNITS.iter().find(|(name, _)| *name == &rest[..letters])?;
+        let (_, unit) = UNITS.iter().find(|(name, _)| **name == rest[..letters])?;
         nanos += number * unit;
         rest = &rest[letters..];
     }
