@@ -79,7 +79,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// As it is grouped by and shown: values of different types never look alike to [`Self::group_key`].
+    /// As people see it; values of different types may look alike.
     pub fn shown(&self) -> String {
         match self {
             Self::Nil => "nil".to_owned(),
