@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use signaldb_catalog::Identity;
-use signaldb_model::Position;
-use signaldb_query::{Consistency, Query, Scope};
+use signaldb_model::{ParsePositionError, Position};
+use signaldb_query::{Allowance, Consistency, Query};
 
 use crate::app::App;
 use crate::error::ApiError;
 use crate::identity::{header, sees_all_tenants};
-use crate::sql_http::{consistency, min_position};
 
 /// What a URL says; it comes before the headers.
 #[derive(Debug, Default, Clone)]
@@ -25,7 +24,7 @@ pub(crate) struct ReadingParameters {
 pub(crate) struct Reading {
     pub(crate) consistency: Consistency,
     pub(crate) min_position: Option<Position>,
-    pub(crate) scope: Scope,
+    pub(crate) allowance: Allowance,
 }
 
 impl Reading {
@@ -40,7 +39,7 @@ impl Reading {
         Ok(Self {
             consistency: consistency(wanted)?,
             min_position: min_position(headers)?,
-            scope: Scope {
+            allowance: Allowance {
                 deadline: deadline.map(duration).transpose()?,
                 all_tenants: sees_all_tenants(app, headers)?,
             },
@@ -49,9 +48,23 @@ impl Reading {
 
     /// A query that is answered so.
     pub(crate) fn query(self, identity: Identity, sql: String) -> Query {
-        let Self { consistency, min_position, scope } = self;
-        Query { identity, sql, consistency, min_position, scope }
+        let Self { consistency, min_position, allowance } = self;
+        Query { identity, sql, consistency, min_position, allowance }
     }
+}
+
+fn consistency(name: Option<&str>) -> Result<Consistency, ApiError> {
+    match name {
+        None | Some("strong") => Ok(Consistency::Strong),
+        Some("eventual") => Ok(Consistency::Eventual),
+        Some(other) => Err(ApiError::invalid(format!("consistency {other:?} is not strong or eventual"))),
+    }
+}
+
+fn min_position(headers: &HeaderMap) -> Result<Option<Position>, ApiError> {
+    let Some(value) = headers.get("x-signaldb-min-position") else { return Ok(None) };
+    let text = value.to_str().map_err(|_| ApiError::invalid("the position header is not ASCII text"))?;
+    text.parse().map(Some).map_err(|error: ParsePositionError| ApiError::invalid(error.to_string()))
 }
 
 /// `500ms`, `10s` or `2m`.

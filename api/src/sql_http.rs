@@ -5,7 +5,6 @@ use axum::extract::{Query as UrlQuery, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use signaldb_query::Consistency;
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -13,8 +12,6 @@ use crate::format::{Format, respond};
 use crate::identity::identify;
 use crate::otlp_http::read_body;
 use crate::reading::{Reading, ReadingParameters};
-
-const MIN_POSITION: &str = "x-signaldb-min-position";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -64,18 +61,4 @@ fn format(parameters: &SqlParameters, headers: &HeaderMap) -> Result<Format, Api
     }
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     Ok(accept.split(',').find_map(|one| Format::from_media_type(one.split(';').next()?.trim())).unwrap_or(Format::Json))
-}
-
-pub(crate) fn consistency(name: Option<&str>) -> Result<Consistency, ApiError> {
-    match name {
-        None | Some("strong") => Ok(Consistency::Strong),
-        Some("eventual") => Ok(Consistency::Eventual),
-        Some(other) => Err(ApiError::invalid(format!("consistency {other:?} is not strong or eventual"))),
-    }
-}
-
-pub(crate) fn min_position(headers: &HeaderMap) -> Result<Option<signaldb_model::Position>, ApiError> {
-    let Some(value) = headers.get(MIN_POSITION) else { return Ok(None) };
-    let text = value.to_str().map_err(|_| ApiError::invalid("the position header is not ASCII text"))?;
-    text.parse().map(Some).map_err(|error: signaldb_model::ParsePositionError| ApiError::invalid(error.to_string()))
 }

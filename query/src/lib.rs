@@ -27,10 +27,11 @@ mod scanned;
 mod spill;
 mod system;
 mod table;
+pub mod traceql;
 mod whole;
 
 pub use budget::Budget;
-pub use engine::{Consistency, Query, QueryConfig, QueryEngine, RunningQuery, Scope};
+pub use engine::{Allowance, Consistency, Query, QueryConfig, QueryEngine, RunningQuery};
 pub use error::{QueryError, QueryErrorKind};
 pub use peer_flight::PeerFlight;
 pub use queries::{Queries, QueryId, QueryStatus};
