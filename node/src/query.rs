@@ -70,9 +70,9 @@ async fn list(target: &Target) -> anyhow::Result<()> {
             text(&query["id"]),
             text(&query["tenant"]),
             query["elapsed_ms"].as_f64().unwrap_or_default() / 1000.0,
-            query["rows"],
-            query["scanned_bytes"],
-            query["memory_bytes"],
+            query["rows"].to_string(),
+            query["scanned_bytes"].to_string(),
+            query["memory_bytes"].to_string(),
             text(&query["state"]),
             one_line(text(&query["query"]))
         );

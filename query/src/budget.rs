@@ -23,7 +23,8 @@ pub enum Budget {
 
 impl Budget {
     /// In the order in which a message is looked through.
-    const ALL: [Self; 6] = [Self::Memory, Self::NodeMemory, Self::Spill, Self::Scan, Self::Queue, Self::Deadline];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Memory, Self::NodeMemory, Self::Spill, Self::Scan, Self::Queue, Self::Deadline];
 
     /// The setting, which names the budget to clients too.
     pub fn key(self) -> &'static str {

@@ -7,10 +7,6 @@ use crate::budget::Budget;
 use crate::error::QueryError;
 use crate::pool::NodeMemory;
 
-/// Budgets that rules may ask for before anybody went beyond one.
-const BUDGETS: [Budget; 6] =
-    [Budget::Memory, Budget::NodeMemory, Budget::Spill, Budget::Scan, Budget::Queue, Budget::Deadline];
-
 /// Help texts, for the recorder that is installed; call it once, after that.
 pub fn describe() {
     describe_counter!("signaldb_queries_total", "Queries that were started.");
@@ -34,7 +30,8 @@ pub fn describe() {
     counter!("signaldb_queries_total").increment(0);
     counter!("signaldb_queries_failed_total").increment(0);
     counter!("signaldb_query_scanned_bytes_total").increment(0);
-    for budget in BUDGETS {
+    // Rules may ask for one before anybody went beyond it.
+    for budget in Budget::ALL {
         counter!("signaldb_query_budget_exceeded_total", "budget" => budget.key()).increment(0);
     }
 }

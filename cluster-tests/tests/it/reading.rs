@@ -1,4 +1,5 @@
-//! Consistency as every API offers it: strong, eventual, and up to a position, on three nodes.
+//! Consistency as every API offers it, SQL over HTTP and Flight and Tempo's: strong, eventual, and up to a position, on
+//! three nodes.
 
 use std::time::{Duration, Instant};
 
@@ -7,22 +8,35 @@ use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use arrow_flight::sql::client::FlightSqlServiceClient;
 use futures::TryStreamExt;
+use prost::Message;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use crate::cluster::Cluster;
 use crate::node::{DEADLINE, Node};
-use crate::spans::batch;
+use crate::spans::{hex, request, span};
 
 const COUNT: &str = "SELECT count(*) FROM traces";
 
-/// Exports new spans through a node; returns the position of the acknowledgment.
-async fn export(node: &Node, spans: usize) -> anyhow::Result<String> {
-    let (body, _) = batch(spans);
+/// Exports new spans through a node; returns the position of the acknowledgment, and a trace of theirs.
+async fn export(node: &Node, spans: usize) -> anyhow::Result<(String, String)> {
+    let spans: Vec<_> = (0..spans).map(|n| span(&format!("span {n}"))).collect();
+    let trace = hex(&spans[0].trace_id);
+    let body = request("shop", spans).encode_to_vec();
     let request = node.http.post(node.otlp_http("/v1/traces")).header("content-type", "application/x-protobuf");
     let response = request.body(body).timeout(DEADLINE).send().await?.error_for_status()?;
     let position = response.headers().get("x-signaldb-position").context("a position")?;
-    Ok(position.to_str()?.to_owned())
+    Ok((position.to_str()?.to_owned(), trace))
+}
+
+/// A trace by its id over Tempo's API: status, and missing groups.
+async fn trace_tempo(node: &Node, trace: &str, headers: &[(&str, &str)]) -> anyhow::Result<(u16, Option<String>)> {
+    let request = node.http.get(node.url(&format!("/tempo/api/traces/{trace}"))).timeout(DEADLINE);
+    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let response = request.send().await?;
+    let missing = response.headers().get("x-signaldb-missing-groups");
+    let missing = missing.and_then(|groups| groups.to_str().ok()).map(str::to_owned);
+    Ok((response.status().as_u16(), missing))
 }
 
 /// A count over HTTP, as a header or a parameter asks for it: status, missing groups, and the answer.
@@ -62,7 +76,7 @@ async fn count_flight(node: &Node, headers: &[(&str, &str)]) -> anyhow::Result<(
 }
 
 /// Scenario: a client exports through one node and, with the position of each acknowledgment, asks the other nodes for an
-/// eventual answer, over HTTP and Flight SQL.
+/// eventual answer, over HTTP, Flight SQL and Tempo's API.
 /// Guarantees: the rows are seen, whoever is asked; a position that does not exist, or of a group without the tenant's
 /// rows, is refused.
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +85,8 @@ async fn a_position_makes_an_eventual_answer_see_the_row() -> anyhow::Result<()>
     let cluster = Cluster::start(dir.path(), &[]).await?;
     let (mut acknowledged, mut last) = (0, String::new());
     for round in 0..12 {
-        last = export(&cluster.nodes[round % 3], 1 + round % 2).await?;
+        let trace;
+        (last, trace) = export(&cluster.nodes[round % 3], 1 + round % 2).await?;
         acknowledged += 1 + i64::try_from(round % 2)?;
         let reader = &cluster.nodes[(round + 1) % 3];
         let position = ("x-signaldb-min-position", last.as_str());
@@ -82,6 +97,7 @@ async fn a_position_makes_an_eventual_answer_see_the_row() -> anyhow::Result<()>
         assert_eq!(count_http(reader, "", &headers).await?.2["rows"], json!([[acknowledged]]), "round {round}");
         let reader = &cluster.nodes[(round + 2) % 3];
         assert_eq!(count_flight(reader, &headers).await?, (None, acknowledged), "round {round}");
+        assert_eq!(trace_tempo(reader, &trace, &headers).await?, (200, None), "round {round}");
     }
     let (group, index) = last.split_once(':').context("group:index")?;
     let (future, elsewhere) = (format!("{group}:{}", index.parse::<u64>()? + 1_000_000), format!("999:{index}"));
@@ -95,14 +111,15 @@ async fn a_position_makes_an_eventual_answer_see_the_row() -> anyhow::Result<()>
     Ok(())
 }
 
-/// Scenario: two of three nodes are gone, so that no group has a leader; the third is asked over HTTP and Flight SQL.
+/// Scenario: two of three nodes are gone, so that no group has a leader; the third is asked over HTTP, Flight SQL and
+/// Tempo's API.
 /// Guarantees: a strong answer, and one up to a position, is refused as unavailable with a hint to come again; an eventual
 /// one is given and names the groups whose rows may be missing. With a majority back all are whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_leaders_only_eventual_answers_are_given_and_say_so() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let mut cluster = Cluster::start(dir.path(), &[]).await?;
-    let position = export(&cluster.nodes[0], 3).await?;
+    let (position, trace) = export(&cluster.nodes[0], 3).await?;
     // So that the node which is left knows where the tenant's rows are.
     assert_eq!(cluster.nodes[2].number(COUNT).await?, 3);
     cluster.nodes[0].kill()?;
@@ -112,7 +129,12 @@ async fn without_leaders_only_eventual_answers_are_given_and_say_so() -> anyhow:
     let up_to = [min_position, ("x-signaldb-consistency", "eventual")];
     for headers in [&[][..], &up_to] {
         // Each waits for a leader as long as it may.
-        let (http, flight) = tokio::join!(count_http(left, "", headers), count_flight(left, headers));
+        let (http, flight, tempo) = tokio::join!(
+            count_http(left, "", headers),
+            count_flight(left, headers),
+            trace_tempo(left, &trace, headers)
+        );
+        assert_eq!(tempo?, (503, None), "{headers:?}");
         let (status, _, body) = http?;
         assert_eq!((status, &body["error"]["code"]), (503, &json!("unavailable")), "{headers:?}: {body}");
         let refused = format!("{:#}", flight.err().context("was answered")?).to_lowercase();
@@ -123,15 +145,19 @@ async fn without_leaders_only_eventual_answers_are_given_and_say_so() -> anyhow:
     let group: u64 = position.split_once(':').context("group:index")?.0.parse()?;
     assert_eq!(missing, Some(group.to_string()));
     assert_eq!(body["stats"]["missing_groups"], json!([group]));
-    let (missing, _) = count_flight(left, &[("x-signaldb-consistency", "eventual")]).await?;
+    let eventual = [("x-signaldb-consistency", "eventual")];
+    let (missing, _) = count_flight(left, &eventual).await?;
     assert_eq!(missing, Some(group.to_string()));
+    let found = left.http.get(left.url(&format!("/api/v2/traces/{trace}?consistency=eventual"))).send().await?;
+    let missing = found.error_for_status()?.headers().get("x-signaldb-missing-groups").cloned();
+    assert_eq!(missing.context("the trace may lack spans")?, group.to_string().as_str());
 
     cluster.nodes[0].relaunch()?;
     cluster.nodes[1].relaunch()?;
     cluster.wait_ready().await?;
     let until = Instant::now() + DEADLINE;
     loop {
-        let answer = count_flight(&cluster.nodes[2], &[("x-signaldb-consistency", "eventual")]).await?;
+        let answer = count_flight(&cluster.nodes[2], &eventual).await?;
         if answer == (None, 3) {
             break;
         }
