@@ -91,7 +91,10 @@ impl Kind {
             Self::UnknownOutcome => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unknown_outcome"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded"),
             Self::Resources => (StatusCode::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "resources_exhausted"),
-            Self::Cancelled => (StatusCode::CONFLICT, Code::Cancelled, "cancelled"),
+            // The status that proxies use for a request that was given up; there is no standard one.
+            Self::Cancelled => {
+                (StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT), Code::Cancelled, "cancelled")
+            }
             Self::Quarantined => (StatusCode::CONFLICT, Code::FailedPrecondition, "quarantined"),
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, Code::Unimplemented, "not_implemented"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "internal"),

@@ -149,7 +149,7 @@ async fn a_full_queue_refuses_by_name() -> anyhow::Result<()> {
     assert_eq!(kill(&node, "nonsense", &[]).await?, 400);
     while let Some(client) = clients.join_next().await {
         let (status, error) = client??;
-        assert_eq!((status, &error["code"]), (409, &json!("cancelled")), "{error}");
+        assert_eq!((status, &error["code"]), (499, &json!("cancelled")), "{error}");
     }
     assert_eq!(node.number("SELECT 1").await?, 1);
     Ok(())
@@ -343,7 +343,7 @@ async fn a_tenant_sees_and_stops_only_its_own_queries() -> anyhow::Result<()> {
     assert_eq!(ask(&node, "SELECT 1", &wrong).send().await?.status().as_u16(), 403);
     assert_eq!(kill(&node, &id, &admin).await?, 200);
     let (status, error) = client.join_next().await.context("a client")???;
-    assert_eq!((status, &error["code"]), (409, &json!("cancelled")), "{error}");
+    assert_eq!((status, &error["code"]), (499, &json!("cancelled")), "{error}");
     Ok(())
 }
 
@@ -361,7 +361,7 @@ async fn queries_of_all_nodes_are_listed_and_stopped_by_any() -> anyhow::Result<
     assert_eq!(cluster.nodes[1].number(sql).await?, 1);
     assert_eq!(kill(&cluster.nodes[2], &id(&queries[0])?, &[]).await?, 200);
     let (status, error) = client.join_next().await.context("a client")???;
-    assert_eq!((status, &error["code"]), (409, &json!("cancelled")), "{error}");
+    assert_eq!((status, &error["code"]), (499, &json!("cancelled")), "{error}");
     for node in &cluster.nodes {
         wait_listed(node, |queries| queries.is_empty()).await?;
     }
