@@ -17,6 +17,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The same while rows of a long outage wait for their flush.
 const BACKLOG_RETRY_AFTER: Duration = Duration::from_secs(10);
 
+/// Metadata of every gRPC status that was made here: the name of the error.
+pub(crate) const ERROR_NAME: &str = "x-signaldb-error";
+
 /// A request that was not answered.
 #[derive(Debug, Clone)]
 pub struct ApiError {
@@ -51,6 +54,8 @@ pub enum Kind {
     /// The write may have happened; the same bytes again are deduplicated.
     UnknownOutcome,
     Deadline,
+    /// Somebody asked for the query to be given up.
+    Cancelled,
     /// A query ran into its memory budget.
     Resources,
     /// The table's rows are put aside until an operator has seen to it.
@@ -86,6 +91,10 @@ impl Kind {
             Self::Backlog => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "backlog"),
             Self::UnknownOutcome => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unknown_outcome"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded"),
+            // The status that proxies use for a client that went away; there is no standard one.
+            Self::Cancelled => {
+                (StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT), Code::Cancelled, "cancelled")
+            }
             Self::Resources => (StatusCode::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "resources_exhausted"),
             Self::Quarantined => (StatusCode::CONFLICT, Code::FailedPrecondition, "quarantined"),
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, Code::Unimplemented, "not_implemented"),
@@ -104,7 +113,7 @@ impl Kind {
             Self::MethodNotAllowed | Self::NotImplemented => "UnsupportedOperationException",
             Self::Throttled => "TooManyRequestsException",
             Self::Unavailable | Self::Backlog | Self::UnknownOutcome | Self::Deadline => "ServiceUnavailableException",
-            Self::Internal | Self::Resources | Self::Quarantined => "InternalServerError",
+            Self::Internal | Self::Resources | Self::Quarantined | Self::Cancelled => "InternalServerError",
             Self::Invalid | Self::TooLarge | Self::UnsupportedMediaType => "BadRequestException",
         }
     }
@@ -144,7 +153,7 @@ impl ApiError {
         let (_, code, name) = self.kind.codes();
         let details = self.rpc_status().encode_to_vec().into();
         let mut metadata = tonic::metadata::MetadataMap::new();
-        metadata.insert("x-signaldb-error", tonic::metadata::MetadataValue::from_static(name));
+        metadata.insert(ERROR_NAME, tonic::metadata::MetadataValue::from_static(name));
         tonic::Status::with_details_and_metadata(code, &self.message, details, metadata)
     }
 
@@ -235,7 +244,7 @@ impl From<QueryError> for ApiError {
 impl From<AccessError> for ApiError {
     fn from(error: AccessError) -> Self {
         let kind = match error {
-            AccessError::UnknownKey => Kind::Unauthenticated,
+            AccessError::UnknownKey | AccessError::SessionEnded => Kind::Unauthenticated,
             AccessError::Forbidden => Kind::Forbidden,
         };
         Self::new(kind, error.to_string())
