@@ -5,7 +5,7 @@ use axum::extract::{Query as UrlQuery, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use signaldb_query::{Consistency, Query};
+use signaldb_query::{Consistency, Parameters, Query};
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -51,6 +51,7 @@ async fn run(app: &App, parameters: &SqlParameters, headers: &HeaderMap, body: B
     let query = Query {
         identity,
         sql: request.query,
+        parameters: Parameters::default(),
         consistency: consistency(parameters.consistency.as_deref())?,
         min_position: min_position(headers)?,
     };

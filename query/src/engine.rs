@@ -33,11 +33,15 @@ use crate::as_of;
 use crate::error::{QueryError, QueryErrorKind};
 use crate::logical_view::{ATTRIBUTE, ATTRIBUTES, HEX_ID};
 use crate::names::{CATALOG, OneCatalog, TenantCatalog};
+use crate::parameters::{self, Parameters};
 use crate::remote::{self, Lease, RemoteRows, ViewQuestion};
 use crate::rewrite::CollapseView;
 use crate::table::StoredTable;
 
+mod describe;
 pub(crate) mod maintain;
+
+pub use describe::Description;
 
 /// How long a query looks for the leaders of its groups.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,6 +90,8 @@ pub enum Consistency {
 pub struct Query {
     pub identity: Identity,
     pub sql: String,
+    /// Values of `?`, `$1` or `$name` in the text.
+    pub parameters: Parameters,
     pub consistency: Consistency,
     /// An acknowledged position that must be visible, whatever the consistency.
     pub min_position: Option<Position>,
@@ -278,6 +284,16 @@ impl Inner {
     }
 
     async fn open(&self, query: Query, deadline: Instant) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
+        let (context, snapshotter) = self.context(&query, deadline);
+        let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
+        let frame = DataFrame::new(state, parameters::bind(plan, &query.parameters)?);
+        let stream = frame.execute_stream().await?;
+        let missing = snapshotter.missing.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        Ok((stream, missing))
+    }
+
+    /// What the names in a query mean, and what takes the tables that it names.
+    fn context(&self, query: &Query, deadline: Instant) -> (SessionContext, Arc<Snapshotter>) {
         let datasets = self.access.datasets(&query.identity.tenant).into_iter().collect();
         let snapshotter = Arc::new(Snapshotter {
             lake: self.lake.clone(),
@@ -289,26 +305,23 @@ impl Inner {
             deadline,
             missing: Mutex::default(),
         });
-        let missing = Arc::clone(&snapshotter);
-        let catalog = Arc::new(TenantCatalog { snapshotter, datasets, open: !self.access.enabled() });
+        let tables = Arc::clone(&snapshotter);
+        let catalog = Arc::new(TenantCatalog { snapshotter: tables, datasets, open: !self.access.enabled() });
         let mut builder = SessionStateBuilder::new_from_existing(self.template.clone())
             .with_runtime_env(Arc::clone(&self.runtime))
             .with_catalog_list(Arc::new(OneCatalog(Arc::clone(&catalog))));
         builder.table_functions().get_or_insert_default().extend(as_of::functions(&catalog, &query.identity.dataset));
         let mut state = builder.build();
         state.config_mut().options_mut().catalog.default_schema = query.identity.dataset.to_string();
-        let context = SessionContext::new_with_state(state);
-        let frame = Box::pin(plan(&context, &query.sql)).await?;
-        let stream = frame.execute_stream().await?;
-        let missing = missing.missing.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
-        Ok((stream, missing))
+        (SessionContext::new_with_state(state), snapshotter)
     }
 }
 
 /// Only queries: nothing that changes data, tables or settings.
 async fn plan(context: &SessionContext, sql: &str) -> Result<DataFrame, QueryError> {
     let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    let Some(tokens) = as_of::rewrite_clauses(sql)? else { return Ok(context.sql_with_options(sql, options).await?) };
+    let tokens = parameters::number_question_marks(sql, as_of::rewrite_clauses(sql)?)?;
+    let Some(tokens) = tokens else { return Ok(context.sql_with_options(sql, options).await?) };
     let state = context.state();
     let statement = as_of::parse(tokens, state.config_options().sql_parser.recursion_limit)?;
     let plan = state.statement_to_plan(statement).await?;

@@ -15,6 +15,7 @@ mod logical_view;
 mod memory;
 pub mod metrics;
 mod names;
+mod parameters;
 mod peer_flight;
 mod prune;
 mod remote;
@@ -23,6 +24,9 @@ mod system;
 mod table;
 mod whole;
 
-pub use engine::{Consistency, Query, QueryConfig, QueryEngine, RunningQuery};
+pub use engine::{Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};
 pub use error::{QueryError, QueryErrorKind};
+pub use names::SYSTEM as SYSTEM_SCHEMA;
+pub use parameters::Parameters;
 pub use peer_flight::PeerFlight;
+pub use system::NAMES as SYSTEM_TABLES;

@@ -17,7 +17,8 @@ use crate::error::{QueryError, QueryErrorKind};
 
 use self::metadata::{LazyTable, MetadataTable};
 
-pub(crate) const NAMES: &[&str] = &["nodes", "groups", "tables", "flushes", "snapshots", "files"];
+/// The tables of `system`.
+pub const NAMES: &[&str] = &["nodes", "groups", "tables", "flushes", "snapshots", "files"];
 
 type Columns = Vec<(&'static str, ArrayRef)>;
 

@@ -1,0 +1,56 @@
+//! What a statement gives and takes, without running it.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Inner, Query, QueryEngine, late, plan};
+use crate::error::{QueryError, QueryErrorKind};
+use crate::parameters;
+
+/// A statement as it is planned.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// Of the result. Where that depends on parameters that have no values, it is what is known of it.
+    pub schema: SchemaRef,
+    /// `$1`, `$2` and so on, or all names; `Null` where the type is open.
+    pub parameters: SchemaRef,
+}
+
+impl QueryEngine {
+    /// Plans a statement; parameters may be without values.
+    ///
+    /// # Errors
+    /// As for [`Self::run`].
+    ///
+    /// Cancel safety: dropping the future ends the planning.
+    pub async fn describe(&self, query: Query) -> Result<Description, QueryError> {
+        let deadline = Instant::now() + self.0.config.deadline;
+        let inner = Arc::clone(&self.0);
+        let task = self.0.cpu.spawn(async move {
+            let described = tokio::time::timeout_at(deadline, Box::pin(inner.described(&query, deadline))).await;
+            described.unwrap_or_else(|_| Err(late()))
+        });
+        let described = AbortOnDropHandle::new(task).await;
+        described.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))?
+    }
+}
+
+impl Inner {
+    async fn described(&self, query: &Query, deadline: Instant) -> Result<Description, QueryError> {
+        let permit = self.running.acquire().await;
+        let _permit = permit.map_err(|_| QueryError::new(QueryErrorKind::Unavailable, "the node is stopping"))?;
+        let (context, _) = self.context(query, deadline);
+        let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
+        let parameters = parameters::schema_of(&plan)?;
+        if !parameters.fields().is_empty() && query.parameters.is_empty() {
+            return Ok(Description { schema: Arc::clone(plan.schema().inner()), parameters });
+        }
+        let plan = parameters::bind(plan, &query.parameters)?;
+        // The very schema that a run would have: the logical one may differ in what may be null.
+        let physical = Box::pin(state.create_physical_plan(&plan)).await?;
+        Ok(Description { schema: physical.schema(), parameters })
+    }
+}
