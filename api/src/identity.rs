@@ -202,7 +202,8 @@ impl Credentials {
     }
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
+/// The text of a header.
+pub(crate) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
     let value = headers.get(name).map(|value| value.to_str()).transpose();
     value.map_err(|_| ApiError::invalid(format!("the {name} header is not ASCII text")))
 }

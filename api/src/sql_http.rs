@@ -13,7 +13,7 @@ use crate::format::{Format, respond};
 use crate::identity::identify;
 use crate::otlp_http::read_body;
 
-const MIN_POSITION: &str = "x-signaldb-min-position";
+pub(crate) const MIN_POSITION: &str = "x-signaldb-min-position";
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -80,5 +80,9 @@ pub(crate) fn consistency(name: Option<&str>) -> Result<Consistency, ApiError> {
 pub(crate) fn min_position(headers: &HeaderMap) -> Result<Option<signaldb_model::Position>, ApiError> {
     let Some(value) = headers.get(MIN_POSITION) else { return Ok(None) };
     let text = value.to_str().map_err(|_| ApiError::invalid("the position header is not ASCII text"))?;
-    text.parse().map(Some).map_err(|error: signaldb_model::ParsePositionError| ApiError::invalid(error.to_string()))
+    position(text).map(Some)
+}
+
+pub(crate) fn position(text: &str) -> Result<signaldb_model::Position, ApiError> {
+    text.parse().map_err(|error: signaldb_model::ParsePositionError| ApiError::invalid(error.to_string()))
 }
