@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use signaldb_catalog::{Access, Identity};
 use signaldb_lake::Lake;
-use signaldb_model::{AckLevel, NodeId, TenantId};
+use signaldb_model::{AckLevel, Clock, NodeId, TenantId};
 use signaldb_query::QueryEngine;
 use signaldb_raft::{DiskLevel, Groups};
 use signaldb_signals::{SignalKind, SignalTable};
@@ -27,6 +27,9 @@ pub struct AppDeps {
     pub address: String,
     /// Guards operations when it is set.
     pub admin_key: Option<String>,
+    /// Seals the session tokens of Flight handshakes; the same on every node of the cluster.
+    pub session_secret: Vec<u8>,
+    pub clock: Arc<dyn Clock>,
     /// How long a write may wait for its commit before its outcome is called unknown.
     pub write_timeout: Duration,
     /// How long a repeated request is recognized; zero turns it off.

@@ -17,6 +17,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The same while rows of a long outage wait for their flush.
 const BACKLOG_RETRY_AFTER: Duration = Duration::from_secs(10);
 
+/// Metadata of every gRPC status that was made here: the name of the error.
+pub(crate) const ERROR_NAME: &str = "x-signaldb-error";
+
 /// A request that was not answered.
 #[derive(Debug, Clone)]
 pub struct ApiError {
@@ -90,11 +93,11 @@ impl Kind {
             Self::Backlog => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "backlog"),
             Self::UnknownOutcome => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unknown_outcome"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded"),
-            Self::Resources => (StatusCode::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "resources_exhausted"),
-            // The status that proxies use for a request that was given up; there is no standard one.
+            // The status that proxies use for a client that went away; there is no standard one.
             Self::Cancelled => {
                 (StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT), Code::Cancelled, "cancelled")
             }
+            Self::Resources => (StatusCode::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "resources_exhausted"),
             Self::Quarantined => (StatusCode::CONFLICT, Code::FailedPrecondition, "quarantined"),
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, Code::Unimplemented, "not_implemented"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "internal"),
@@ -152,7 +155,7 @@ impl ApiError {
         let (_, code, name) = self.kind.codes();
         let details = self.rpc_status().encode_to_vec().into();
         let mut metadata = tonic::metadata::MetadataMap::new();
-        metadata.insert("x-signaldb-error", tonic::metadata::MetadataValue::from_static(name));
+        metadata.insert(ERROR_NAME, tonic::metadata::MetadataValue::from_static(name));
         if let Some(budget) = self.budget {
             metadata.insert("x-signaldb-budget", tonic::metadata::MetadataValue::from_static(budget));
         }
@@ -267,7 +270,7 @@ impl From<QueryError> for ApiError {
 impl From<AccessError> for ApiError {
     fn from(error: AccessError) -> Self {
         let kind = match error {
-            AccessError::UnknownKey => Kind::Unauthenticated,
+            AccessError::UnknownKey | AccessError::SessionEnded => Kind::Unauthenticated,
             AccessError::Forbidden => Kind::Forbidden,
         };
         Self::new(kind, error.to_string())

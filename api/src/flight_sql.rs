@@ -1,62 +1,87 @@
-//! Flight SQL: handshake, statements, prepared statements without parameters, catalogs, schemas and tables.
+//! Flight SQL: handshake, statements, prepared statements with parameters, metadata, cancellation.
 //!
-//! Stateless: a ticket is the query itself, and whose query it is comes from the metadata of every call. A ticket is
-//! input like any other.
+//! Stateless but for the results that are being sent: a ticket or handle is the statement itself with what was bound to
+//! it ([`statement`]), a session is its token, and whose request it is comes from the metadata of every call. So a load
+//! balancer may send each call to another node.
+
+mod bind;
+mod cancel;
+mod edge;
+mod info;
+mod rows;
+mod statement;
+mod wire;
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Schema, SchemaRef};
 use arrow::ipc::writer::IpcWriteOptions;
-use arrow_flight::encode::FlightDataEncoderBuilder;
+use arrow_flight::encode::{DictionaryHandling, FlightDataEncoderBuilder};
 use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
-use arrow_flight::sql::metadata::{SqlInfoData, SqlInfoDataBuilder};
-use arrow_flight::sql::server::FlightSqlService;
+use arrow_flight::sql::metadata::{SqlInfoData, XdbcTypeInfoData};
+use arrow_flight::sql::server::{DoPutError, FlightSqlService, PeekableFlightDataStream};
 use arrow_flight::sql::{
+    ActionBeginSavepointRequest, ActionBeginSavepointResult, ActionBeginTransactionRequest,
+    ActionBeginTransactionResult, ActionCancelQueryRequest, ActionCancelQueryResult,
     ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
-    CommandGetCatalogs, CommandGetDbSchemas, CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables,
-    CommandPreparedStatementQuery, CommandStatementQuery, ProstMessageExt, SqlInfo, SqlSupportedTransaction,
+    ActionCreatePreparedSubstraitPlanRequest, ActionEndSavepointRequest, ActionEndTransactionRequest, Any, Command,
+    CommandGetCatalogs, CommandGetCrossReference, CommandGetDbSchemas, CommandGetExportedKeys, CommandGetImportedKeys,
+    CommandGetPrimaryKeys, CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables, CommandGetXdbcTypeInfo,
+    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementIngest, CommandStatementQuery,
+    CommandStatementSubstraitPlan, CommandStatementUpdate, DoPutPreparedStatementResult, ProstMessageExt, SqlInfo,
     TicketStatementQuery,
 };
 use arrow_flight::{
-    Action, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest, HandshakeResponse, IpcMessage, SchemaAsIpc,
-    Ticket,
+    Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightDescriptor, FlightEndpoint,
+    FlightInfo, HandshakeRequest, HandshakeResponse, IpcMessage, SchemaAsIpc, Ticket,
 };
+use axum::http::HeaderMap;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt, stream};
 use prost::Message;
 use signaldb_catalog::Identity;
+use signaldb_model::DatasetId;
 use signaldb_model::limits::REQUEST_BYTES_MAX;
-use signaldb_query::RunningQuery;
+use signaldb_query::{
+    Allowance, Consistency, Description, Parameters, Query, QueryError, QueryErrorKind, SYSTEM_SCHEMA, SYSTEM_TABLES,
+};
 use signaldb_signals::SignalTable;
-use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status, Streaming};
 
+use self::cancel::Streams;
+use self::rows::Rows;
+use self::statement::Statement;
+use self::wire::Wire;
 use crate::app::App;
 use crate::error::{ApiError, Kind};
 use crate::format::{PARTIAL, missing_groups};
-use crate::identity::{identify, session_token};
-use crate::reading::{Reading, ReadingParameters};
+use crate::identity::{header, identify, session_token};
+use crate::reading::{CONSISTENCY, MIN_POSITION, Reading, ReadingParameters, position};
 
 type DoGet = <FlightSql as FlightService>::DoGetStream;
+type DoAction = <FlightSql as FlightService>::DoActionStream;
+type DoPut = <FlightSql as FlightService>::DoPutStream;
+type Handshake = Pin<Box<dyn Stream<Item = Result<HandshakeResponse, Status>> + Send>>;
 
 /// Name of the one catalog that clients see.
 const CATALOG: &str = "signaldb";
-const TABLE_TYPE: &str = "BASE TABLE";
+const TABLE: &str = "BASE TABLE";
+const SYSTEM_TABLE: &str = "SYSTEM TABLE";
 
-/// What a ticket and a prepared statement's handle hold.
-#[derive(Clone, PartialEq, Message)]
-struct QueryHandle {
-    #[prost(string, tag = "1")]
-    sql: String,
-}
+const CANCEL_FLIGHT_INFO: &str = "CancelFlightInfo";
+/// Asks for rows that clients of few types can show, Grafana's source among them (`edge.rs`).
+const FLATTEN: &str = "x-signaldb-flatten";
 
 pub(crate) struct FlightSql {
     app: App,
     info: SqlInfoData,
+    types: XdbcTypeInfoData,
+    streams: Streams,
 }
 
 impl fmt::Debug for FlightSql {
@@ -65,122 +90,198 @@ impl fmt::Debug for FlightSql {
     }
 }
 
-pub(crate) fn service(app: App) -> Result<FlightServiceServer<FlightSql>, FlightError> {
-    let mut info = SqlInfoDataBuilder::new();
-    info.append(SqlInfo::FlightSqlServerName, "SignalDB");
-    info.append(SqlInfo::FlightSqlServerVersion, env!("CARGO_PKG_VERSION"));
-    info.append(SqlInfo::FlightSqlServerArrowVersion, "1.3");
-    info.append(SqlInfo::FlightSqlServerReadOnly, true);
-    info.append(SqlInfo::FlightSqlServerSql, true);
-    info.append(SqlInfo::FlightSqlServerSubstrait, false);
-    // An i32, whatever else would convert: the Go driver panics on another type.
-    info.append(SqlInfo::FlightSqlServerTransaction, SqlSupportedTransaction::None as i32);
-    Ok(FlightServiceServer::new(FlightSql { app, info: info.build()? }).max_decoding_message_size(REQUEST_BYTES_MAX))
+pub(crate) fn service(app: App) -> Result<FlightServiceServer<Wire>, FlightError> {
+    let sql = FlightSql { app, info: info::sql_info()?, types: info::types()?, streams: Streams::default() };
+    Ok(FlightServiceServer::new(Wire(sql)).max_decoding_message_size(REQUEST_BYTES_MAX))
 }
 
-fn internal(error: impl fmt::Display) -> Status {
-    ApiError::new(Kind::Internal, error.to_string()).grpc_status()
+fn status(error: impl Into<ApiError>) -> Status {
+    error.into().grpc_status()
 }
 
-/// The schema that clients of every age can read; the encoder casts to it.
-fn compatible(schema: &Schema) -> SchemaRef {
-    fn kind(of: &DataType) -> DataType {
-        match of {
-            DataType::Utf8View | DataType::LargeUtf8 => DataType::Utf8,
-            DataType::BinaryView | DataType::LargeBinary => DataType::Binary,
-            DataType::Dictionary(_, values) => kind(values),
-            DataType::List(element) | DataType::LargeList(element) => DataType::List(Arc::new(field(element))),
-            DataType::Struct(fields) => DataType::Struct(fields.iter().map(|inner| field(inner)).collect()),
-            DataType::Map(entries, sorted) => DataType::Map(Arc::new(field(entries)), *sorted),
-            other => other.clone(),
-        }
+fn internal(error: impl fmt::Display) -> ApiError {
+    ApiError::new(Kind::Internal, error.to_string())
+}
+
+/// Says by name what is not done here.
+fn unsupported<T>(what: &str) -> Result<T, Status> {
+    Err(status(ApiError::new(Kind::NotImplemented, format!("{what} is not supported"))))
+}
+
+fn flight_error(error: ApiError) -> FlightError {
+    FlightError::from(error.grpc_status())
+}
+
+/// An error of a stream; one without a name comes from encoding rows.
+fn stream_status(error: FlightError) -> Status {
+    match error {
+        FlightError::Tonic(status) => *status,
+        other => status(internal(other)),
     }
-    fn field(of: &Field) -> Field {
-        Field::new(of.name(), kind(of.data_type()), of.is_nullable())
-    }
-    Arc::new(Schema::new(schema.fields().iter().map(|of| field(of)).collect::<Vec<_>>()))
-}
-
-/// Exactly the schema that the encoder will announce: drivers compare it with FlightInfo's.
-fn announced(schema: SchemaRef) -> SchemaRef {
-    let none = stream::empty::<Result<RecordBatch, FlightError>>();
-    let encoder = FlightDataEncoderBuilder::new().with_schema(Arc::clone(&schema)).build(none);
-    encoder.known_schema().unwrap_or(schema)
-}
-
-fn stream_of(
-    schema: SchemaRef,
-    batches: impl Stream<Item = Result<RecordBatch, FlightError>> + Send + 'static,
-) -> Response<DoGet> {
-    let encoded = FlightDataEncoderBuilder::new().with_schema(schema).build(batches);
-    Response::new(Box::pin(encoded.map_err(Status::from)))
 }
 
 fn one_batch(batch: Result<RecordBatch, FlightError>) -> Result<Response<DoGet>, Status> {
-    let batch = batch.map_err(Status::from)?;
-    Ok(stream_of(batch.schema(), stream::iter([Ok(batch)])))
+    let batch = batch.map_err(|error| status(internal(error)))?;
+    let encoder = FlightDataEncoderBuilder::new().with_schema(batch.schema());
+    let encoded = encoder.build(stream::iter([Ok(batch)]));
+    Ok(Response::new(Box::pin(encoded.map_err(stream_status))))
 }
 
+fn no_rows(schema: &SchemaRef) -> Result<Response<DoGet>, Status> {
+    one_batch(Ok(RecordBatch::new_empty(Arc::clone(schema))))
+}
+
+/// One endpoint without a place: the rows are wherever the client is connected to.
 fn flight_info(
     schema: &Schema,
     ticket: &impl ProstMessageExt,
     descriptor: FlightDescriptor,
 ) -> Result<Response<FlightInfo>, Status> {
     let ticket = Ticket::new(ticket.as_any().encode_to_vec());
-    let info = FlightInfo::new().try_with_schema(schema).map_err(internal)?;
+    let info = FlightInfo::new().try_with_schema(schema).map_err(|error| status(internal(error)))?;
     Ok(Response::new(info.with_endpoint(FlightEndpoint::new().with_ticket(ticket)).with_descriptor(descriptor)))
 }
 
-fn ipc_schema(schema: &Schema) -> Result<Bytes, Status> {
+fn ipc_schema(schema: &Schema) -> Result<Bytes, ApiError> {
     let IpcMessage(bytes) =
         IpcMessage::try_from(SchemaAsIpc::new(schema, &IpcWriteOptions::default())).map_err(internal)?;
     Ok(bytes)
 }
 
+fn refuse_transaction(id: Option<&Bytes>) -> Result<(), Status> {
+    if id.is_some_and(|id| !id.is_empty()) { unsupported("a statement in a transaction") } else { Ok(()) }
+}
+
+/// The statement as this call asks for it: its headers go before those of the call that made the ticket or handle.
+fn with_headers(mut statement: Statement, headers: &HeaderMap) -> Result<Statement, ApiError> {
+    if let Some(consistency) = header(headers, CONSISTENCY)? {
+        statement.consistency = Some(consistency.to_owned());
+    }
+    if let Some(position) = header(headers, MIN_POSITION)? {
+        statement.min_position = Some(position.to_owned());
+    }
+    if let Some(flatten) = header(headers, FLATTEN)? {
+        let expected = || ApiError::invalid(format!("{FLATTEN} is {flatten:?}; expected true or false"));
+        statement.flat = flatten.parse::<bool>().map_err(|_| expected())?;
+    }
+    Ok(statement)
+}
+
+/// What a ticket of a result holds.
+fn statement_of(ticket: &Ticket) -> Result<Statement, ApiError> {
+    let ticket = Any::decode(&*ticket.ticket).ok().and_then(|any| any.unpack::<TicketStatementQuery>().ok().flatten());
+    let ticket = ticket.ok_or_else(|| ApiError::invalid("this ticket is not one of a query"))?;
+    Statement::from_bytes(&ticket.statement_handle)
+}
+
 impl FlightSql {
     fn identify(&self, metadata: &MetadataMap) -> Result<Identity, Status> {
-        let identity = identify(&self.app, metadata.as_ref()).map_err(|error| error.grpc_status())?;
+        let identity = identify(&self.app, metadata.as_ref()).map_err(status)?;
         self.app.prepare(&identity);
         Ok(identity)
     }
 
-    async fn run(&self, handle: &[u8], metadata: &MetadataMap) -> Result<RunningQuery, Status> {
+    /// A statement that a client asks for.
+    fn statement(&self, sql: String, metadata: &MetadataMap) -> Result<Statement, Status> {
         let identity = self.identify(metadata)?;
-        let handle = QueryHandle::decode(handle)
-            .map_err(|_| ApiError::invalid("this ticket or statement handle is not one of ours").grpc_status())?;
-        let reading = Reading::of(&self.app, &ReadingParameters::default(), metadata.as_ref());
-        let query = reading.map_err(|error| error.grpc_status())?.query(identity, handle.sql);
-        self.app.engine.run(query).await.map_err(|error| ApiError::from(error).grpc_status())
+        let (tenant, dataset) = (identity.tenant.to_string(), identity.dataset.to_string());
+        let statement = Statement { sql, tenant, dataset, ..Statement::default() };
+        with_headers(statement, metadata.as_ref()).map_err(status)
     }
 
-    /// The schema of a query's result: it is started and dropped, so that the plan is the real one.
-    async fn schema_of(&self, handle: &[u8], metadata: &MetadataMap) -> Result<SchemaRef, Status> {
-        Ok(announced(compatible(&self.run(handle, metadata).await?.schema)))
+    /// A statement that a client brings back.
+    fn reopened(&self, handle: &[u8], metadata: &MetadataMap) -> Result<Statement, ApiError> {
+        with_headers(Statement::from_bytes(handle)?, metadata.as_ref())
+    }
+
+    /// The query, without parameters, as the caller may run it.
+    fn query(&self, statement: &Statement, metadata: &MetadataMap) -> Result<Query, ApiError> {
+        let caller = identify(&self.app, metadata.as_ref())?;
+        self.app.prepare(&caller);
+        let (access, tenant) = (&self.app.access, caller.tenant.clone());
+        let may_use = |dataset: &DatasetId| !access.enabled() || access.datasets(&tenant).contains(dataset);
+        let parameters = ReadingParameters { consistency: statement.consistency.clone(), deadline: None };
+        let reading = Reading::of(&self.app, &parameters, metadata.as_ref())?;
+        let min_position = statement.min_position.as_deref().map(position).transpose()?;
+        Ok(Reading { min_position, ..reading }.query(statement.identity(caller, may_use)?, statement.sql.clone()))
+    }
+
+    /// What a statement gives and takes, with the first row of what is bound to it.
+    async fn describe(&self, statement: &Statement, metadata: &MetadataMap) -> Result<Description, ApiError> {
+        let query = self.query(statement, metadata)?;
+        let parameters = match &statement.bound {
+            Some(bound) => {
+                let rows = bind::rows(bound).await?;
+                if rows.num_rows() > 0 { Parameters::of_row(&rows, 0)? } else { Parameters::default() }
+            }
+            None => Parameters::default(),
+        };
+        // No row is read, so none can be missing; what cannot be read now is said when it is.
+        let query = Query { parameters, consistency: Consistency::Eventual, min_position: None, ..query };
+        Ok(self.app.engine.describe(query).await?)
+    }
+
+    pub(super) async fn prepared_schema(&self, handle: &[u8], metadata: &MetadataMap) -> Result<Bytes, ApiError> {
+        let statement = self.reopened(handle, metadata)?;
+        let description = self.describe(&statement, metadata).await?;
+        ipc_schema(&edge::result(&description.schema, statement.flat))
     }
 
     async fn statement_info(
         &self,
-        handle: Bytes,
+        statement: Statement,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        let schema = self.schema_of(&handle, request.metadata()).await?;
-        flight_info(&schema, &TicketStatementQuery { statement_handle: handle }, request.into_inner())
+        let description = self.describe(&statement, request.metadata()).await.map_err(status)?;
+        if statement.bound.is_none() && !description.parameters.fields().is_empty() {
+            return Err(status(ApiError::invalid(
+                "the statement has parameters, and no values are bound to them: prepare it and bind them (a driver from \
+                 before 2024 ignores the handle that comes back then)",
+            )));
+        }
+        let schema = edge::result(&description.schema, statement.flat);
+        let ticket = Statement { id: Bytes::copy_from_slice(uuid::Uuid::new_v4().as_bytes()), ..statement };
+        flight_info(&schema, &TicketStatementQuery { statement_handle: ticket.to_bytes() }, request.into_inner())
     }
 
-    async fn rows(&self, handle: &[u8], metadata: &MetadataMap) -> Result<Response<DoGet>, Status> {
-        let running = self.run(handle, metadata).await?;
-        let schema = compatible(&running.schema);
-        let missing = missing_groups(&running.missing_groups);
-        let batches = stream::unfold(running, |mut running| async move {
-            let batch = running.next().await?;
-            let batch = batch.map_err(|error| FlightError::from(ApiError::from(error).grpc_status()));
-            Some((batch, running))
+    async fn rows(&self, handle: &[u8], metadata: &MetadataMap) -> Result<Response<DoGet>, ApiError> {
+        let statement = self.reopened(handle, metadata)?;
+        let query = self.query(&statement, metadata)?;
+        let bound = match &statement.bound {
+            Some(bound) => Some(bind::rows(bound).await?),
+            None => None,
+        };
+        if bound.as_ref().is_some_and(|rows| rows.num_rows() == 0) {
+            let description = self.describe(&statement, metadata).await?;
+            let none = stream::empty::<Result<RecordBatch, FlightError>>();
+            return Ok(sent(edge::result(&description.schema, statement.flat), none));
+        }
+        let sending = self.streams.begin(statement.id.clone(), query.identity.tenant.clone());
+        let engine = self.app.engine.clone();
+        let rows = Box::pin(Rows::start(engine, query, bound, statement.flat, sending)).await?;
+        let (schema, missing) = (Arc::clone(&rows.schema), missing_groups(&rows.missing));
+        let batches = stream::try_unfold(rows, |mut rows| async move {
+            let batch = rows.next().await.map_err(flight_error)?;
+            Ok::<_, FlightError>(batch.map(|batch| (batch, rows)))
         });
-        let mut response = stream_of(schema, batches);
+        let mut response = sent(schema, batches);
         if let Some(groups) = missing.and_then(|groups| MetadataValue::try_from(groups.as_bytes()).ok()) {
             response.metadata_mut().insert(PARTIAL, groups);
         }
         Ok(response)
+    }
+
+    /// Gives up the results of these tickets that this node is sending.
+    fn cancel(&self, info: Option<&FlightInfo>, metadata: &MetadataMap) -> Result<CancelStatus, Status> {
+        let identity = self.identify(metadata)?;
+        let endpoints = info.map(|info| info.endpoint.as_slice()).unwrap_or_default();
+        let mut found = false;
+        for ticket in endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
+            let statement = statement_of(ticket).map_err(status)?;
+            found |= self.streams.cancel(&statement.id, &identity.tenant);
+        }
+        // Rows that are on their way may still arrive. Another node may be sending them, or nobody yet.
+        Ok(if found { CancelStatus::Cancelling } else { CancelStatus::NotCancellable })
     }
 
     fn datasets(&self, identity: &Identity) -> Vec<String> {
@@ -188,6 +289,44 @@ impl FlightSql {
         datasets.insert(identity.dataset.clone());
         datasets.into_iter().map(String::from).collect()
     }
+
+    /// Schema, name and type of each table that the caller may name.
+    fn tables(&self, identity: &Identity) -> Vec<(String, &'static str, &'static str)> {
+        let mut tables = Vec::new();
+        for dataset in self.datasets(identity) {
+            tables.extend(SignalTable::ALL.into_iter().map(|table| (dataset.clone(), table.name(), TABLE)));
+        }
+        tables.extend(SYSTEM_TABLES.iter().map(|name| (SYSTEM_SCHEMA.to_owned(), *name, SYSTEM_TABLE)));
+        tables
+    }
+
+    /// A table as queries see it: the schema of selecting everything from it.
+    async fn table_schema(&self, identity: &Identity, schema: &str, table: &str) -> Result<SchemaRef, ApiError> {
+        let query = Query {
+            identity: identity.clone(),
+            sql: format!("SELECT * FROM \"{schema}\".\"{table}\" LIMIT 0"),
+            parameters: Parameters::default(),
+            consistency: Consistency::Eventual,
+            min_position: None,
+            allowance: Allowance::default(),
+        };
+        match self.app.engine.describe(query).await {
+            Ok(description) => Ok(edge::compatible(&description.schema)),
+            // It is there, and what it has is not known: no reason to hide the others.
+            Err(QueryError { kind: QueryErrorKind::Quarantined, .. }) => Ok(Arc::new(Schema::empty())),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A result on its way. Dictionaries go as they are, each with the rows that need it.
+fn sent(
+    schema: SchemaRef,
+    batches: impl Stream<Item = Result<RecordBatch, FlightError>> + Send + 'static,
+) -> Response<DoGet> {
+    let encoder = FlightDataEncoderBuilder::new().with_schema(schema);
+    let encoded = encoder.with_dictionary_handling(DictionaryHandling::Resend).build(batches);
+    Response::new(Box::pin(encoded.map_err(stream_status)))
 }
 
 #[tonic::async_trait]
@@ -197,21 +336,14 @@ impl FlightSqlService for FlightSql {
     async fn register_sql_info(&self, _id: i32, _result: &SqlInfo) {}
 
     /// Basic in, bearer out; the client sends headers only.
-    async fn do_handshake(
-        &self,
-        request: Request<Streaming<HandshakeRequest>>,
-    ) -> Result<Response<Pin<Box<dyn Stream<Item = Result<HandshakeResponse, Status>> + Send>>>, Status> {
-        let token = if self.app.access.enabled() {
-            self.identify(request.metadata())?;
-            session_token(request.metadata().as_ref()).map_err(|error| error.grpc_status())?
-        } else {
-            "anonymous".to_owned()
-        };
+    async fn do_handshake(&self, request: Request<Streaming<HandshakeRequest>>) -> Result<Response<Handshake>, Status> {
+        let token = session_token(&self.app, request.metadata().as_ref()).map_err(status)?;
         let answer = HandshakeResponse { protocol_version: 0, payload: Bytes::from(token.clone()) };
-        let answers: Pin<Box<dyn Stream<Item = Result<HandshakeResponse, Status>> + Send>> =
-            Box::pin(stream::iter([Ok(answer)]));
+        let answers: Handshake = Box::pin(stream::iter([Ok(answer)]));
         let mut response = Response::new(answers);
-        response.metadata_mut().insert("authorization", format!("Bearer {token}").parse().map_err(internal)?);
+        let bearer =
+            format!("Bearer {token}").parse::<MetadataValue<Ascii>>().map_err(|error| status(internal(error)))?;
+        response.metadata_mut().insert("authorization", bearer);
         Ok(response)
     }
 
@@ -220,7 +352,9 @@ impl FlightSqlService for FlightSql {
         query: CommandStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.statement_info(QueryHandle { sql: query.query }.encode_to_vec().into(), request).await
+        let statement = self.statement(query.query, request.metadata())?;
+        refuse_transaction(query.transaction_id.as_ref())?;
+        self.statement_info(statement, request).await
     }
 
     async fn get_flight_info_prepared_statement(
@@ -228,7 +362,31 @@ impl FlightSqlService for FlightSql {
         query: CommandPreparedStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.statement_info(query.prepared_statement_handle, request).await
+        let statement = self.reopened(&query.prepared_statement_handle, request.metadata()).map_err(status)?;
+        self.statement_info(statement, request).await
+    }
+
+    async fn get_flight_info_substrait_plan(
+        &self,
+        _query: CommandStatementSubstraitPlan,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
+        self.identify(request.metadata())?;
+        unsupported("CommandStatementSubstraitPlan")
+    }
+
+    async fn get_flight_info_fallback(
+        &self,
+        command: Command,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
+        self.identify(request.metadata())?;
+        match command {
+            Command::Unknown(any) => {
+                Err(status(ApiError::invalid(format!("{:?} is not a command of Flight SQL", any.type_url))))
+            }
+            known => unsupported(&format!("GetFlightInfo of {}", short_name(known.type_url()))),
+        }
     }
 
     async fn do_get_statement(
@@ -236,7 +394,7 @@ impl FlightSqlService for FlightSql {
         ticket: TicketStatementQuery,
         request: Request<Ticket>,
     ) -> Result<Response<DoGet>, Status> {
-        self.rows(&ticket.statement_handle, request.metadata()).await
+        self.rows(&ticket.statement_handle, request.metadata()).await.map_err(status)
     }
 
     async fn do_get_prepared_statement(
@@ -244,7 +402,12 @@ impl FlightSqlService for FlightSql {
         query: CommandPreparedStatementQuery,
         request: Request<Ticket>,
     ) -> Result<Response<DoGet>, Status> {
-        self.rows(&query.prepared_statement_handle, request.metadata()).await
+        self.rows(&query.prepared_statement_handle, request.metadata()).await.map_err(status)
+    }
+
+    async fn do_get_fallback(&self, request: Request<Ticket>, message: Any) -> Result<Response<DoGet>, Status> {
+        self.identify(request.metadata())?;
+        Err(status(ApiError::invalid(format!("{:?} is not a ticket of Flight SQL", message.type_url))))
     }
 
     async fn do_action_create_prepared_statement(
@@ -252,21 +415,163 @@ impl FlightSqlService for FlightSql {
         query: ActionCreatePreparedStatementRequest,
         request: Request<Action>,
     ) -> Result<ActionCreatePreparedStatementResult, Status> {
-        let handle = Bytes::from(QueryHandle { sql: query.query }.encode_to_vec());
-        let schema = self.schema_of(&handle, request.metadata()).await?;
+        let statement = self.statement(query.query, request.metadata())?;
+        refuse_transaction(query.transaction_id.as_ref())?;
+        let description = self.describe(&statement, request.metadata()).await.map_err(status)?;
+        let schema = edge::result(&description.schema, statement.flat);
         Ok(ActionCreatePreparedStatementResult {
-            prepared_statement_handle: handle,
-            dataset_schema: ipc_schema(&schema)?,
-            parameter_schema: ipc_schema(&Schema::empty())?,
+            prepared_statement_handle: statement.to_bytes(),
+            dataset_schema: ipc_schema(&schema).map_err(status)?,
+            parameter_schema: ipc_schema(&edge::compatible(&description.parameters)).map_err(status)?,
         })
     }
 
+    /// The next handle has what was bound in it.
+    async fn do_put_prepared_statement_query(
+        &self,
+        query: CommandPreparedStatementQuery,
+        request: Request<PeekableFlightDataStream>,
+    ) -> Result<DoPutPreparedStatementResult, Status> {
+        let (metadata, _, messages) = request.into_parts();
+        let statement = self.reopened(&query.prepared_statement_handle, &metadata).map_err(status)?;
+        // Before anything is read of who may not bind.
+        self.query(&statement, &metadata).map_err(status)?;
+        let bound = bind::receive(messages).await.map_err(status)?;
+        let bound = Statement { bound: Some(bound), ..statement };
+        Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(bound.to_bytes()) })
+    }
+
+    /// There is nothing to close but the handle itself.
     async fn do_action_close_prepared_statement(
         &self,
-        _query: ActionClosePreparedStatementRequest,
-        _request: Request<Action>,
+        query: ActionClosePreparedStatementRequest,
+        request: Request<Action>,
     ) -> Result<(), Status> {
-        Ok(())
+        self.identify(request.metadata())?;
+        Statement::from_bytes(&query.prepared_statement_handle).map(drop).map_err(status)
+    }
+
+    async fn do_action_cancel_query(
+        &self,
+        query: ActionCancelQueryRequest,
+        request: Request<Action>,
+    ) -> Result<ActionCancelQueryResult, Status> {
+        let unreadable = |_| status(ApiError::invalid("CancelQuery needs the FlightInfo of a query"));
+        let info = FlightInfo::decode(query.info).map_err(unreadable)?;
+        // The two enumerations have the same numbers.
+        Ok(ActionCancelQueryResult { result: self.cancel(Some(&info), request.metadata())? as i32 })
+    }
+
+    async fn do_action_fallback(&self, request: Request<Action>) -> Result<Response<DoAction>, Status> {
+        let action = request.get_ref();
+        if action.r#type == CANCEL_FLIGHT_INFO {
+            let unreadable = |_| status(ApiError::invalid("CancelFlightInfo needs a CancelFlightInfoRequest"));
+            let asked = CancelFlightInfoRequest::decode(action.body.clone()).map_err(unreadable)?;
+            let result = CancelFlightInfoResult::new(self.cancel(asked.info.as_ref(), request.metadata())?);
+            let answer = arrow_flight::Result::new(result.encode_to_vec());
+            return Ok(Response::new(Box::pin(stream::iter([Ok(answer)]))));
+        }
+        self.identify(request.metadata())?;
+        let name: String = action.r#type.chars().take(100).collect();
+        unsupported(&format!("the action {name:?}"))
+    }
+
+    async fn do_action_create_prepared_substrait_plan(
+        &self,
+        _query: ActionCreatePreparedSubstraitPlanRequest,
+        request: Request<Action>,
+    ) -> Result<ActionCreatePreparedStatementResult, Status> {
+        self.identify(request.metadata())?;
+        unsupported("CreatePreparedSubstraitPlan")
+    }
+
+    async fn do_action_begin_transaction(
+        &self,
+        _query: ActionBeginTransactionRequest,
+        request: Request<Action>,
+    ) -> Result<ActionBeginTransactionResult, Status> {
+        self.identify(request.metadata())?;
+        unsupported("BeginTransaction")
+    }
+
+    async fn do_action_end_transaction(
+        &self,
+        _query: ActionEndTransactionRequest,
+        request: Request<Action>,
+    ) -> Result<(), Status> {
+        self.identify(request.metadata())?;
+        unsupported("EndTransaction")
+    }
+
+    async fn do_action_begin_savepoint(
+        &self,
+        _query: ActionBeginSavepointRequest,
+        request: Request<Action>,
+    ) -> Result<ActionBeginSavepointResult, Status> {
+        self.identify(request.metadata())?;
+        unsupported("BeginSavepoint")
+    }
+
+    async fn do_action_end_savepoint(
+        &self,
+        _query: ActionEndSavepointRequest,
+        request: Request<Action>,
+    ) -> Result<(), Status> {
+        self.identify(request.metadata())?;
+        unsupported("EndSavepoint")
+    }
+
+    async fn do_put_statement_update(
+        &self,
+        _command: CommandStatementUpdate,
+        request: Request<PeekableFlightDataStream>,
+    ) -> Result<i64, Status> {
+        self.identify(request.metadata())?;
+        unsupported("CommandStatementUpdate: SQL only reads, and changing data with it")
+    }
+
+    async fn do_put_prepared_statement_update(
+        &self,
+        _command: CommandPreparedStatementUpdate,
+        request: Request<PeekableFlightDataStream>,
+    ) -> Result<i64, Status> {
+        self.identify(request.metadata())?;
+        unsupported("CommandPreparedStatementUpdate: SQL only reads, and changing data with it")
+    }
+
+    async fn do_put_statement_ingest(
+        &self,
+        _command: CommandStatementIngest,
+        request: Request<PeekableFlightDataStream>,
+    ) -> Result<i64, Status> {
+        self.identify(request.metadata())?;
+        unsupported("CommandStatementIngest: rows come in over OTLP, and bulk ingestion over Flight")
+    }
+
+    async fn do_put_substrait_plan(
+        &self,
+        _command: CommandStatementSubstraitPlan,
+        request: Request<PeekableFlightDataStream>,
+    ) -> Result<i64, Status> {
+        self.identify(request.metadata())?;
+        unsupported("CommandStatementSubstraitPlan")
+    }
+
+    async fn do_put_fallback(
+        &self,
+        request: Request<PeekableFlightDataStream>,
+        message: Any,
+    ) -> Result<Response<DoPut>, Status> {
+        self.identify(request.metadata())?;
+        unsupported(&format!("DoPut of {:?}", short_name(&message.type_url)))
+    }
+
+    async fn do_put_error_callback(
+        &self,
+        _request: Request<PeekableFlightDataStream>,
+        error: DoPutError,
+    ) -> Result<Response<DoPut>, Status> {
+        Err(status(ApiError::invalid(error.to_string())))
     }
 
     async fn get_flight_info_catalogs(
@@ -305,8 +610,8 @@ impl FlightSqlService for FlightSql {
     ) -> Result<Response<DoGet>, Status> {
         let identity = self.identify(request.metadata())?;
         let mut builder = query.into_builder();
-        for dataset in self.datasets(&identity) {
-            builder.append(CATALOG, dataset);
+        for schema in self.datasets(&identity).into_iter().chain([SYSTEM_SCHEMA.to_owned()]) {
+            builder.append(CATALOG, schema);
         }
         one_batch(builder.build())
     }
@@ -326,18 +631,22 @@ impl FlightSqlService for FlightSql {
         request: Request<Ticket>,
     ) -> Result<Response<DoGet>, Status> {
         let identity = self.identify(request.metadata())?;
-        let with_schema = query.include_schema;
-        let mut builder = query.into_builder();
-        let mut schemas = Vec::new();
-        for table in SignalTable::ALL {
-            let schema =
-                if with_schema { self.table_schema(&request, table).await? } else { Arc::new(Schema::empty()) };
-            schemas.push((table, schema));
+        let mut names = CommandGetTables { include_schema: false, ..query.clone() }.into_builder();
+        for (schema, table, kind) in self.tables(&identity) {
+            names.append(CATALOG, schema, table, kind, &Schema::empty()).map_err(|error| status(internal(error)))?;
         }
-        for dataset in self.datasets(&identity) {
-            for (table, schema) in &schemas {
-                builder.append(CATALOG, &dataset, table.name(), TABLE_TYPE, schema).map_err(Status::from)?;
-            }
+        let names = names.build();
+        if !query.include_schema {
+            return one_batch(names);
+        }
+        // Only what the filters left has to be planned.
+        let names = names.map_err(|error| status(internal(error)))?;
+        let text = |column: usize, row: usize| names.column(column).as_string::<i32>().value(row);
+        let mut builder = query.into_builder();
+        for row in 0..names.num_rows() {
+            let (schema, table, kind) = (text(1, row), text(2, row), text(3, row));
+            let columns = self.table_schema(&identity, schema, table).await.map_err(status)?;
+            builder.append(CATALOG, schema, table, kind, &columns).map_err(|error| status(internal(error)))?;
         }
         one_batch(builder.build())
     }
@@ -358,7 +667,9 @@ impl FlightSqlService for FlightSql {
     ) -> Result<Response<DoGet>, Status> {
         self.identify(request.metadata())?;
         let mut builder = query.into_builder();
-        builder.append(TABLE_TYPE);
+        for kind in [TABLE, SYSTEM_TABLE] {
+            builder.append(kind);
+        }
         one_batch(builder.build())
     }
 
@@ -379,12 +690,99 @@ impl FlightSqlService for FlightSql {
         self.identify(request.metadata())?;
         one_batch(query.into_builder(&self.info).build())
     }
+
+    async fn get_flight_info_xdbc_type_info(
+        &self,
+        query: CommandGetXdbcTypeInfo,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
+        self.identify(request.metadata())?;
+        flight_info(&query.into_builder(&self.types).schema(), &query, request.into_inner())
+    }
+
+    async fn do_get_xdbc_type_info(
+        &self,
+        query: CommandGetXdbcTypeInfo,
+        request: Request<Ticket>,
+    ) -> Result<Response<DoGet>, Status> {
+        self.identify(request.metadata())?;
+        one_batch(query.into_builder(&self.types).build())
+    }
+
+    async fn get_flight_info_primary_keys(
+        &self,
+        query: CommandGetPrimaryKeys,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
+        self.identify(request.metadata())?;
+        flight_info(&info::PRIMARY_KEYS, &query, request.into_inner())
+    }
+
+    async fn do_get_primary_keys(
+        &self,
+        _query: CommandGetPrimaryKeys,
+        request: Request<Ticket>,
+    ) -> Result<Response<DoGet>, Status> {
+        self.identify(request.metadata())?;
+        no_rows(&info::PRIMARY_KEYS)
+    }
+
+    async fn get_flight_info_exported_keys(
+        &self,
+        query: CommandGetExportedKeys,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
+        self.identify(request.metadata())?;
+        flight_info(&info::FOREIGN_KEYS, &query, request.into_inner())
+    }
+
+    async fn do_get_exported_keys(
+        &self,
+        _query: CommandGetExportedKeys,
+        request: Request<Ticket>,
+    ) -> Result<Response<DoGet>, Status> {
+        self.identify(request.metadata())?;
+        no_rows(&info::FOREIGN_KEYS)
+    }
+
+    async fn get_flight_info_imported_keys(
+        &self,
+        query: CommandGetImportedKeys,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
+        self.identify(request.metadata())?;
+        flight_info(&info::FOREIGN_KEYS, &query, request.into_inner())
+    }
+
+    async fn do_get_imported_keys(
+        &self,
+        _query: CommandGetImportedKeys,
+        request: Request<Ticket>,
+    ) -> Result<Response<DoGet>, Status> {
+        self.identify(request.metadata())?;
+        no_rows(&info::FOREIGN_KEYS)
+    }
+
+    async fn get_flight_info_cross_reference(
+        &self,
+        query: CommandGetCrossReference,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
+        self.identify(request.metadata())?;
+        flight_info(&info::FOREIGN_KEYS, &query, request.into_inner())
+    }
+
+    async fn do_get_cross_reference(
+        &self,
+        _query: CommandGetCrossReference,
+        request: Request<Ticket>,
+    ) -> Result<Response<DoGet>, Status> {
+        self.identify(request.metadata())?;
+        no_rows(&info::FOREIGN_KEYS)
+    }
 }
 
-impl FlightSql {
-    /// A table as queries see it: the schema of selecting everything from it.
-    async fn table_schema(&self, request: &Request<Ticket>, table: SignalTable) -> Result<SchemaRef, Status> {
-        let sql = format!("SELECT * FROM {} LIMIT 0", table.name());
-        self.schema_of(&QueryHandle { sql }.encode_to_vec(), request.metadata()).await
-    }
+/// The name of a message without where it comes from.
+fn short_name(type_url: &str) -> String {
+    type_url.rsplit('.').next().unwrap_or_default().chars().take(100).collect()
 }

@@ -218,16 +218,20 @@ fn flatten(batch: &RecordBatch) -> Result<RecordBatch, ApiError> {
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         if field.data_type().is_nested() || matches!(field.data_type(), DataType::Binary | DataType::FixedSizeBinary(_))
         {
-            let values = json_values(column)?;
-            let text: StringArray = values.iter().map(|value| (!value.is_null()).then(|| value.to_string())).collect();
             fields.push(Field::new(field.name(), DataType::Utf8, true));
-            columns.push(Arc::new(text));
+            columns.push(Arc::new(json_texts(column)?));
         } else {
             fields.push(field.as_ref().clone());
             columns.push(Arc::clone(column));
         }
     }
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(internal)
+}
+
+/// A column as JSON text.
+pub(crate) fn json_texts(column: &ArrayRef) -> Result<StringArray, ApiError> {
+    let values = json_values(column)?;
+    Ok(values.iter().map(|value| (!value.is_null()).then(|| value.to_string())).collect())
 }
 
 /// A column as JSON values. Each goes under a key of its own, so that columns may share a name.

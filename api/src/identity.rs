@@ -1,5 +1,7 @@
 //! Whose request it is, from headers or gRPC metadata (CONTRACT, "Authentication").
 
+use std::time::Duration;
+
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use base64::Engine;
@@ -17,8 +19,13 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Bearer tokens from a Flight handshake carry tenant and key, so that no session state is needed.
-const SESSION_PREFIX: &str = "sdb1.";
+/// A bearer that says the same as Basic credentials: base64 of `tenant:key`. Handshakes answered it up to now; with
+/// authentication off they still do, for there is no key in it then.
+const PAIR_PREFIX: &str = "sdb1.";
+/// The session token of a handshake (`catalog/src/session.rs`) in base64.
+const SESSION_PREFIX: &str = "sdb2.";
+/// How long a session lasts; then the client logs in again.
+const SESSION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Says who asks.
 ///
@@ -31,15 +38,27 @@ pub(crate) fn identify(app: &App, headers: &HeaderMap) -> Result<Identity, ApiEr
     }
     let credentials = Credentials::read(headers)?;
     if app.access.enabled() {
-        if credentials.key.is_none() {
-            return Err(ApiError::invalid("the Authorization header is missing")
-                .with_hint("send `Authorization: Bearer <key>` and `X-Tenant-ID: <tenant>`"));
-        }
-        if credentials.tenant.is_none() {
-            return Err(ApiError::invalid("the X-Tenant-ID header is missing"));
+        match &credentials.key {
+            None => {
+                return Err(ApiError::invalid("the Authorization header is missing")
+                    .with_hint("send `Authorization: Bearer <key>` and `X-Tenant-ID: <tenant>`"));
+            }
+            Some(Key::Session(token)) => {
+                let (secret, now) = (&app.session_secret, seconds(app));
+                return Ok(app.access.resume_session(token, secret, now, credentials.tenant, credentials.dataset)?);
+            }
+            Some(Key::Api(_)) if credentials.tenant.is_none() => {
+                return Err(ApiError::invalid("the X-Tenant-ID header is missing"));
+            }
+            Some(Key::Api(_)) => {}
         }
     }
-    Ok(app.access.identify(credentials.key.as_deref(), credentials.tenant, credentials.dataset)?)
+    Ok(app.access.identify(credentials.api_key(), credentials.tenant.clone(), credentials.dataset.clone())?)
+}
+
+/// Seconds since 1970.
+fn seconds(app: &App) -> u64 {
+    app.clock.now().0 / 1_000_000_000
 }
 
 /// Lets operators in: with `auth.admin_key` set only its bearer, else anybody who may use the node.
@@ -49,7 +68,7 @@ pub(crate) fn authorize_admin(app: &App, headers: &HeaderMap) -> Result<(), ApiE
     };
     let offered = Credentials::read(headers)?.key;
     match offered {
-        Some(key) if constant_time_eq(key.as_bytes(), expected.as_bytes()) => Ok(()),
+        Some(Key::Api(key)) if constant_time_eq(key.as_bytes(), expected.as_bytes()) => Ok(()),
         Some(_) => Err(ApiError::new(Kind::Forbidden, "this needs the admin key")),
         None => Err(ApiError::invalid("the Authorization header is missing")),
     }
@@ -78,7 +97,7 @@ pub(crate) fn identify_admin(app: &App, headers: &HeaderMap) -> Result<Identity,
 /// is named.
 pub(crate) fn reach(app: &App, headers: &HeaderMap) -> Result<Option<TenantId>, ApiError> {
     let credentials = Credentials::read(headers)?;
-    if let (Some(expected), Some(offered)) = (&app.admin_key, &credentials.key)
+    if let (Some(expected), Some(offered)) = (&app.admin_key, credentials.api_key())
         && constant_time_eq(offered.as_bytes(), expected.as_bytes())
     {
         return Ok(credentials.tenant);
@@ -103,24 +122,54 @@ fn constant_time_eq(left: &[u8], right: &[u8]) -> bool {
     left.len() == right.len() && left.iter().zip(right).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
 
-/// The token that a Flight handshake answers a Basic header with.
-pub(crate) fn session_token(headers: &HeaderMap) -> Result<String, ApiError> {
+/// The token that a Flight handshake answers: it stands for the key for a day, on every node, and does not hold the key.
+///
+/// # Errors
+/// As for [`identify`]; without a key there is nothing to log in with.
+pub(crate) fn session_token(app: &App, headers: &HeaderMap) -> Result<String, ApiError> {
+    identify(app, headers)?;
     let credentials = Credentials::read(headers)?;
-    match (credentials.tenant, credentials.key) {
-        (Some(tenant), Some(key)) => Ok(format!("{SESSION_PREFIX}{}", BASE64.encode(format!("{tenant}:{key}")))),
-        _ => Err(ApiError::invalid("the handshake needs `Authorization: Basic <tenant:key>`")),
+    if !app.access.enabled() {
+        let tenant = credentials.tenant.as_ref();
+        return Ok(tenant.map_or_else(
+            || "anonymous".to_owned(),
+            |tenant| format!("{PAIR_PREFIX}{}", BASE64.encode(format!("{tenant}:"))),
+        ));
     }
+    let Some(key) = credentials.api_key() else {
+        return Err(ApiError::invalid(
+            "a session is opened with `Authorization: Basic <tenant:key>`, not with a session",
+        ));
+    };
+    let until = seconds(app) + SESSION_LIFETIME.as_secs();
+    let token = app.access.open_session(key, &app.session_secret, until)?;
+    Ok(format!("{SESSION_PREFIX}{}", BASE64.encode(token)))
 }
 
 /// What the headers claim; nothing of it is checked yet.
 #[derive(Debug, Default)]
 struct Credentials {
-    key: Option<String>,
+    key: Option<Key>,
     tenant: Option<TenantId>,
     dataset: Option<DatasetId>,
 }
 
+/// What a request proves itself with.
+#[derive(Debug, PartialEq, Eq)]
+enum Key {
+    Api(String),
+    /// A session token.
+    Session(Vec<u8>),
+}
+
 impl Credentials {
+    fn api_key(&self) -> Option<&str> {
+        match &self.key {
+            Some(Key::Api(key)) => Some(key),
+            Some(Key::Session(_)) | None => None,
+        }
+    }
+
     fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
         let mut out = Self::default();
         if let Some(value) = header(headers, "authorization")? {
@@ -156,13 +205,14 @@ impl Credentials {
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(malformed());
         }
-        match rest.strip_prefix(SESSION_PREFIX) {
-            Some(session) => self.read_pair(session),
-            None => {
-                self.key = Some(rest.to_owned());
-                Ok(())
-            }
+        if let Some(pair) = rest.strip_prefix(PAIR_PREFIX) {
+            return self.read_pair(pair);
         }
+        self.key = Some(match rest.strip_prefix(SESSION_PREFIX) {
+            Some(token) => Key::Session(BASE64.decode(token).map_err(|_| malformed())?),
+            None => Key::Api(rest.to_owned()),
+        });
+        Ok(())
     }
 
     /// base64 of `tenant:key`.
@@ -172,11 +222,12 @@ impl Credentials {
         let decoded = String::from_utf8(decoded).map_err(|_| malformed())?;
         let (tenant, key) = decoded.split_once(':').ok_or_else(malformed)?;
         self.tenant = Some(TenantId::new(tenant).map_err(|error| ApiError::invalid(error.to_string()))?);
-        self.key = Some(key.to_owned());
+        self.key = Some(Key::Api(key.to_owned()));
         Ok(())
     }
 }
 
+/// The text of a header.
 pub(crate) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
     let value = headers.get(name).map(|value| value.to_str()).transpose();
     value.map_err(|_| ApiError::invalid(format!("the {name} header is not ASCII text")))
@@ -198,10 +249,10 @@ mod tests {
     fn bearer_and_basic_say_the_same() {
         let bearer =
             read(&[("authorization", "Bearer sk"), ("x-tenant-id", "acme"), ("x-dataset-id", "d")]).expect("reads");
-        assert_eq!((bearer.key.as_deref(), bearer.tenant.as_ref().map(TenantId::as_str)), (Some("sk"), Some("acme")));
+        assert_eq!((bearer.api_key(), bearer.tenant.as_ref().map(TenantId::as_str)), (Some("sk"), Some("acme")));
         for encoded in ["YWNtZTpzaw==", "YWNtZTpzaw"] {
             let basic = read(&[("authorization", &format!("Basic {encoded}"))]).expect("reads");
-            assert_eq!((basic.key.as_deref(), basic.tenant.as_ref().map(TenantId::as_str)), (Some("sk"), Some("acme")));
+            assert_eq!((basic.api_key(), basic.tenant.as_ref().map(TenantId::as_str)), (Some("sk"), Some("acme")));
         }
         let alias = read(&[("x-scope-orgid", "acme")]).expect("reads");
         assert_eq!(alias.tenant.as_ref().map(TenantId::as_str), Some("acme"));
@@ -224,11 +275,11 @@ mod tests {
     }
 
     #[test]
-    fn a_session_token_carries_tenant_and_key() {
-        let mut headers = HeaderMap::new();
-        headers.insert("authorization", "Basic YWNtZTpzaw".parse().expect("a value"));
-        let token = session_token(&headers).expect("a token");
-        let again = read(&[("authorization", &format!("Bearer {token}"))]).expect("reads");
-        assert_eq!((again.key.as_deref(), again.tenant.as_ref().map(TenantId::as_str)), (Some("sk"), Some("acme")));
+    fn tokens_of_both_formats_are_read() {
+        let old = read(&[("authorization", "Bearer sdb1.YWNtZTpzaw==")]).expect("reads");
+        assert_eq!((old.api_key(), old.tenant.as_ref().map(TenantId::as_str)), (Some("sk"), Some("acme")));
+        let new = read(&[("authorization", "Bearer sdb2.AAEC")]).expect("reads");
+        assert_eq!((new.key, new.tenant), (Some(Key::Session(vec![0, 1, 2])), None));
+        assert_eq!(read(&[("authorization", "Bearer sdb2.!")]).expect_err("refused").kind, Kind::Invalid);
     }
 }

@@ -6,11 +6,15 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use signaldb_catalog::Identity;
 use signaldb_model::{ParsePositionError, Position};
-use signaldb_query::{Allowance, Consistency, Query};
+use signaldb_query::{Allowance, Consistency, Parameters, Query};
 
 use crate::app::App;
 use crate::error::ApiError;
 use crate::identity::{header, sees_all_tenants};
+
+pub(crate) const CONSISTENCY: &str = "x-signaldb-consistency";
+pub(crate) const MIN_POSITION: &str = "x-signaldb-min-position";
+const DEADLINE: &str = "x-signaldb-deadline";
 
 /// What a URL says; it comes before the headers.
 #[derive(Debug, Default, Clone)]
@@ -34,11 +38,11 @@ impl Reading {
     /// # Errors
     /// 400 for a value that is none; 403 for a wrong `X-SignalDB-Admin-Key`.
     pub(crate) fn of(app: &App, parameters: &ReadingParameters, headers: &HeaderMap) -> Result<Self, ApiError> {
-        let wanted = parameters.consistency.as_deref().or(header(headers, "x-signaldb-consistency")?);
-        let deadline = parameters.deadline.as_deref().or(header(headers, "x-signaldb-deadline")?);
+        let wanted = parameters.consistency.as_deref().or(header(headers, CONSISTENCY)?);
+        let deadline = parameters.deadline.as_deref().or(header(headers, DEADLINE)?);
         Ok(Self {
             consistency: consistency(wanted)?,
-            min_position: min_position(headers)?,
+            min_position: header(headers, MIN_POSITION)?.map(position).transpose()?,
             allowance: Allowance {
                 deadline: deadline.map(duration).transpose()?,
                 all_tenants: sees_all_tenants(app, headers)?,
@@ -49,7 +53,7 @@ impl Reading {
     /// A query that is answered so.
     pub(crate) fn query(self, identity: Identity, sql: String) -> Query {
         let Self { consistency, min_position, allowance } = self;
-        Query { identity, sql, consistency, min_position, allowance }
+        Query { identity, sql, parameters: Parameters::default(), consistency, min_position, allowance }
     }
 }
 
@@ -61,10 +65,9 @@ fn consistency(name: Option<&str>) -> Result<Consistency, ApiError> {
     }
 }
 
-fn min_position(headers: &HeaderMap) -> Result<Option<Position>, ApiError> {
-    let Some(value) = headers.get("x-signaldb-min-position") else { return Ok(None) };
-    let text = value.to_str().map_err(|_| ApiError::invalid("the position header is not ASCII text"))?;
-    text.parse().map(Some).map_err(|error: ParsePositionError| ApiError::invalid(error.to_string()))
+/// `group:index`, as an acknowledgment says it.
+pub(crate) fn position(text: &str) -> Result<Position, ApiError> {
+    text.parse().map_err(|error: ParsePositionError| ApiError::invalid(error.to_string()))
 }
 
 /// `500ms`, `10s` or `2m`.

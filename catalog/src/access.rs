@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 
 use crate::database::{CatalogError, Database, Row, statement};
+use crate::session::{self, Claims, KeyId, SESSION_TOKEN_BYTES};
 
 const SCHEMA: &[&str] = &[
     "CREATE TABLE IF NOT EXISTS tenants (id VARCHAR(63) PRIMARY KEY, default_dataset VARCHAR(63) NOT NULL)",
@@ -44,6 +45,9 @@ pub enum AccessError {
     /// 401.
     #[error("the API key is unknown")]
     UnknownKey,
+    /// 401. Too old, of a key that is gone, or made up: which, is nobody's business.
+    #[error("the session has ended: log in again")]
+    SessionEnded,
     /// 403. Says nothing about tenants and datasets that the key does not belong to.
     #[error("the API key has no access to this tenant or dataset")]
     Forbidden,
@@ -63,7 +67,40 @@ pub struct Access {
 #[derive(Debug, Default)]
 struct Tenants {
     by_id: BTreeMap<TenantId, (DatasetId, Datasets)>,
-    keys: Vec<([u8; 32], TenantId)>,
+    keys: Vec<ApiKey>,
+}
+
+#[derive(Debug)]
+struct ApiKey {
+    digest: [u8; 32],
+    /// How session tokens name it.
+    session_id: KeyId,
+    tenant: TenantId,
+}
+
+impl Tenants {
+    fn key(&self, key: &str) -> Option<&ApiKey> {
+        let offered = digest(key);
+        self.keys.iter().find(|key| bool::from(key.digest.ct_eq(&offered)))
+    }
+
+    /// The owner of a key as far as it may have what it asks for.
+    fn permit(
+        &self,
+        owner: &TenantId,
+        tenant: Option<TenantId>,
+        dataset: Option<DatasetId>,
+    ) -> Result<Identity, AccessError> {
+        if tenant.is_some_and(|tenant| tenant != *owner) {
+            return Err(AccessError::Forbidden);
+        }
+        let (default, datasets) = self.by_id.get(owner).ok_or(AccessError::Forbidden)?;
+        let dataset = dataset.unwrap_or_else(|| default.clone());
+        if !datasets.contains(&dataset) {
+            return Err(AccessError::Forbidden);
+        }
+        Ok(Identity { tenant: owner.clone(), dataset })
+    }
 }
 
 impl Access {
@@ -131,7 +168,7 @@ impl Access {
         for row in &keys {
             let digest = row.bytes(0).ok().and_then(|bytes| bytes.try_into().ok());
             if let (Some(digest), Some(tenant)) = (digest, tenant_of(row, 1)) {
-                tenants.keys.push((digest, tenant));
+                tenants.keys.push(ApiKey { digest, session_id: session::key_id(&digest), tenant });
             }
         }
         *self.tenants.write().unwrap_or_else(PoisonError::into_inner) = tenants;
@@ -160,19 +197,42 @@ impl Access {
             let default = default.unwrap_or_else(|| DatasetId::new("default").expect("a valid name"));
             return Ok(Identity { tenant, dataset: dataset.unwrap_or(default) });
         }
-        let offered = digest(key.ok_or(AccessError::UnknownKey)?);
         let known = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        let owner = known.keys.iter().find(|(digest, _)| bool::from(digest.ct_eq(&offered))).map(|(_, tenant)| tenant);
-        let owner = owner.ok_or(AccessError::UnknownKey)?;
-        if tenant.is_some_and(|tenant| tenant != *owner) {
-            return Err(AccessError::Forbidden);
+        let key = known.key(key.ok_or(AccessError::UnknownKey)?).ok_or(AccessError::UnknownKey)?;
+        known.permit(&key.tenant, tenant, dataset)
+    }
+
+    /// A token that stands for a key until `until`, in seconds since 1970, on every node that is given this `secret`.
+    ///
+    /// # Errors
+    /// [`AccessError::UnknownKey`] for a key that nobody has.
+    pub fn open_session(&self, key: &str, secret: &[u8], until: u64) -> Result<[u8; SESSION_TOKEN_BYTES], AccessError> {
+        let known = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let key = known.key(key).ok_or(AccessError::UnknownKey)?;
+        Ok(session::seal(&key.digest, secret, until))
+    }
+
+    /// Who a request with such a token is from; `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// [`AccessError::SessionEnded`] for a token that does not hold (any more), [`AccessError::Forbidden`] as for
+    /// [`Self::identify`].
+    pub fn resume_session(
+        &self,
+        token: &[u8],
+        secret: &[u8],
+        now: u64,
+        tenant: Option<TenantId>,
+        dataset: Option<DatasetId>,
+    ) -> Result<Identity, AccessError> {
+        let claims = Claims::read(token).ok_or(AccessError::SessionEnded)?;
+        let known = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let named = |key: &&ApiKey| key.session_id == claims.key_id && claims.holds(&key.digest, secret);
+        let key = known.keys.iter().find(named).ok_or(AccessError::SessionEnded)?;
+        if now >= claims.until {
+            return Err(AccessError::SessionEnded);
         }
-        let (default, datasets) = known.by_id.get(owner).ok_or(AccessError::Forbidden)?;
-        let dataset = dataset.unwrap_or_else(|| default.clone());
-        if !datasets.contains(&dataset) {
-            return Err(AccessError::Forbidden);
-        }
-        Ok(Identity { tenant: owner.clone(), dataset })
+        known.permit(&key.tenant, tenant, dataset)
     }
 
     /// Remembers a dataset that a request used while authentication is off.
@@ -248,6 +308,28 @@ mod tests {
         assert_eq!(who(Some("sk-acme"), None, Some(dataset("staging"))).map(|id| id.dataset), Ok(dataset("staging")));
         assert_eq!(who(Some("sk-nobody"), Some(tenant("acme")), None), Err(AccessError::UnknownKey));
         assert_eq!(who(None, Some(tenant("acme")), None), Err(AccessError::UnknownKey));
+    }
+
+    #[tokio::test]
+    async fn a_session_is_its_key_for_a_while() {
+        let access = access(true).await;
+        let token = access.open_session("sk-acme", b"secret", 100).expect("a known key");
+        let who = |token: &[u8], secret: &[u8], now, tenant, dataset| {
+            access.resume_session(token, secret, now, tenant, dataset)
+        };
+        let expected = Identity { tenant: tenant("acme"), dataset: dataset("production") };
+        assert_eq!(who(&token, b"secret", 99, None, None), Ok(expected.clone()));
+        assert_eq!(who(&token, b"secret", 0, Some(tenant("acme")), None), Ok(expected));
+        assert_eq!(who(&token, b"secret", 99, Some(tenant("other")), None), Err(AccessError::Forbidden));
+        assert_eq!(who(&token, b"secret", 99, None, Some(dataset("main"))), Err(AccessError::Forbidden));
+        assert_eq!(who(&token, b"secret", 100, None, None), Err(AccessError::SessionEnded));
+        assert_eq!(who(&token, b"public", 99, None, None), Err(AccessError::SessionEnded));
+        assert_eq!(who(&token[1..], b"secret", 99, None, None), Err(AccessError::SessionEnded));
+        assert_eq!(access.open_session("sk-nobody", b"secret", 100), Err(AccessError::UnknownKey));
+        let gone = "DELETE FROM api_keys WHERE tenant = 'acme'";
+        access.database.execute("revoke", &statement(gone, [])).await.expect("deletes");
+        access.reload().await.expect("reads");
+        assert_eq!(who(&token, b"secret", 99, None, None), Err(AccessError::SessionEnded));
     }
 
     #[tokio::test]

@@ -6,9 +6,11 @@
 mod access;
 mod database;
 mod iceberg;
+mod session;
 #[cfg(any(test, feature = "testing"))]
 pub mod test_postgres;
 
 pub use access::{Access, AccessError, Datasets, Identity, TenantConfig};
 pub use database::{CatalogError, Database, PoolConfig, PoolStatus};
 pub use iceberg::{IcebergCatalog, Swap, SwapOutcome, TablePointer};
+pub use session::SESSION_TOKEN_BYTES;

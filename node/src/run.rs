@@ -167,7 +167,7 @@ impl Node {
             let serving = (lake.clone(), groups, queries.clone());
             peer_tasks.spawn(peer_port::serve(listener, peers, serving, stop_peers.clone()));
         }
-        let groups = Groups::open(log, groups_config(config), clock, sink).await;
+        let groups = Groups::open(log, groups_config(config), Arc::clone(&clock), sink).await;
         let groups = Arc::new(groups.context("open the log")?);
         // Nobody else sets it.
         let _ = opened.set(Arc::clone(&groups));
@@ -191,6 +191,8 @@ impl Node {
             cluster: config.cluster.name.clone(),
             address: config.listen.peer.clone(),
             admin_key: config.auth.admin_key.as_ref().map(|key| key.0.clone()),
+            session_secret: session_secret(config, &groups.founding().cluster_id),
+            clock,
             write_timeout: WRITE_TIMEOUT,
             dedup_window: config.cluster.dedup_window.0,
             tenant_acks: tenant_acks(&config.auth.tenants)?,
@@ -236,6 +238,11 @@ fn query_config(config: &Config, memory: usize, cores: usize) -> QueryConfig {
 fn refusal(app: &App) -> Box<Refuse> {
     let app = app.clone();
     Box::new(move || app.lake.refusal(0).map(|reason| RejectReason::Busy(format!("the group's leader: {reason}"))))
+}
+
+/// What every node of this cluster knows and the database does not; a cluster that is reachable from outside has a secret.
+fn session_secret(config: &Config, cluster_id: &str) -> Vec<u8> {
+    format!("{}\0{cluster_id}", config.cluster.secret.0).into_bytes()
 }
 
 fn enabled_signals(enabled: &DefaultSchemas) -> Vec<OtlpKind> {

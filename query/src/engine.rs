@@ -35,6 +35,7 @@ use crate::error::{QueryError, QueryErrorKind};
 use crate::gate::Gate;
 use crate::logical_view::{ATTRIBUTE, ATTRIBUTES, HEX_ID};
 use crate::names::{CATALOG, OneCatalog, TenantCatalog};
+use crate::parameters::{self, Parameters};
 use crate::pool::{NodeMemory, QueryMemory, QueryPool};
 use crate::queries::{Listed, Queries, QueryId, Record};
 use crate::remote::{self, Lease, RemoteRows, ViewQuestion};
@@ -43,8 +44,11 @@ use crate::scanned::Stores;
 use crate::table::StoredTable;
 use crate::{metrics, spill};
 
+mod describe;
 pub(crate) mod maintain;
 pub(crate) mod running;
+
+pub use describe::Description;
 
 /// How long a query looks for the leaders of its groups.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -111,6 +115,8 @@ pub enum Consistency {
 pub struct Query {
     pub identity: Identity,
     pub sql: String,
+    /// Values of `?`, `$1` or `$name` in the text.
+    pub parameters: Parameters,
     pub consistency: Consistency,
     /// An acknowledged position that must be visible, whatever the consistency.
     pub min_position: Option<Position>,
@@ -476,7 +482,10 @@ impl Inner {
     ) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
         let (context, snapshotter) = self.context(query, runtime, deadline);
         let frame = match work {
-            Work::Sql => Box::pin(plan(&context, &query.sql)).await?,
+            Work::Sql => {
+                let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
+                DataFrame::new(state, parameters::bind(plan, &query.parameters)?)
+            }
             Work::Plan(table, shape) => {
                 let stored = Arc::new(Box::pin(snapshotter.table(&query.identity.dataset, *table)).await?);
                 let scan = LogicalPlanBuilder::scan(table.name(), provider_as_source(stored), None)?;
@@ -523,7 +532,8 @@ impl Inner {
 /// Only queries: nothing that changes data, tables or settings.
 async fn plan(context: &SessionContext, sql: &str) -> Result<DataFrame, QueryError> {
     let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-    let Some(tokens) = as_of::rewrite_clauses(sql)? else { return Ok(context.sql_with_options(sql, options).await?) };
+    let tokens = parameters::number_question_marks(sql, as_of::rewrite_clauses(sql)?)?;
+    let Some(tokens) = tokens else { return Ok(context.sql_with_options(sql, options).await?) };
     let state = context.state();
     let statement = as_of::parse(tokens, state.config_options().sql_parser.recursion_limit)?;
     let plan = state.statement_to_plan(statement).await?;

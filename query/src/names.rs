@@ -16,7 +16,7 @@ use crate::system;
 /// Name of the one catalog (CONTRACT).
 pub(crate) const CATALOG: &str = "signaldb";
 /// Schema of the system tables; no dataset can have its name in a query.
-pub(crate) const SYSTEM: &str = "system";
+pub const SYSTEM: &str = "system";
 
 /// The only catalog there is.
 #[derive(Debug)]

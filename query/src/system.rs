@@ -22,7 +22,8 @@ use crate::queries::QueryStatus;
 
 use self::metadata::{LazyTable, MetadataTable};
 
-pub(crate) const NAMES: &[&str] = &["nodes", "groups", "tables", "flushes", "snapshots", "files", "queries"];
+/// The tables of `system`.
+pub const NAMES: &[&str] = &["nodes", "groups", "tables", "flushes", "snapshots", "files", "queries"];
 
 type Columns = Vec<(&'static str, ArrayRef)>;
 

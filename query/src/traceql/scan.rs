@@ -13,6 +13,7 @@ use signaldb_signals::SignalTable;
 
 use crate::engine::{Allowance, Consistency, Query, QueryEngine, RunningQuery, Shape};
 use crate::error::QueryError;
+use crate::parameters::Parameters;
 
 /// How far apart in time the spans of one trace are looked for.
 const SPREAD_NANOS: u64 = 24 * 3600 * 1_000_000_000;
@@ -102,7 +103,8 @@ impl Reader {
 
     async fn run(&mut self, shape: Shape) -> Result<RunningQuery, QueryError> {
         let Asked { identity, consistency, min_position, allowance } = self.asked.clone();
-        let query = Query { identity, sql: "spans for TraceQL".to_owned(), consistency, min_position, allowance };
+        let (sql, parameters) = ("spans for TraceQL".to_owned(), Parameters::default());
+        let query = Query { identity, sql, parameters, consistency, min_position, allowance };
         let running = self.engine.run_over(query, SignalTable::Traces, shape).await?;
         self.missing.extend(&running.missing_groups);
         Ok(running)
