@@ -305,7 +305,13 @@ impl FlightSql {
     }
 
     /// A table as queries see it: the schema of selecting everything from it.
-    async fn table_schema(&self, identity: &Identity, schema: &str, table: &str) -> Result<SchemaRef, ApiError> {
+    async fn table_schema(
+        &self,
+        identity: &Identity,
+        schema: &str,
+        table: &str,
+        flat: bool,
+    ) -> Result<SchemaRef, ApiError> {
         let query = Query {
             identity: identity.clone(),
             sql: format!("SELECT * FROM \"{schema}\".\"{table}\" LIMIT 0"),
@@ -314,6 +320,7 @@ impl FlightSql {
             min_position: None,
         };
         match self.app.engine.describe(query).await {
+            Ok(description) if flat => Ok(edge::result(&description.schema, flat)),
             Ok(description) => Ok(edge::compatible(&description.schema)),
             // It is there, and what it has is not known: no reason to hide the others.
             Err(QueryError { kind: QueryErrorKind::Quarantined, .. }) => Ok(Arc::new(Schema::empty())),
@@ -634,6 +641,7 @@ impl FlightSqlService for FlightSql {
         request: Request<Ticket>,
     ) -> Result<Response<DoGet>, Status> {
         let identity = self.identify(request.metadata())?;
+        let flat = with_headers(Statement::default(), request.metadata().as_ref()).map_err(status)?.flat;
         let mut names = CommandGetTables { include_schema: false, ..query.clone() }.into_builder();
         for (schema, table, kind) in self.tables(&identity) {
             names.append(CATALOG, schema, table, kind, &Schema::empty()).map_err(|error| status(internal(error)))?;
@@ -648,7 +656,7 @@ impl FlightSqlService for FlightSql {
         let mut builder = query.into_builder();
         for row in 0..names.num_rows() {
             let (schema, table, kind) = (text(1, row), text(2, row), text(3, row));
-            let columns = self.table_schema(&identity, schema, table).await.map_err(status)?;
+            let columns = self.table_schema(&identity, schema, table, flat).await.map_err(status)?;
             builder.append(CATALOG, schema, table, kind, &columns).map_err(|error| status(internal(error)))?;
         }
         one_batch(builder.build())
