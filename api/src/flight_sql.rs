@@ -155,17 +155,23 @@ fn refuse_transaction(id: Option<&Bytes>) -> Result<(), Status> {
 
 /// The statement as this call asks for it: its headers go before those of the call that made the ticket or handle.
 fn with_headers(mut statement: Statement, headers: &HeaderMap) -> Result<Statement, ApiError> {
-    if let Some(consistency) = header(headers, CONSISTENCY)? {
-        statement.consistency = Some(consistency.to_owned());
+    if let Some(wanted) = header(headers, CONSISTENCY)? {
+        consistency(Some(wanted))?;
+        wanted.clone_into(&mut statement.consistency);
     }
-    if let Some(position) = header(headers, MIN_POSITION)? {
-        statement.min_position = Some(position.to_owned());
+    if let Some(wanted) = header(headers, MIN_POSITION)? {
+        position(wanted)?;
+        wanted.clone_into(&mut statement.min_position);
     }
     if let Some(flatten) = header(headers, FLATTEN)? {
         let expected = || ApiError::invalid(format!("{FLATTEN} is {flatten:?}; expected true or false"));
         statement.flat = flatten.parse::<bool>().map_err(|_| expected())?;
     }
     Ok(statement)
+}
+
+fn said(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
 }
 
 /// What a ticket of a result holds.
@@ -205,8 +211,8 @@ impl FlightSql {
             identity: statement.identity(caller, may_use)?,
             sql: statement.sql.clone(),
             parameters: Parameters::default(),
-            consistency: consistency(statement.consistency.as_deref())?,
-            min_position: statement.min_position.as_deref().map(position).transpose()?,
+            consistency: consistency(said(&statement.consistency))?,
+            min_position: said(&statement.min_position).map(position).transpose()?,
         })
     }
 
