@@ -154,17 +154,23 @@ fn refuse_transaction(id: Option<&Bytes>) -> Result<(), Status> {
 
 /// The statement as this call asks for it: its headers go before those of the call that made the ticket or handle.
 fn with_headers(mut statement: Statement, headers: &HeaderMap) -> Result<Statement, ApiError> {
-    if let Some(consistency) = header(headers, CONSISTENCY)? {
-        statement.consistency = Some(consistency.to_owned());
+    if let Some(wanted) = header(headers, CONSISTENCY)? {
+        consistency(Some(wanted))?;
+        wanted.clone_into(&mut statement.consistency);
     }
-    if let Some(position) = header(headers, MIN_POSITION)? {
-        statement.min_position = Some(position.to_owned());
+    if let Some(wanted) = header(headers, MIN_POSITION)? {
+        position(wanted)?;
+        wanted.clone_into(&mut statement.min_position);
     }
     if let Some(flatten) = header(headers, FLATTEN)? {
         let expected = || ApiError::invalid(format!("{FLATTEN} is {flatten:?}; expected true or false"));
         statement.flat = flatten.parse::<bool>().map_err(|_| expected())?;
     }
     Ok(statement)
+}
+
+fn said(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
 }
 
 /// What a ticket of a result holds.
@@ -200,9 +206,9 @@ impl FlightSql {
         self.app.prepare(&caller);
         let (access, tenant) = (&self.app.access, caller.tenant.clone());
         let may_use = |dataset: &DatasetId| !access.enabled() || access.datasets(&tenant).contains(dataset);
-        let parameters = ReadingParameters { consistency: statement.consistency.clone(), deadline: None };
+        let parameters = ReadingParameters { consistency: said(&statement.consistency).map(str::to_owned), deadline: None };
         let reading = Reading::of(&self.app, &parameters, metadata.as_ref())?;
-        let min_position = statement.min_position.as_deref().map(position).transpose()?;
+        let min_position = said(&statement.min_position).map(position).transpose()?;
         Ok(Reading { min_position, ..reading }.query(statement.identity(caller, may_use)?, statement.sql.clone()))
     }
 
@@ -301,7 +307,13 @@ impl FlightSql {
     }
 
     /// A table as queries see it: the schema of selecting everything from it.
-    async fn table_schema(&self, identity: &Identity, schema: &str, table: &str) -> Result<SchemaRef, ApiError> {
+    async fn table_schema(
+        &self,
+        identity: &Identity,
+        schema: &str,
+        table: &str,
+        flat: bool,
+    ) -> Result<SchemaRef, ApiError> {
         let query = Query {
             identity: identity.clone(),
             sql: format!("SELECT * FROM \"{schema}\".\"{table}\" LIMIT 0"),
@@ -311,6 +323,7 @@ impl FlightSql {
             allowance: Allowance::default(),
         };
         match self.app.engine.describe(query).await {
+            Ok(description) if flat => Ok(edge::result(&description.schema, flat)),
             Ok(description) => Ok(edge::compatible(&description.schema)),
             // It is there, and what it has is not known: no reason to hide the others.
             Err(QueryError { kind: QueryErrorKind::Quarantined, .. }) => Ok(Arc::new(Schema::empty())),
@@ -631,6 +644,7 @@ impl FlightSqlService for FlightSql {
         request: Request<Ticket>,
     ) -> Result<Response<DoGet>, Status> {
         let identity = self.identify(request.metadata())?;
+        let flat = with_headers(Statement::default(), request.metadata().as_ref()).map_err(status)?.flat;
         let mut names = CommandGetTables { include_schema: false, ..query.clone() }.into_builder();
         for (schema, table, kind) in self.tables(&identity) {
             names.append(CATALOG, schema, table, kind, &Schema::empty()).map_err(|error| status(internal(error)))?;
@@ -645,7 +659,7 @@ impl FlightSqlService for FlightSql {
         let mut builder = query.into_builder();
         for row in 0..names.num_rows() {
             let (schema, table, kind) = (text(1, row), text(2, row), text(3, row));
-            let columns = self.table_schema(&identity, schema, table).await.map_err(status)?;
+            let columns = self.table_schema(&identity, schema, table, flat).await.map_err(status)?;
             builder.append(CATALOG, schema, table, kind, &columns).map_err(|error| status(internal(error)))?;
         }
         one_batch(builder.build())

@@ -19,8 +19,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// A bearer that says the same as Basic credentials: base64 of `tenant:key`. Handshakes answered it up to now; with
-/// authentication off they still do, for there is no key in it then.
+/// A bearer that says the same as Basic credentials: base64 of `tenant:key`. Clients that can send a token and no header
+/// use it (docs/iceberg.md); with authentication off a handshake answers it, without a key.
 const PAIR_PREFIX: &str = "sdb1.";
 /// The session token of a handshake (`catalog/src/session.rs`) in base64.
 const SESSION_PREFIX: &str = "sdb2.";

@@ -98,7 +98,7 @@ def adbc(address, acknowledged, earlier):
         assert {"traces", "logs", "metrics_sum"} <= tables, tables
         schema = connection.adbc_get_table_schema("traces")
         assert "trace_id" in schema.names
-        assert connection.adbc_get_table_types() == ["BASE TABLE"]
+        assert connection.adbc_get_table_types() == ["BASE TABLE", "SYSTEM TABLE"]
         assert connection.adbc_get_info()["vendor_name"] == "SignalDB"
 
 

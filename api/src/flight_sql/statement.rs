@@ -33,11 +33,11 @@ pub(super) struct Statement {
     pub(super) tenant: String,
     #[prost(string, tag = "3")]
     pub(super) dataset: String,
-    /// Headers of the call that made it. Those of the call that brings it go before.
-    #[prost(string, optional, tag = "4")]
-    pub(super) consistency: Option<String>,
-    #[prost(string, optional, tag = "5")]
-    pub(super) min_position: Option<String>,
+    /// Headers of the call that made it, empty where there was none. Those of the call that brings it go before.
+    #[prost(string, tag = "4")]
+    pub(super) consistency: String,
+    #[prost(string, tag = "5")]
+    pub(super) min_position: String,
     #[prost(bool, tag = "6")]
     pub(super) flat: bool,
     #[prost(message, optional, tag = "7")]
@@ -124,8 +124,8 @@ mod tests {
             sql: "SELECT 1".to_owned(),
             tenant: "acme".to_owned(),
             dataset: "staging".to_owned(),
-            consistency: Some("eventual".to_owned()),
-            min_position: Some("1:2".to_owned()),
+            consistency: "eventual".to_owned(),
+            min_position: "1:2".to_owned(),
             flat: true,
             bound: Some(Bound { messages: vec![FlightData { data_body: vec![1, 2].into(), ..FlightData::default() }] }),
             id: vec![3; 2].into(),

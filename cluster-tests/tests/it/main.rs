@@ -16,6 +16,7 @@ mod deployment;
 mod disk_faults;
 mod ext4;
 mod fixtures;
+mod flight_sql;
 mod foreign;
 mod freshness;
 mod iceberg_rest;
