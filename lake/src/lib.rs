@@ -33,6 +33,7 @@ mod storage;
 mod table;
 #[cfg(test)]
 mod testing;
+pub mod trace_index;
 mod turns;
 
 pub use config::{BatchConfig, CompactionConfig, LakeConfig, RetentionConfig, RetentionRule, RetryConfig};
