@@ -326,6 +326,12 @@ pub fn is_whole(file: &DataFile, column: &Column) -> bool {
     said && names::data_file_ms(file.file_path()).is_some()
 }
 
+/// Whether the file is one of ours, whose entry is exact: null counts are, and so are bounds of all but texts, which may be
+/// cut.
+pub fn is_own(file: &DataFile) -> bool {
+    names::data_file_ms(file.file_path()).is_some()
+}
+
 /// Whether `file` has a copy of an attribute in the column, as it was filled by us from the map.
 pub fn is_filled(file: &DataFile, column: &Column) -> bool {
     file.value_counts().contains_key(&column.id) && names::data_file_ms(file.file_path()).is_some()

@@ -172,6 +172,8 @@ pub struct Query {
     pub concurrency: usize,
     /// Bytes that queries may spill to disk, together.
     pub spill: ByteSize,
+    /// Memory for footers, page indexes, bloom filters and trace indexes of data files, beside that of queries.
+    pub cache: ByteSize,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -345,7 +347,7 @@ impl Default for Memory {
 
 impl Default for Query {
     fn default() -> Self {
-        Self { deadline: Time::from_secs(60), concurrency: 16, spill: ByteSize(10 << 30) }
+        Self { deadline: Time::from_secs(60), concurrency: 16, spill: ByteSize(10 << 30), cache: ByteSize(64 << 20) }
     }
 }
 

@@ -182,6 +182,7 @@ impl Node {
             memory_bytes: memory / 2,
             spill_dir: config.node.data_dir.join("spill"),
             spill_bytes_max: config.query.spill.0,
+            cache_bytes_max: usize::try_from(config.query.cache.0).unwrap_or(usize::MAX),
             deadline: config.query.deadline.0,
             concurrency: config.query.concurrency,
             partitions: cores,
