@@ -199,7 +199,8 @@ impl StoredTable {
             .with_projection_indices(Some(columns.clone()))?
             .with_limit(limit)
             .build();
-        Ok((DataSourceExec::from_data_source(config), metrics))
+        let plan: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(config);
+        Ok((plan, metrics))
     }
 
     /// A file as the scan sees it. Its statistics serve to leave it out by a dynamic filter, and in place of columns that
@@ -229,7 +230,7 @@ impl StoredTable {
         if exact {
             return Statistics::try_merge_iter(each(), &self.schema.arrow);
         }
-        let rows = each().filter_map(|statistics| statistics.num_rows.get_value()).sum();
+        let rows: usize = each().filter_map(|statistics| statistics.num_rows.get_value()).sum();
         Ok(Statistics::new_unknown(&self.schema.arrow).with_num_rows(Precision::Inexact(rows)))
     }
 }

@@ -36,6 +36,7 @@ mod pruning;
 mod recover;
 mod recovery_model;
 mod rust_sdk;
+mod scans;
 mod spans;
 mod store_faults;
 mod three_nodes;
