@@ -29,11 +29,13 @@ use crate::error::LakeError;
 use crate::names;
 use crate::promote::FileSchema;
 use crate::table::SORT_ORDER_ID;
+use crate::trace_index::{Section, SectionBuilder};
 
 mod batches;
 
 use batches::batches;
 
+const TRACE_ID: &str = "trace_id";
 const ROW_GROUP_ROWS_MAX: usize = 128 << 10;
 /// Rows whose resources and scopes are spread at a time.
 const SPREAD_ROWS_MAX: usize = 4096;
@@ -88,6 +90,8 @@ pub(crate) struct EncodedFile {
     pub(crate) location: String,
     pub(crate) content: Bytes,
     pub(crate) entry: DataFile,
+    /// Which rows are of which trace, of a compacted file.
+    pub(crate) traces: Option<Section>,
 }
 
 /// As [`encode_in`], with as few files as there can be.
@@ -182,6 +186,8 @@ pub(crate) struct DataFileWriter {
     location: String,
     writer: ArrowWriter<Vec<u8>>,
     counts: Counts,
+    /// Of files that last: those of flushes are too many to have an index each.
+    traces: Option<SectionBuilder>,
 }
 
 impl DataFileWriter {
@@ -193,7 +199,8 @@ impl DataFileWriter {
     ) -> Result<Self, LakeError> {
         let arrow = Arc::clone(schema.arrow());
         let writer = ArrowWriter::try_new(Vec::new(), arrow, Some(properties(schema, density)))?;
-        Ok(Self { schema: Arc::clone(schema), day, location, writer, counts: Counts::default() })
+        let traces = (density == Density::Compacted).then(|| SectionBuilder::new(ROW_GROUP_ROWS_MAX));
+        Ok(Self { schema: Arc::clone(schema), day, location, writer, counts: Counts::default(), traces })
     }
 
     /// Writes rows with the table's own columns.
@@ -201,6 +208,9 @@ impl DataFileWriter {
         let (batch, partial) = self.schema.fill(batch)?;
         self.counts.partial_copies.extend(partial);
         self.counts.add_rows(&self.schema, &batch);
+        if let (Some(traces), Some(ids)) = (&mut self.traces, batch.column_by_name(TRACE_ID)) {
+            traces.add(ids.as_fixed_size_binary());
+        }
         Ok(self.writer.write(&batch)?)
     }
 
@@ -211,6 +221,9 @@ impl DataFileWriter {
             return Ok(false);
         }
         self.writer.flush()?;
+        if let Some(traces) = &mut self.traces {
+            traces.end_group();
+        }
         Ok(self.writer.bytes_written() >= bytes - bytes / 8)
     }
 
@@ -218,7 +231,8 @@ impl DataFileWriter {
         let footer = self.writer.finish()?;
         let content = std::mem::take(self.writer.inner_mut());
         let entry = entry(&self.schema, self.counts, &footer, self.day, &self.location, content.len() as u64)?;
-        Ok(EncodedFile { location: self.location, content: content.into(), entry })
+        let traces = self.traces.and_then(|traces| traces.finish(&footer));
+        Ok(EncodedFile { location: self.location, content: content.into(), entry, traces })
     }
 }
 
@@ -263,7 +277,7 @@ fn encoding(
         (ColumnKind::Fixed(_), _) => {
             let builder = builder.set_column_dictionary_enabled(path.clone(), false);
             match name {
-                "trace_id" => bloom(builder, BLOOM_TRACES_FPP)
+                TRACE_ID => bloom(builder, BLOOM_TRACES_FPP)
                     .set_column_compression(path.clone(), density.compression_of_traces()),
                 "span_id" => bloom(builder, BLOOM_SPANS_FPP),
                 _ => builder,
@@ -310,6 +324,12 @@ fn promoted_of(table: SignalTable) -> impl Iterator<Item = &'static Promoted> {
 pub fn is_whole(file: &DataFile, column: &Column) -> bool {
     let said = file.nan_value_counts().get(&column.id) == Some(&0) && column.kind != ColumnKind::Double;
     said && names::data_file_ms(file.file_path()).is_some()
+}
+
+/// Whether the file is one of ours, whose entry is exact: null counts are, and so are bounds of all but texts, which may be
+/// cut.
+pub fn is_own(file: &DataFile) -> bool {
+    names::data_file_ms(file.file_path()).is_some()
 }
 
 /// Whether `file` has a copy of an attribute in the column, as it was filled by us from the map.

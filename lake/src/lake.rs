@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use iceberg::spec::{DataFile, TableMetadata};
+use iceberg::spec::{DataFile, ManifestFile, TableMetadata};
 use signaldb_catalog::IcebergCatalog;
 use signaldb_model::{Clock, GroupId, TableId};
 use signaldb_raft::{Group, Groups};
@@ -51,6 +51,8 @@ struct Inner {
     flushers: Mutex<BTreeMap<GroupId, mpsc::Sender<FlushRequest>>>,
     groups: Mutex<BTreeMap<GroupId, OpenGroup>>,
     metadata: Cache<TableMetadata>,
+    /// Of the snapshots that were scanned.
+    manifest_lists: Cache<Vec<ManifestFile>>,
     manifests: Cache<Vec<DataFile>>,
     /// Last failure of a flush, by group; empty while all is well.
     failures: Mutex<BTreeMap<GroupId, String>>,
@@ -104,6 +106,7 @@ impl Lake {
             flushers: Mutex::default(),
             groups: Mutex::default(),
             metadata: Cache::new(METADATA_CACHE_MAX, ttl),
+            manifest_lists: Cache::new(METADATA_CACHE_MAX, ttl),
             manifests: Cache::new(MANIFEST_CACHE_MAX, ttl),
             failures: Mutex::default(),
             outage: Outage::default(),

@@ -33,10 +33,11 @@ mod storage;
 mod table;
 #[cfg(test)]
 mod testing;
+pub mod trace_index;
 mod turns;
 
 pub use config::{BatchConfig, CompactionConfig, LakeConfig, RetentionConfig, RetentionRule, RetryConfig};
-pub use datafile::{data_files_of, is_filled, is_whole};
+pub use datafile::{data_files_of, is_filled, is_own, is_whole};
 pub use error::LakeError;
 pub use flush::flush_of;
 pub use lake::Lake;
@@ -46,4 +47,4 @@ pub use pointers::TablePointers;
 pub use promote::{Attribute, PROMOTED_MAX, PromoteError, Promotion, copies_of};
 pub use shape::{FileShape, FilesShape, PromotedShape, TableFilter, TableShape};
 pub use storage::{Listed, ObjectFailure, S3Credentials, S3Options, Store, StoreError};
-pub use table::version_of;
+pub use table::{day_of, version_of};

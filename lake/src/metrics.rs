@@ -163,6 +163,15 @@ fn describe_maintenance() {
     describe_counter!("signaldb_compaction_files_added_total", "Data files that rewrites added.");
     describe_counter!("signaldb_compaction_read_bytes_total", Unit::Bytes, "Bytes of the files that were replaced.");
     describe_counter!("signaldb_compaction_written_bytes_total", Unit::Bytes, "Bytes of the files that were added.");
+    describe_counter!(
+        "signaldb_compaction_trace_index_bytes_total",
+        Unit::Bytes,
+        "Bytes of trace indexes that were written."
+    );
+    describe_counter!(
+        "signaldb_compaction_trace_index_failures_total",
+        "Trace indexes that could not be written; traces of their files are found more slowly."
+    );
     describe_gauge!("signaldb_compaction_pending_rewrites", "Rewrites that this node had left after its last round.");
     describe_gauge!(
         "signaldb_compaction_last_duration_seconds",
@@ -179,6 +188,8 @@ fn describe_maintenance() {
     note_rewritten_times(0, 0, 0, 0, 0);
     counter!("signaldb_compaction_overtaken_total").increment(0);
     counter!("signaldb_compaction_paused_total").increment(0);
+    counter!("signaldb_compaction_trace_index_failures_total").increment(0);
+    note_trace_index(0);
     note_retired(0, 0);
     counter!("signaldb_retention_orphans_deleted_total").increment(0);
     record_maintenance(0, 0);
@@ -199,6 +210,14 @@ fn note_rewritten_times(times: u64, read: usize, written: usize, read_bytes: u64
 
 pub(crate) fn note_rewrite_took(took: Duration) {
     gauge!("signaldb_compaction_last_duration_seconds").set(took.as_secs_f64());
+}
+
+pub(crate) fn note_trace_index(bytes: usize) {
+    counter!("signaldb_compaction_trace_index_bytes_total").increment(bytes as u64);
+}
+
+pub(crate) fn note_trace_index_failure() {
+    counter!("signaldb_compaction_trace_index_failures_total").increment(1);
 }
 
 pub(crate) fn note_overtaken() {

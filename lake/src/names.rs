@@ -4,10 +4,11 @@
 //! |---|---|
 //! | `data/timestamp_day=D/<group>-<commit>-<n>.parquet` | a flush |
 //! | `data/timestamp_day=D/c-<commit>-<n>.parquet` | a compaction |
+//! | `data/timestamp_day=D/c-<commit>.tidx` | the same, over all its files |
 //! | `metadata/<commit>-m<n>.avro`, `metadata/snap-<id>-0-<commit>.avro` | any commit, ours or not |
 //! | `metadata/<version>-<uuid>.metadata.json` | any commit, ours or not |
 //!
-//! The `<commit>` of a data file is a UUID of version 7: it holds the time at which the first of its files was begun.
+//! The `<commit>` of a data file, and of the trace index beside it, is a UUID of version 7: it holds the time at which the first of its files was begun.
 
 use uuid::Uuid;
 
@@ -36,10 +37,34 @@ pub(crate) fn data_file_ms(location: &str) -> Option<i64> {
     commit_ms(commit_of(commit)?)
 }
 
+/// Location of the trace index of a compaction's commit.
+pub(crate) fn trace_index(root: &str, commit: Uuid, day: i32) -> String {
+    format!("{root}/data/timestamp_day={}/{COMPACTION}-{commit}.tidx", date(day))
+}
+
+/// Where the trace index of a compaction's commit is, and which of its files this data file is; `None` for files of flushes
+/// and of others.
+pub(crate) fn trace_index_of(location: &str) -> Option<(String, u32)> {
+    let (dir, name) = location.rsplit_once('/')?;
+    let (commit, n) = name.strip_prefix(COMPACTION)?.strip_prefix('-')?.strip_suffix(".parquet")?.rsplit_once('-')?;
+    commit_ms(commit_of(commit)?)?;
+    let n = n.parse().ok().filter(|_| is_number(n))?;
+    Some((format!("{dir}/{COMPACTION}-{commit}.tidx"), n))
+}
+
+/// When the commit of a data file or of a trace index of ours was begun, milliseconds since 1970.
+pub(crate) fn commit_begun_ms(location: &str) -> Option<i64> {
+    let trace_index = || {
+        let name = location.rsplit('/').next()?.strip_suffix(".tidx")?;
+        commit_ms(commit_of(name.strip_prefix(COMPACTION)?.strip_prefix('-')?)?)
+    };
+    data_file_ms(location).or_else(trace_index)
+}
+
 /// Whether a file below a table's location has a name that we give: the rest is somebody else's, or unknown.
 pub(crate) fn is_ours(location: &str) -> bool {
     let Some((dir, name)) = location.rsplit_once('/') else { return false };
-    if name.strip_prefix(".tmp-").and_then(commit_of).is_some() || data_file_ms(location).is_some() {
+    if name.strip_prefix(".tmp-").and_then(commit_of).is_some() || commit_begun_ms(location).is_some() {
         return true;
     }
     dir.ends_with("/metadata") && is_metadata(name)
@@ -90,6 +115,19 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_index_is_found_by_the_data_files_of_its_commit() {
+        let commit = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, 1_700_000_000, 0));
+        let index = trace_index("s3://b/t", commit, 19_675);
+        let file = |writer: &str, n| data_file("s3://b/t", writer, commit, n, 19_675);
+        assert_eq!(trace_index_of(&file(COMPACTION, 12)), Some((index.clone(), 12)));
+        assert_eq!(trace_index_of(&file("3", 0)), None, "a flush has none");
+        assert_eq!(trace_index_of(&index), None);
+        assert_eq!(trace_index_of(&format!("file:///t/c-{}-0.parquet", Uuid::nil())), None, "has no time");
+        assert!(is_ours(&index));
+        assert_eq!((commit_begun_ms(&index), data_file_ms(&index)), (Some(1_700_000_000_000), None));
+    }
+
+    #[test]
     fn names_of_others_are_left_alone() {
         let uuid = Uuid::nil();
         for ours in [
@@ -104,6 +142,8 @@ mod tests {
             "file:///t/data/00000-0-6a3c1a54-3cf5-4c8e-9d5c-2b8d3d0e5a11.parquet".to_owned(),
             format!("file:///t/data/3-{uuid}-0.parquet"),
             format!("file:///t/data/x-{uuid}-0.parquet"),
+            format!("file:///t/data/c-{uuid}.tidx"),
+            format!("file:///t/data/3-{uuid}.tidx"),
             format!("file:///t/{uuid}-m0.avro"),
             format!("file:///t/metadata/{uuid}-m0.puffin"),
             format!("file:///t/metadata/snap-x-0-{uuid}.avro"),

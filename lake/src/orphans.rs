@@ -3,7 +3,8 @@
 //! There is no ledger. A file below the table's location may go when all of this holds:
 //!
 //! 1. Its name is one that we give ([`names::is_ours`]).
-//! 2. No snapshot, manifest list, manifest or metadata file that the table's current metadata reaches has it.
+//! 2. No snapshot, manifest list, manifest or metadata file that the table's current metadata reaches has it, and it is not
+//!    the trace index of a data file that one has.
 //! 3. It was written longer than the grace ago, and this process has known it for an orphan for the grace, as leader of the
 //!    table's owner group, in which the `TableAdvanced` of a version without the file is applied: no query reads it.
 //! 4. **The table was committed to after that.** A writer that was held up between writing and committing gave the file up
@@ -66,7 +67,7 @@ pub(crate) fn plan(listed: Vec<Listed>, seen: &mut Seen, moment: &Moment<'_>) ->
         if !names::is_ours(&file.location) || moment.reachable.contains(&file.location) {
             continue;
         }
-        let written_ms = names::data_file_ms(&file.location).unwrap_or(i64::MIN).max(file.modified_ms);
+        let written_ms = names::commit_begun_ms(&file.location).unwrap_or(i64::MIN).max(file.modified_ms);
         let new = Sighting { since: moment.listed, version: None };
         let mut sighting = before.remove(&file.location).unwrap_or(new);
         let old = moment.now_ms.saturating_sub(written_ms) >= grace_ms

@@ -24,7 +24,7 @@ pub fn version_of(location: &str) -> i64 {
 }
 
 /// Day since 1970 of the file's partition; `None` for partitioning that is not ours.
-pub(crate) fn day_of(file: &DataFile) -> Option<i32> {
+pub fn day_of(file: &DataFile) -> Option<i32> {
     match file.partition().fields() {
         [Some(Literal::Primitive(PrimitiveLiteral::Int(day)))] => Some(*day),
         _ => None,

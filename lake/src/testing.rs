@@ -19,6 +19,7 @@ use signaldb_catalog::{Database, IcebergCatalog, PoolConfig};
 use signaldb_model::{Clock, DatasetId, ManualClock, SystemClock, TableId, TenantId};
 use signaldb_signals::decode::decode;
 use signaldb_signals::{Rows, SignalKind, SignalTable, schema};
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::commit::{Committed, commit};
 use crate::datafile::EncodedFile;
@@ -159,7 +160,7 @@ pub(crate) fn encode(schema: &Arc<FileSchema>, rows: &[Row], name: impl Fn(usize
     files
 }
 
-async fn read_file(lake: &Lake, file: &DataFile) -> Vec<Row> {
+pub(crate) async fn read_file(lake: &Lake, file: &DataFile) -> Vec<Row> {
     let content = lake.store().read(file.file_path()).await.expect("is there");
     assert_eq!(content.len() as u64, file.file_size_in_bytes());
     read_parquet(content)
@@ -197,14 +198,30 @@ fn check_entry(file: &DataFile, rows: &[Row]) {
 }
 
 fn decoded(rows: &[Row]) -> Rows {
-    decode(SignalKind::Traces, [(1, request(rows).as_slice())]).remove(0).rows
+    decode(SignalKind::Traces, [(1, request_of(rows, trace_id).as_slice())]).remove(0).rows
 }
 
+/// Each row is a trace of its own.
+pub(crate) fn trace_id((_, name, _): &Row) -> Vec<u8> {
+    xxh3_128(name.as_bytes()).to_be_bytes().to_vec()
+}
+
+/// Of rows without trace ids.
 fn request(rows: &[Row]) -> Vec<u8> {
-    let resource = |(service, name, start): &Row| {
+    request_of(rows, |_| Vec::new())
+}
+
+fn request_of(rows: &[Row], trace_id: impl Fn(&Row) -> Vec<u8>) -> Vec<u8> {
+    let resource = |row: &Row| {
+        let (service, name, start) = row;
         let value = Some(AnyValue { value: Some(any_value::Value::StringValue(service.clone())) });
         let attribute = KeyValue { key: "service.name".to_owned(), value, ..KeyValue::default() };
-        let span = Span { name: name.clone(), start_time_unix_nano: *start as u64, ..Span::default() };
+        let span = Span {
+            trace_id: trace_id(row),
+            name: name.clone(),
+            start_time_unix_nano: *start as u64,
+            ..Span::default()
+        };
         ResourceSpans {
             resource: Some(Resource { attributes: vec![attribute], ..Resource::default() }),
             scope_spans: vec![ScopeSpans { spans: vec![span], ..ScopeSpans::default() }],

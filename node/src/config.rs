@@ -183,6 +183,8 @@ pub struct Query {
     pub scan: Option<ByteSize>,
     /// Bytes that queries may spill to disk, together.
     pub spill: ByteSize,
+    /// Memory for footers, page indexes, bloom filters and trace indexes of data files, beside that of queries.
+    pub cache: ByteSize,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -365,6 +367,7 @@ impl Default for Query {
             memory: None,
             scan: None,
             spill: ByteSize(10 << 30),
+            cache: ByteSize(64 << 20),
         }
     }
 }

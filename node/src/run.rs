@@ -225,6 +225,7 @@ fn query_config(config: &Config, memory: usize, cores: usize) -> QueryConfig {
         spill_dir: config.node.data_dir.join("spill"),
         spill_bytes_max: query.spill.0,
         scan_bytes_max: query.scan.map(|scan| scan.0),
+        cache_bytes_max: usize::try_from(query.cache.0).unwrap_or(usize::MAX),
         deadline: query.deadline.0,
         deadline_max: query.deadline_max(),
         concurrency: query.concurrency,

@@ -148,6 +148,7 @@ impl PastTable {
         // Which attributes have columns is known now, and which columns a file has says the file.
         let mut stored = StoredTable::new(self.table, copies_of(&metadata))?;
         stored.files = self.lake.snapshot_files(&metadata, &snapshot).await.map_err(lake_error)?;
+        stored.catalog_reads = 1;
         Ok(stored)
     }
 }

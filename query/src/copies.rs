@@ -218,7 +218,8 @@ pub(crate) mod tests {
         let named = copies.named(&schema.arrow, &wanted, &[]);
         let view = copies.view(&schema.arrow, &wanted, &named).expect("has the map");
         let state = SessionContext::new().state();
-        let rows = crate::memory::scan(&state, &schema.arrow, &[], Some(view.columns()), &[]).expect("plans");
+        let rows = crate::memory::scan(&state, &schema.arrow, &[], Some(view.columns()), &[], Default::default());
+        let rows = rows.expect("plans");
         let shown = view.over(&state, rows).expect("plans");
         assert_eq!(shown.schema().fields(), schema.arrow.fields());
     }

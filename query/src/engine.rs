@@ -16,6 +16,7 @@ use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use datafusion::optimizer::Optimizer;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::StreamExt;
@@ -33,8 +34,10 @@ use crate::as_of;
 use crate::budget::late;
 use crate::error::{QueryError, QueryErrorKind};
 use crate::gate::Gate;
+use crate::kept::KeptParts;
 use crate::logical_view::{ATTRIBUTE, ATTRIBUTES, HEX_ID};
 use crate::names::{CATALOG, OneCatalog, TenantCatalog};
+use crate::newest::NewestPages;
 use crate::parameters::{self, Parameters};
 use crate::pool::{NodeMemory, QueryMemory, QueryPool};
 use crate::queries::{Listed, Queries, QueryId, Record};
@@ -86,6 +89,8 @@ pub struct QueryConfig {
     pub spill_bytes_max: u64,
     /// Bytes that one query may read from the store; `None`: as many as it likes.
     pub scan_bytes_max: Option<u64>,
+    /// Memory for parts of data files that are kept between queries, beside `memory_bytes`.
+    pub cache_bytes_max: usize,
     /// From arrival to the last row, of queries that do not say it themselves.
     pub deadline: Duration,
     /// The most that a query may ask for.
@@ -542,10 +547,13 @@ async fn plan(context: &SessionContext, sql: &str) -> Result<DataFrame, QueryErr
 }
 
 fn template(config: &QueryConfig) -> SessionState {
+    let kept = Arc::new(KeptParts::new(config.cache_bytes_max));
     let mut session = SessionConfig::new()
         .with_target_partitions(config.partitions)
         .with_information_schema(true)
         .with_collect_statistics(false)
+        // Scans find it there.
+        .with_extension(Arc::clone(&kept))
         .with_default_catalog_and_schema(CATALOG, "default")
         // The default would be registered into the tenant's catalog list.
         .with_create_default_catalog_and_schema(false);
@@ -562,8 +570,14 @@ fn template(config: &QueryConfig) -> SessionState {
     let mut rules = Optimizer::new().rules;
     let before = rules.iter().position(|rule| rule.name() == "push_down_filter").unwrap_or(0);
     rules.insert(before, Arc::new(CollapseView));
-    let mut builder =
-        SessionStateBuilder::new().with_config(session).with_default_features().with_optimizer_rules(rules);
+    let mut physical_rules = PhysicalOptimizer::new().rules;
+    let before = physical_rules.iter().position(|rule| rule.name() == "EnsureCooperative");
+    physical_rules.insert(before.unwrap_or(physical_rules.len()), Arc::new(NewestPages(kept)));
+    let mut builder = SessionStateBuilder::new()
+        .with_config(session)
+        .with_default_features()
+        .with_optimizer_rules(rules)
+        .with_physical_optimizer_rules(physical_rules);
     let functions = builder.scalar_functions().get_or_insert_default();
     functions.extend([Arc::clone(&HEX_ID), Arc::clone(&ATTRIBUTES), Arc::clone(&ATTRIBUTE)]);
     builder.build()
@@ -610,6 +624,7 @@ impl Snapshotter {
             };
             views.extend(view.map(|view| (group, view)));
         }
+        let catalog_reads = u64::from(views.iter().all(|(_, view)| view.version < 0));
         let newest = if mutated { Ok(too_early) } else { self.newest_location(&id, table, &views).await };
         let location = match newest {
             // Nobody flushed to it as far as the log knows; the catalog may know more, and cannot be asked.
@@ -629,6 +644,7 @@ impl Snapshotter {
         };
         let metadata = self.lake.metadata_at(&location).await.map_err(lake_error)?;
         let mut stored = StoredTable::new(table, copies_of(&metadata))?;
+        stored.catalog_reads = catalog_reads;
         let cluster_id = &self.groups.founding().cluster_id;
         for (group, view) in views {
             // The cut is the watermark of the metadata that is scanned, not the one that the view knew.

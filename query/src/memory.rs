@@ -1,23 +1,30 @@
 //! Scanning memtable rows: filtered before what they share is spread, a batch at a time.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use arrow::array::{BooleanArray, RecordBatch};
-use arrow::datatypes::SchemaRef;
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
+use arrow::compute::{max, min};
+use arrow::datatypes::{
+    ArrowNumericType, DataType, Int32Type, Int64Type, SchemaRef, TimeUnit, TimestampMicrosecondType,
+};
 use datafusion::catalog::Session;
 use datafusion::common::cast::as_boolean_array;
 use datafusion::common::stats::Precision;
-use datafusion::common::{DFSchema, Result, Statistics};
+use datafusion::common::{ColumnStatistics, DFSchema, Result, ScalarValue, Statistics};
 use datafusion::datasource::source::{DataSource, DataSourceExec};
 use datafusion::execution::TaskContext;
 use datafusion::logical_expr::Expr;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::physical_expr::projection::ProjectionExprs;
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayFormatType, ExecutionPlan, SendableRecordBatchStream};
 use signaldb_signals::Rows;
+
+/// Plans with more columns are not about bounds.
+const BOUNDED_COLUMNS_MAX: usize = 4;
 
 /// Rows of one table as a source of a plan, in one partition.
 #[derive(Debug, Clone)]
@@ -27,6 +34,9 @@ struct RowsSource {
     /// With only `columns`.
     schema: SchemaRef,
     filter: Option<RowFilter>,
+    /// Once somebody asked.
+    statistics: Arc<OnceLock<Arc<Statistics>>>,
+    metrics: ExecutionPlanMetricsSet,
 }
 
 /// A filter over some columns of the table.
@@ -44,6 +54,7 @@ pub(crate) fn scan(
     rows: &[Rows],
     projection: Option<&Vec<usize>>,
     filters: &[Expr],
+    metrics: ExecutionPlanMetricsSet,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let columns = projection.cloned().unwrap_or_else(|| (0..schema.fields().len()).collect());
     let source = RowsSource {
@@ -51,6 +62,8 @@ pub(crate) fn scan(
         schema: Arc::new(schema.project(&columns)?),
         columns: columns.into(),
         filter: RowFilter::new(state, schema, filters)?,
+        statistics: Arc::default(),
+        metrics,
     };
     Ok(DataSourceExec::from_data_source(source))
 }
@@ -86,6 +99,57 @@ impl RowsSource {
     }
 }
 
+impl RowsSource {
+    fn look(&self) -> Result<Statistics> {
+        let rows = self.rows.iter().map(Rows::num_rows).sum();
+        let mut statistics = Statistics::new_unknown(&self.schema);
+        if self.filter.is_some() {
+            return Ok(statistics.with_num_rows(Precision::Inexact(rows)));
+        }
+        if self.columns.len() <= BOUNDED_COLUMNS_MAX {
+            let slots = statistics.column_statistics.iter_mut().zip(self.columns.iter()).zip(self.schema.fields());
+            for ((slot, column), _) in slots.filter(|(_, field)| is_bounded(field.data_type())) {
+                let parts = self.rows.iter().map(|rows| Ok(rows.column(*column)?));
+                *slot = bounds(&parts.collect::<Result<Vec<ArrayRef>>>()?);
+            }
+        }
+        Ok(statistics.with_num_rows(Precision::Exact(rows)))
+    }
+}
+
+/// Columns that people ask the first or last of, and that cost little to look through.
+fn is_bounded(kind: &DataType) -> bool {
+    matches!(kind, DataType::Int32 | DataType::Int64 | DataType::Timestamp(TimeUnit::Microsecond, _))
+}
+
+/// Nulls and bounds of a column's parts; no bounds where there is no value.
+fn bounds(parts: &[ArrayRef]) -> ColumnStatistics {
+    let scalars = match parts.first().map(|part| part.data_type().clone()) {
+        Some(DataType::Int32) => {
+            range::<Int32Type>(parts).map(|(min, max)| (ScalarValue::from(min), ScalarValue::from(max)))
+        }
+        Some(DataType::Int64) => {
+            range::<Int64Type>(parts).map(|(min, max)| (ScalarValue::from(min), ScalarValue::from(max)))
+        }
+        Some(DataType::Timestamp(TimeUnit::Microsecond, zone)) => {
+            let at = |at| ScalarValue::TimestampMicrosecond(Some(at), zone.clone());
+            range::<TimestampMicrosecondType>(parts).map(|(min, max)| (at(min), at(max)))
+        }
+        _ => None,
+    };
+    let mut statistics = ColumnStatistics::new_unknown();
+    statistics.null_count = Precision::Exact(parts.iter().map(|part| part.null_count()).sum());
+    if let Some((min, max)) = scalars {
+        (statistics.min_value, statistics.max_value) = (Precision::Exact(min), Precision::Exact(max));
+    }
+    statistics
+}
+
+fn range<T: ArrowNumericType<Native: Ord>>(parts: &[ArrayRef]) -> Option<(T::Native, T::Native)> {
+    let parts = || parts.iter().map(|part| part.as_primitive::<T>());
+    Some((parts().filter_map(min).min()?, parts().filter_map(max).max()?))
+}
+
 impl DataSource for RowsSource {
     fn open(&self, _partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let (source, size) = (self.clone(), context.session_config().batch_size());
@@ -118,11 +182,17 @@ impl DataSource for RowsSource {
         EquivalenceProperties::new(Arc::clone(&self.schema))
     }
 
-    /// The exact count lets `count(*)` read nothing.
+    /// Exact counts and bounds let `count(*)`, `min` and `max` read nothing, here and in files.
     fn partition_statistics(&self, _partition: Option<usize>) -> Result<Arc<Statistics>> {
-        let rows = self.rows.iter().map(Rows::num_rows).sum();
-        let rows = if self.filter.is_none() { Precision::Exact(rows) } else { Precision::Inexact(rows) };
-        Ok(Arc::new(Statistics::new_unknown(&self.schema).with_num_rows(rows)))
+        if let Some(known) = self.statistics.get() {
+            return Ok(Arc::clone(known));
+        }
+        let statistics = Arc::new(self.look()?);
+        Ok(Arc::clone(self.statistics.get_or_init(|| statistics)))
+    }
+
+    fn metrics(&self) -> ExecutionPlanMetricsSet {
+        self.metrics.clone()
     }
 
     /// The stream is lazy: a limit above it simply stops asking.

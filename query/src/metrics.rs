@@ -34,6 +34,20 @@ pub fn describe() {
     for budget in Budget::ALL {
         counter!("signaldb_query_budget_exceeded_total", "budget" => budget.key()).increment(0);
     }
+    describe_counter!(
+        "signaldb_query_cache_lookups_total",
+        "Looks for parts of data files in memory, by outcome: hit, miss."
+    );
+    describe_gauge!(
+        "signaldb_query_cache_bytes",
+        Unit::Bytes,
+        "Footers, page indexes, bloom filters and trace indexes that are kept in memory."
+    );
+    describe_gauge!("signaldb_query_cache_bytes_max", Unit::Bytes, "Their budget (query.cache).");
+    for outcome in ["hit", "miss"] {
+        counter!("signaldb_query_cache_lookups_total", "outcome" => outcome).increment(0);
+    }
+    record_kept(0, 0);
 }
 
 pub(crate) fn note_started() {
@@ -52,4 +66,14 @@ pub(crate) fn record(memory: &NodeMemory, spilled: &SpillingProgress) {
     gauge!("signaldb_query_memory_bytes_max").set(memory.bytes_max() as f64);
     gauge!("signaldb_query_spill_bytes").set(spilled.current_bytes as f64);
     gauge!("signaldb_query_spill_files").set(spilled.active_files_count as f64);
+}
+
+pub(crate) fn note_kept(hit: bool) {
+    let outcome = if hit { "hit" } else { "miss" };
+    counter!("signaldb_query_cache_lookups_total", "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn record_kept(bytes: usize, bytes_max: usize) {
+    gauge!("signaldb_query_cache_bytes").set(bytes as f64);
+    gauge!("signaldb_query_cache_bytes_max").set(bytes_max as f64);
 }

@@ -1,4 +1,8 @@
 //! A stored table at one moment: data files of one metadata version, and the memtable rows above its watermarks.
+//!
+//! A scan leaves out what it can before it opens anything: files by the bounds of their manifest entries, files and row
+//! groups by trace indexes. DataFusion's Parquet source then leaves out row groups and pages by the statistics, bloom
+//! filters and page indexes that are kept in memory, and files that a dynamic filter has passed meanwhile.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -11,8 +15,7 @@ use datafusion::common::stats::Precision;
 use datafusion::common::{DFSchema, Result, Statistics};
 use datafusion::datasource::TableType;
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
-use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, FileSource, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::error::DataFusionError;
 use datafusion::execution::object_store::ObjectStoreUrl;
@@ -21,6 +24,7 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::filter::FilterExecBuilder;
+use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricType};
 use datafusion::physical_plan::union::UnionExec;
 use iceberg::spec::DataFile;
 use object_store::ObjectMeta;
@@ -31,7 +35,10 @@ use signaldb_signals::{Rows, SignalTable};
 
 use crate::copies::Copies;
 use crate::error::{QueryError, QueryErrorKind};
+use crate::files::DataFiles;
+use crate::kept::KeptParts;
 use crate::remote::{self, RemoteRows};
+use crate::traces::{self, Place, Places, Pruned, TraceIndexes};
 use crate::{memory, prune, whole};
 
 /// One consistent state of a table. Made for one query.
@@ -47,6 +54,8 @@ pub(crate) struct StoredTable {
     pub(crate) rows: Vec<Rows>,
     /// The same, held by other nodes.
     pub(crate) remote: Vec<RemoteRows>,
+    /// What it took to get here.
+    pub(crate) catalog_reads: u64,
 }
 
 #[async_trait]
@@ -77,14 +86,35 @@ impl TableProvider for StoredTable {
         let limit = limit.filter(|_| filters.is_empty());
         let wanted = projection.cloned().unwrap_or_else(|| (0..schema.fields().len()).collect());
         let named = self.copies.named(schema, &wanted, filters);
+        let traces = traces::wanted(filters);
         let mut plans = Vec::new();
+        let mut notes = Notes { catalog_reads: self.catalog_reads, ..Notes::default() };
+        // Of the first scan, which shows the notes.
+        let mut shown: Option<ExecutionPlanMetricsSet> = None;
+        let kept = state.config().get_extension::<KeptParts>().unwrap_or_else(|| Arc::new(KeptParts::new(0)));
         let files = self.files.iter().flat_map(|files| files.iter()).collect();
         for part in whole::split(&self.schema, &self.copies, &named, filters, files)? {
+            let files_before = part.files.len();
             let files = prune::files(&self.schema, part.files, physical_filter(state, schema, &part.filters)?)?;
-            if !files.is_empty() {
-                let view = self.copies.view(schema, &wanted, &part.absent)?;
-                let scan =
-                    |columns: &Vec<usize>| self.scan_files(state, &files, columns, part.filters.is_empty(), limit);
+            notes.files += files_before;
+            notes.pruned_by_bounds += files_before - files.len();
+            let places = match &traces {
+                Some(ids) if !files.is_empty() => self.places(state, &kept, files, ids).await?,
+                _ => Places::all(files),
+            };
+            notes.by_trace_indexes.add(places.pruned);
+            let view = self.copies.view(schema, &wanted, &part.absent)?;
+            for (places, blooms) in [(places.indexed, Blooms::Unread), (places.others, Blooms::Read)] {
+                if places.is_empty() {
+                    continue;
+                }
+                let scan = |columns: &Vec<usize>| {
+                    let exact = part.filters.is_empty();
+                    let (scan, metrics) =
+                        self.scan_files(state, &kept, FileScan { places, columns, blooms, exact, limit })?;
+                    shown.get_or_insert(metrics);
+                    Ok(scan)
+                };
                 plans.push(view.over(state, filtered(state, schema, &part.filters, view.columns(), scan)?)?);
             }
         }
@@ -96,10 +126,13 @@ impl TableProvider for StoredTable {
             let scan = |columns: &Vec<usize>| remote::scan(rows, schema, Some(columns));
             plans.push(view.over(state, filtered(state, schema, &filters, view.columns(), scan)?)?);
         }
-        if !self.rows.is_empty() || plans.is_empty() {
-            let rows = memory::scan(state, schema, &self.rows, Some(view.columns()), &filters)?;
+        if !self.rows.is_empty() || shown.is_none() {
+            let metrics = ExecutionPlanMetricsSet::new();
+            shown.get_or_insert_with(|| metrics.clone());
+            let rows = memory::scan(state, schema, &self.rows, Some(view.columns()), &filters, metrics)?;
             plans.push(view.over(state, rows)?);
         }
+        notes.show(&shown.unwrap_or_default());
         match plans.len() {
             1 => Ok(plans.remove(0)),
             _ => UnionExec::try_new(plans),
@@ -119,51 +152,129 @@ impl StoredTable {
             false => Cow::Owned(own.with(attributes.iter().map(|attribute| attribute.column.clone()))),
         };
         let copies = Copies::new(attributes, &schema)?;
-        Ok(Self { schema, copies, files: Vec::new(), rows: Vec::new(), remote: Vec::new() })
+        Ok(Self { schema, copies, files: Vec::new(), rows: Vec::new(), remote: Vec::new(), catalog_reads: 0 })
     }
 
+    /// Where rows of the traces may be in `files`, by the trace indexes of compactions.
+    async fn places<'a>(
+        &self,
+        state: &dyn Session,
+        kept: &Arc<KeptParts>,
+        files: Vec<&'a DataFile>,
+        ids: &BTreeSet<Vec<u8>>,
+    ) -> Result<Places<'a>> {
+        let url = store_of(files.iter().copied())?;
+        let store = state.runtime_env().object_store(&url)?;
+        let indexes = TraceIndexes { store, kept: Arc::clone(kept) };
+        Ok(indexes.places(files, ids, |location| locate(location).ok().map(|(_, path)| path)).await)
+    }
+
+    /// A scan and its metrics.
     fn scan_files(
         &self,
         state: &dyn Session,
-        files: &[&DataFile],
-        columns: &[usize],
-        exact: bool,
-        limit: Option<usize>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
+        kept: &Arc<KeptParts>,
+        scan: FileScan<'_>,
+    ) -> Result<(Arc<dyn ExecutionPlan>, ExecutionPlanMetricsSet)> {
+        let FileScan { mut places, columns, blooms, exact, limit } = scan;
+        // The newest first: `ORDER BY timestamp DESC LIMIT n` is done with the others once it has seen these.
+        places.sort_by_key(|place| std::cmp::Reverse(prune::newest_micros(&self.schema, place.file)));
+        let url = store_of(places.iter().map(|place| place.file))?;
+        let files = places.iter().map(|place| self.place(columns, place)).collect::<Result<Vec<_>>>()?;
+        let total = self.total(&files, exact)?;
         let groups = state.config().target_partitions().min(files.len()).max(1);
-        let (mut stores, mut grouped) = (BTreeSet::new(), vec![Vec::<PartitionedFile>::new(); groups]);
-        for (at, file) in files.iter().enumerate() {
-            let (store, file) = place(file)?;
-            stores.insert(store);
-            grouped[at % groups].push(file);
-        }
-        let url = stores.pop_first().unwrap_or_else(ObjectStoreUrl::local_filesystem);
-        if let Some(other) = stores.first() {
-            let message = format!("the table has files in {url} and in {other}; a scan reads one store");
-            return Err(QueryError::new(QueryErrorKind::Internal, message).into());
-        }
-        let runtime = state.runtime_env();
-        let footers = CachedParquetFileReaderFactory::new(
-            runtime.object_store(&url)?,
-            runtime.cache_manager.get_file_metadata_cache(),
-        );
+        // Partitions take the next file from one queue, which begins with the first group.
+        let grouped = files.chunks(files.len().div_ceil(groups).max(1)).map(|files| FileGroup::new(files.to_vec()));
+        let reader = DataFiles { store: state.runtime_env().object_store(&url)?, kept: Arc::clone(kept) };
         let source = ParquetSource::new(Arc::clone(&self.schema.arrow))
             .with_table_parquet_options(state.default_table_options().parquet)
             .with_pushdown_filters(true)
             .with_enable_page_index(true)
-            .with_bloom_filter_on_read(true)
-            .with_parquet_file_reader_factory(Arc::new(footers));
-        let rows: u64 = files.iter().map(|file| file.record_count()).sum();
-        let rows = usize::try_from(rows).unwrap_or(usize::MAX);
-        let rows = if exact { Precision::Exact(rows) } else { Precision::Inexact(rows) };
+            .with_bloom_filter_on_read(blooms == Blooms::Read)
+            .with_parquet_file_reader_factory(Arc::new(reader));
+        let metrics = source.metrics().clone();
         let config = FileScanConfigBuilder::new(url, Arc::new(source))
-            .with_file_groups(grouped.into_iter().map(FileGroup::new).collect())
-            // With exact counts, count(*) opens no file.
-            .with_statistics(Statistics::new_unknown(&self.schema.arrow).with_num_rows(rows))
-            .with_projection_indices(Some(columns.to_vec()))?
+            .with_file_groups(grouped.collect())
+            .with_statistics(total)
+            .with_projection_indices(Some(columns.clone()))?
             .with_limit(limit)
             .build();
-        Ok(DataSourceExec::from_data_source(config))
+        let plan: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(config);
+        Ok((plan, metrics))
+    }
+
+    /// A file as the scan sees it. Its statistics serve to leave it out by a dynamic filter, and in place of columns that
+    /// have but one value in it.
+    fn place(&self, columns: &[usize], place: &Place<'_>) -> Result<PartitionedFile> {
+        let (_, location) = locate(place.file.file_path())?;
+        let meta = ObjectMeta {
+            location,
+            // Data files never change.
+            last_modified: Default::default(),
+            size: place.file.file_size_in_bytes(),
+            e_tag: None,
+            version: None,
+        };
+        let statistics = prune::statistics(&self.schema, columns, place.file);
+        let file = PartitionedFile::new_from_meta(meta).with_statistics(Arc::new(statistics));
+        Ok(match &place.rows {
+            Some(rows) => file.with_extension(traces::access_plan(rows)),
+            None => file,
+        })
+    }
+
+    /// What is known of the rows of all files. If nothing is filtered the count is exact, and bounds are: `count(*)`, `min` and
+    /// `max` open no file.
+    fn total(&self, files: &[PartitionedFile], exact: bool) -> Result<Statistics> {
+        let each = || files.iter().filter_map(|file| file.statistics.as_deref());
+        if exact {
+            return Statistics::try_merge_iter(each(), &self.schema.arrow);
+        }
+        let rows: usize = each().filter_map(|statistics| statistics.num_rows.get_value()).sum();
+        Ok(Statistics::new_unknown(&self.schema.arrow).with_num_rows(Precision::Inexact(rows)))
+    }
+}
+
+/// Files of one store, and how to scan them.
+struct FileScan<'a> {
+    places: Vec<Place<'a>>,
+    columns: &'a Vec<usize>,
+    blooms: Blooms,
+    /// Nothing is filtered.
+    exact: bool,
+    limit: Option<usize>,
+}
+
+/// Whether bloom filters can tell more than is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blooms {
+    Read,
+    Unread,
+}
+
+/// What a scan left out before it began, for `EXPLAIN ANALYZE`.
+#[derive(Debug, Default)]
+struct Notes {
+    files: usize,
+    pruned_by_bounds: usize,
+    by_trace_indexes: Pruned,
+    catalog_reads: u64,
+}
+
+impl Notes {
+    fn show(&self, metrics: &ExecutionPlanMetricsSet) {
+        let Pruned { files, row_groups, index_reads, index_hits } = self.by_trace_indexes;
+        for (name, value) in [
+            ("files", self.files),
+            ("files_pruned_by_bounds", self.pruned_by_bounds),
+            ("files_pruned_by_trace_index", files),
+            ("row_groups_pruned_by_trace_index", row_groups),
+            ("trace_index_reads", index_reads),
+            ("trace_index_hits", index_hits),
+            ("catalog_reads", usize::try_from(self.catalog_reads).unwrap_or(usize::MAX)),
+        ] {
+            MetricBuilder::new(metrics).with_type(MetricType::Summary).global_counter(name).add(value);
+        }
     }
 }
 
@@ -195,18 +306,20 @@ fn filtered(
     Ok(Arc::new(FilterExecBuilder::new(filter, input).apply_projection(projection)?.build()?))
 }
 
-/// The store that holds a file, and the file in it.
-fn place(file: &DataFile) -> Result<(ObjectStoreUrl, PartitionedFile)> {
-    let (store, location) = locate(file.file_path())?;
-    let meta = ObjectMeta {
-        location,
-        // Data files never change, so that the cache of footers needs no time.
-        last_modified: Default::default(),
-        size: file.file_size_in_bytes(),
-        e_tag: None,
-        version: None,
-    };
-    Ok((store, PartitionedFile::new_from_meta(meta)))
+/// The store that has the files.
+fn store_of<'a>(files: impl Iterator<Item = &'a DataFile>) -> Result<ObjectStoreUrl> {
+    let mut found: Option<ObjectStoreUrl> = None;
+    for file in files {
+        let (url, _) = locate(file.file_path())?;
+        match &found {
+            Some(found) if *found != url => {
+                let message = format!("the table has files in {found} and in {url}; a scan reads one store");
+                return Err(QueryError::new(QueryErrorKind::Internal, message).into());
+            }
+            _ => found = Some(url),
+        }
+    }
+    Ok(found.unwrap_or_else(ObjectStoreUrl::local_filesystem))
 }
 
 /// `s3://bucket/key` is the key in the bucket's store; anything else is a path of a local file.

@@ -39,6 +39,7 @@ mod reading;
 mod recover;
 mod recovery_model;
 mod rust_sdk;
+mod scans;
 mod spans;
 mod store_faults;
 mod tempo;

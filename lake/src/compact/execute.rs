@@ -13,9 +13,14 @@ use super::plan::Rewrite;
 use super::read::{BlockingStore, FileSource};
 use crate::datafile::{DataFileWriter, Density, EncodedFile};
 use crate::error::LakeError;
+use crate::flush::chain;
 use crate::lake::Lake;
-use crate::names;
 use crate::promote::FileSchema;
+use crate::trace_index::{self, Section};
+use crate::{metrics, names};
+
+/// Bytes of a commit's trace index at most; files beyond it are not in it. Twice as much is in memory while it is made.
+const TRACE_INDEX_BYTES_MAX: usize = 64 << 20;
 
 /// Files that hold the rows of a rewrite's, durable and not yet in the table.
 #[derive(Debug)]
@@ -53,17 +58,43 @@ pub(crate) async fn execute(
     // One file waits while the next is encoded.
     let (sender, mut encoded) = mpsc::channel(1);
     let merging = lake.cpu().spawn_blocking(move || job.run(&sender));
-    let mut files = Vec::new();
+    let (mut files, mut sections, mut section_bytes) = (Vec::new(), Vec::new(), 0);
     while let Some(file) = encoded.recv().await {
         lake.store().write(&file.location, file.content).await?;
         files.push(file.entry);
+        if let (Some(section), Some((_, number))) = (file.traces, names::trace_index_of(&file.location))
+            && section_bytes + section.bytes() <= TRACE_INDEX_BYTES_MAX
+        {
+            section_bytes += section.bytes();
+            sections.push((number, section));
+        }
     }
     merging.await.map_err(|_| LakeError::Stopped("merging data files panicked"))??;
     let written: u64 = files.iter().map(DataFile::record_count).sum();
     match rewrite.rows() {
-        read if read == written => Ok(Rewritten { commit, files }),
+        read if read == written => {
+            write_trace_index(lake, names::trace_index(root, commit, rewrite.day), sections).await?;
+            Ok(Rewritten { commit, files })
+        }
         read => Err(LakeError::RowsDiffer { read, written }),
     }
+}
+
+/// Writes the index of a commit's data files. Whoever looks for a trace does without it if need be, and it never comes
+/// later than the commit, so that nobody looks for it too early.
+async fn write_trace_index(lake: &Lake, location: String, sections: Vec<(u32, Section)>) -> Result<(), LakeError> {
+    let encoding = lake.cpu().spawn_blocking(move || trace_index::encode(&sections));
+    let index = encoding.await.map_err(|_| LakeError::Stopped("encoding a trace index panicked"))?;
+    let Some(index) = index else { return Ok(()) };
+    let bytes = index.len();
+    match lake.store().write(&location, index).await {
+        Ok(()) => metrics::note_trace_index(bytes),
+        Err(error) => {
+            metrics::note_trace_index_failure();
+            tracing::warn!(%location, error = %chain(&error), "trace index was not written; traces are found more slowly");
+        }
+    }
+    Ok(())
 }
 
 /// The part that computes, on a thread that may block.

@@ -2,8 +2,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::testing::{Draw, TestLake};
-use crate::{CompactionConfig, LakeConfig};
+use crate::testing::{Draw, TestLake, read_file, trace_id};
+use crate::trace_index::{Blocks, Head, TraceIndex};
+use crate::{CompactionConfig, LakeConfig, names};
 
 const LATER: Duration = Duration::from_secs(3 * 3600);
 
@@ -84,4 +85,35 @@ async fn a_rewrite_that_is_told_to_stop_commits_nothing() {
     let rewrite = lake.upkeep().rewrites().await.expect("plans").remove(0);
     lake.upkeep().rewrite(&rewrite, &stop).await.expect_err("stops");
     assert_eq!(lake.metadata().await.last_sequence_number(), before.last_sequence_number());
+}
+
+/// Guarantees: each data file of a compaction is in the index of its commit, with its row groups, and the index leads to
+/// each of its traces; a trace is looked for nowhere else.
+#[tokio::test]
+async fn the_trace_index_of_a_compaction_leads_to_each_trace() {
+    let lake = TestLake::new(config(512 << 10)).await;
+    let mut draw = Draw(4);
+    for n in 0..8 {
+        lake.flush(&draw.rows(n, 6000, lake.day_start(5)), n as u64 + 1).await;
+    }
+    compact(&lake).await;
+    let (mut files, mut found_in) = (0, 0);
+    for file in lake.files().await {
+        let (index, number) = names::trace_index_of(file.file_path()).expect("was compacted");
+        let content = lake.lake.store().read(&index).await.expect("is there");
+        let Ok(Head::Read(index)) = TraceIndex::read(&content) else { panic!("is an index") };
+        assert!(index.covers(number, file.record_count(), file.split_offsets().map(<[i64]>::len)));
+        files += 1;
+        for row in read_file(&lake.lake, &file).await.iter().step_by(500) {
+            let (id, mut blocks) = (trace_id(row), Blocks::new());
+            let leaf = index.leaf(&id).expect("is in one");
+            let range = leaf.range.start as usize..leaf.range.end as usize;
+            index.find(leaf, &content[range], &id, &mut blocks).expect("reads");
+            assert_eq!(blocks.len(), 1, "one span, one block");
+            let rows = index.rows(number, &blocks).expect("has the file");
+            assert_eq!(rows.groups.iter().filter(|group| !group.ranges.is_empty()).count(), 1);
+            found_in += 1;
+        }
+    }
+    assert!(files > 1 && found_in > 50, "{found_in} traces in {files} files");
 }

@@ -306,6 +306,22 @@ fn traces(count: u64) -> Rows {
     decode(SignalKind::Traces, [(1, body.as_slice())]).remove(0).rows
 }
 
+/// Readers prune row groups by the bounds in the footer, too, and those leave NaN out.
+#[test]
+fn no_double_has_bounds_in_the_footer() {
+    let mut doubles = 0;
+    for table in SignalTable::ALL {
+        let schema = plain(table);
+        let properties = properties(&schema, Density::Compacted);
+        for column in schema.columns().iter().filter(|column| column.kind == ColumnKind::Double) {
+            let statistics = properties.statistics_enabled(&ColumnPath::from(column.name.as_str()));
+            assert_eq!(statistics, EnabledStatistics::None, "{}", column.name);
+            doubles += 1;
+        }
+    }
+    assert!(doubles > 0);
+}
+
 /// Bytes a row of one column, and its encodings.
 fn column(footer: &ParquetMetaData, name: &str) -> (f64, Vec<Encoding>) {
     let group = footer.row_group(0);

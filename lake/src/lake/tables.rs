@@ -60,6 +60,17 @@ impl Lake {
         Ok(ManifestList::parse_with_version(&list, FormatVersion::V2)?.entries().to_vec())
     }
 
+    /// The same for queries, from memory if it was read before.
+    async fn known_manifests_of(&self, snapshot: &Snapshot) -> Result<Arc<Vec<ManifestFile>>, LakeError> {
+        let location = snapshot.manifest_list();
+        if let Some(found) = self.0.manifest_lists.get(location, self.0.clock.elapsed()) {
+            return Ok(found);
+        }
+        let manifests = Arc::new(self.manifests_of(snapshot).await?);
+        self.0.manifest_lists.insert(location, Arc::clone(&manifests), self.0.clock.elapsed());
+        Ok(manifests)
+    }
+
     /// The version of the table after the one at `location`: every file that must be written before the swap.
     ///
     /// # Errors
@@ -172,7 +183,7 @@ impl Lake {
         snapshot: &Snapshot,
     ) -> Result<Vec<Arc<Vec<DataFile>>>, LakeError> {
         let mut out = Vec::new();
-        for manifest in self.manifests_of(snapshot).await? {
+        for manifest in self.known_manifests_of(snapshot).await?.iter() {
             if manifest.content == ManifestContentType::Deletes {
                 return Err(LakeError::ForeignDeletes(metadata.location().to_owned()));
             }

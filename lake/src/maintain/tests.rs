@@ -8,7 +8,7 @@ use crate::compact::execute::execute;
 use crate::metadata::Change;
 use crate::orphans::Seen;
 use crate::promote::FileSchema;
-use crate::testing::{Draw, Row, TABLE, TestLake};
+use crate::testing::{DAY_NANOS, Draw, Row, TABLE, TestLake};
 use crate::{CompactionConfig, LakeConfig, RetentionConfig};
 
 mod hours;
@@ -162,6 +162,43 @@ async fn files_of_kept_snapshots_and_young_files_are_never_collected() {
     assert!(!lake.lake.store().exists(&written).await.expect("answers"));
     assert_eq!(lake.rows().await, expected);
     assert_eq!(lake.mark().await, 4);
+}
+
+/// Guarantees: the trace index of a compaction stays while a snapshot shows a file of it, and goes like the file.
+#[tokio::test]
+async fn a_trace_index_lives_as_long_as_the_files_of_its_commit() {
+    let (lake, mut expected) = table(4).await;
+    let stop = CancellationToken::new();
+    let compact = async || {
+        let rewrite = lake.upkeep().rewrites().await.expect("plans").remove(0);
+        lake.upkeep().rewrite(&rewrite, &stop).await.expect("rewrites").expect("commits");
+        let file = lake.files().await.remove(0).file_path().to_owned();
+        (crate::names::trace_index_of(&file).expect("was compacted").0, file)
+    };
+    let exists = async |file: &String| lake.lake.store().exists(file).await.expect("answers");
+    let mut seen = Seen::new();
+    let (first_index, first_file) = compact().await;
+    lake.clock.advance(24 * HOUR * 8);
+    lake.upkeep().expire().await.expect("expires").expect("commits");
+    collect(&lake, &mut seen).await;
+    assert!(exists(&first_index).await && exists(&first_file).await);
+
+    let day = expected[0].2 as u64 / DAY_NANOS * DAY_NANOS;
+    let late = Draw(8).rows(50, 10, day);
+    lake.flush(&late, 5).await;
+    lake.clock.advance(HOUR * 3);
+    let (second_index, second_file) = compact().await;
+    // A snapshot still shows what was before.
+    collect(&lake, &mut seen).await;
+    assert!(exists(&first_index).await && exists(&first_file).await);
+    lake.clock.advance(24 * HOUR * 8);
+    lake.upkeep().expire().await.expect("expires").expect("commits");
+    collect(&lake, &mut seen).await;
+    assert!(!exists(&first_index).await && !exists(&first_file).await);
+    assert!(exists(&second_index).await && exists(&second_file).await);
+    expected.extend(late);
+    expected.sort();
+    assert_eq!(lake.rows().await, expected);
 }
 
 #[tokio::test]

@@ -14,11 +14,11 @@ use crate::compact::plan::{CompactionPolicy, Rewrite, plan};
 use crate::error::LakeError;
 use crate::lake::Lake;
 use crate::metadata::{Change, expired_snapshots};
-use crate::metrics;
 use crate::orphans::{self, Moment, Seen};
 use crate::promote::{Decision, FileSchema, PromoteError, Promotion};
 use crate::retention;
 use crate::table::version_of;
+use crate::{metrics, names};
 
 /// A table that nobody commits to drops its expired snapshots this often.
 const EXPIRE_IDLE: Duration = Duration::from_secs(24 * 3600);
@@ -178,7 +178,10 @@ impl Upkeep<'_> {
     pub(crate) async fn collect(&self, seen: &mut Seen) -> Result<Option<String>, LakeError> {
         let begun = self.lake.clock().elapsed();
         let Some((location, metadata)) = self.current().await? else { return Ok(None) };
-        let reachable = self.lake.reachable(&metadata, &location).await?;
+        let mut reachable = self.lake.reachable(&metadata, &location).await?;
+        // A trace index lives as long as any data file of its commit.
+        let indexes: Vec<String> = reachable.iter().filter_map(|file| Some(names::trace_index_of(file)?.0)).collect();
+        reachable.extend(indexes);
         let listed = self.lake.store().list(metadata.location()).await?;
         let moment = Moment {
             reachable: &reachable,
