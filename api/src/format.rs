@@ -74,6 +74,12 @@ pub(crate) async fn respond(mut running: RunningQuery, format: Format, begun: In
     let (schema, missing) = (Arc::clone(&running.schema), running.missing_groups.clone());
     let first = running.next().await.transpose()?;
     let head = encode(&schema, first.as_ref(), format, true)?;
+    if first.is_none() {
+        // No rows; nothing comes after the end.
+        let end = if format == Format::Arrow { end_of_stream() } else { Bytes::new() };
+        let body = Bytes::from([head, end].concat());
+        return Ok(say_missing(([(header::CONTENT_TYPE, format.media_type())], body).into_response(), &missing));
+    }
     let rest = stream::unfold((running, schema, false), move |(mut running, schema, ended)| async move {
         if ended {
             return None;

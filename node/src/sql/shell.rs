@@ -12,6 +12,7 @@ use rustyline::hint::Hinter;
 use rustyline::history::DefaultHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Config, Editor, Helper};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::output::ReaderGone;
 use super::session::Session;
@@ -31,6 +32,8 @@ pub(crate) async fn run(session: &mut Session, history: Option<&Path>) -> anyhow
     let mut editor: Editor<Statements, DefaultHistory> = Editor::with_config(config).context("open the terminal")?;
     editor.set_helper(Some(Statements));
     let mut history = history.filter(|path| load(&mut editor, path));
+    // From here on Ctrl-C ends no process, whatever it meets.
+    let _interrupts = interrupts()?;
     println!("Statements go to {}; \\? lists commands, Ctrl-D ends.", session.endpoint());
     loop {
         let entry = match editor.readline(PROMPT) {
@@ -50,9 +53,10 @@ pub(crate) async fn run(session: &mut Session, history: Option<&Path>) -> anyhow
 async fn perform(session: &mut Session, entry: &str) -> anyhow::Result<ControlFlow<()>> {
     let mut rest = entry;
     while let Some(piece) = splitter::first(rest, true) {
+        let mut interrupts = interrupts()?;
         let outcome = tokio::select! {
             outcome = session.run(piece.what) => outcome,
-            _ = tokio::signal::ctrl_c() => Err(anyhow!("cancelled")),
+            _ = interrupts.recv() => Err(anyhow!("cancelled")),
         };
         match outcome {
             Ok(ControlFlow::Continue(())) => rest = &rest[piece.end..],
@@ -66,6 +70,11 @@ async fn perform(session: &mut Session, entry: &str) -> anyhow::Result<ControlFl
         }
     }
     Ok(ControlFlow::Continue(()))
+}
+
+/// Those that come from now on.
+fn interrupts() -> anyhow::Result<Signal> {
+    signal(SignalKind::interrupt()).context("listen for Ctrl-C")
 }
 
 /// Whether entries can be kept there.
