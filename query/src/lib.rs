@@ -21,6 +21,7 @@ mod remote;
 mod rewrite;
 mod system;
 mod table;
+pub mod traceql;
 mod whole;
 
 pub use engine::{Consistency, Query, QueryConfig, QueryEngine, RunningQuery};

@@ -40,6 +40,7 @@ mod rust_sdk;
 mod spans;
 mod sql_shell;
 mod store_faults;
+mod tempo;
 mod three_nodes;
 mod time_travel;
 mod transfer_leader;
