@@ -50,7 +50,7 @@ pub(crate) struct Plan<'a> {
 
 pub(crate) async fn measure(plan: &Plan<'_>) -> anyhow::Result<MeasuredQueries> {
     let (mut node, sizes, _) = lake::filled(plan.binary, plan.spans, plan.logs).await?;
-    let of = |signal| sizes.iter().find(|size| size.signal == signal).map(|size| &size.compacted).cloned();
+    let of = |signal: Signal| sizes.iter().find(|size| size.signal == signal).map(|size| &size.compacted).cloned();
     let (spans, logs) = (of(Signal::Spans).unwrap_or_default(), of(Signal::Logs).unwrap_or_default());
     // A process that has read nothing yet, as the others.
     node.kill(0)?;

@@ -12,6 +12,7 @@ mod shell;
 mod splitter;
 mod table;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -52,7 +53,7 @@ pub(crate) struct SqlArgs {
     consistency: Consistency,
     /// Where the shell keeps what was typed; nowhere if it is empty. Default: `.signaldb_history` in the home directory.
     #[arg(long, env = "SIGNALDB_HISTORY", value_name = "FILE")]
-    history: Option<PathBuf>,
+    history: Option<OsString>,
 }
 
 pub(crate) async fn run(args: SqlArgs) -> anyhow::Result<()> {
@@ -129,9 +130,9 @@ fn newlines(text: &str) -> usize {
 }
 
 /// Where the shell keeps its history, if anywhere.
-fn history(asked: Option<PathBuf>) -> Option<PathBuf> {
+fn history(asked: Option<OsString>) -> Option<PathBuf> {
     match asked {
-        Some(path) => (!path.as_os_str().is_empty()).then_some(path),
+        Some(path) => (!path.is_empty()).then(|| path.into()),
         None => std::env::var_os("HOME").map(|home| Path::new(&home).join(".signaldb_history")),
     }
 }
@@ -167,7 +168,7 @@ mod tests {
 
     #[test]
     fn an_empty_history_is_none() {
-        assert_eq!(history(Some(PathBuf::new())), None);
-        assert_eq!(history(Some(PathBuf::from("/h"))), Some(PathBuf::from("/h")));
+        assert_eq!(history(Some(OsString::new())), None);
+        assert_eq!(history(Some("/h".into())), Some(PathBuf::from("/h")));
     }
 }
