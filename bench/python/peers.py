@@ -60,8 +60,8 @@ def clickhouse_column(name, kind):
     raise SystemExit(f"no ClickHouse type for {name} {kind}")
 
 
-def in_clickhouse(paths, directory, order):
-    server = session.Session(os.path.join(directory, "clickhouse"))
+def clickhouse_table(server, name, paths, order, indexes=()):
+    """Makes a table with the rows of our data files, in as few parts as it has them."""
     settings = "SETTINGS use_hive_partitioning = 0"
     described = server.query(f"DESCRIBE file('{paths[0]}', Parquet) {settings}", "JSONCompactEachRow").data()
     columns = [
@@ -69,13 +69,18 @@ def in_clickhouse(paths, directory, order):
         for name, kind, *_ in map(json.loads, described.splitlines())
         if name not in DERIVED
     ]
-    definitions = ", ".join(definition for definition, _ in columns)
+    definitions = ", ".join([definition for definition, _ in columns] + list(indexes))
     values = ", ".join(value for _, value in columns)
-    server.query("CREATE DATABASE bench ENGINE = Atomic")
-    server.query(f"CREATE TABLE bench.rows ({definitions}) ENGINE = MergeTree ORDER BY ({order})")
+    server.query(f"CREATE TABLE {name} ({definitions}) ENGINE = MergeTree ORDER BY ({order})")
     for path in paths:
-        server.query(f"INSERT INTO bench.rows SELECT {values} FROM file('{path}', Parquet) {settings}")
-    server.query("OPTIMIZE TABLE bench.rows FINAL")
+        server.query(f"INSERT INTO {name} SELECT {values} FROM file('{path}', Parquet) {settings}")
+    server.query(f"OPTIMIZE TABLE {name} FINAL")
+
+
+def in_clickhouse(paths, directory, order):
+    server = session.Session(os.path.join(directory, "clickhouse"))
+    server.query("CREATE DATABASE bench ENGINE = Atomic")
+    clickhouse_table(server, "bench.rows", paths, order)
     parts = "SELECT sum(rows), sum(bytes_on_disk) FROM system.parts WHERE active AND database = 'bench'"
     rows, size = json.loads(server.query(parts, "JSONCompactEachRow").data())
     server.close()
@@ -91,4 +96,5 @@ def main():
     print(json.dumps({"duckdb": native, "duckdb_parquet": parquet, "clickhouse": clickhouse, "versions": versions}))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ use serde_json::Value;
 pub(crate) use codec::Codec;
 pub(crate) use commits::Commits;
 pub(crate) use peers::Peers;
-pub(crate) use report::render;
+pub(crate) use report::{Row, render, table};
 pub(crate) use tenants::Tenants;
 
 use crate::load::{self, RECORDS_A_REQUEST, Signal};
@@ -95,19 +95,10 @@ fn begin() -> u64 {
     (now / DAY_NANOS).saturating_sub(1) * DAY_NANOS + DAY_NANOS / 2
 }
 
-/// Loads spans and log records without compaction, then compacts, then asks the other stores.
+/// Sizes as loaded, compacted and in the other stores.
 async fn sizes(plan: &Plan<'_>) -> anyhow::Result<(Vec<Size>, Compaction)> {
-    // When it is asked for, and whatever there is.
-    let settings = ["compaction.enabled=false", "compaction.min_files=2"].map(str::to_owned);
-    let node = Node::start_with(plan.binary, 1, settings.into()).await?;
-    let mut sizes = Vec::new();
-    for (signal, records) in [(Signal::Spans, plan.spans), (Signal::Logs, plan.logs)] {
-        sizes.push(load_one(&node, signal, records).await?);
-    }
-    let compaction = compact(&node).await?;
+    let (node, mut sizes, compaction) = filled(plan.binary, plan.spans, plan.logs).await?;
     for size in &mut sizes {
-        size.compacted = files(&node, size.signal).await?;
-        ensure!(size.compacted.records == size.records, "{:?}: rows were lost or doubled", size.signal);
         if let Some(python) = plan.python {
             let (python, paths) = (python.to_owned(), size.compacted.paths.clone());
             let (table, records) = (size.signal.table(), size.records);
@@ -117,6 +108,23 @@ async fn sizes(plan: &Plan<'_>) -> anyhow::Result<(Vec<Size>, Compaction)> {
     }
     node.stop(Duration::from_secs(60))?;
     Ok((sizes, compaction))
+}
+
+/// A node with seeded spans and log records, loaded without compaction and then compacted.
+pub(crate) async fn filled(binary: &Path, spans: u64, logs: u64) -> anyhow::Result<(Node, Vec<Size>, Compaction)> {
+    // When it is asked for, and whatever there is.
+    let settings = ["compaction.enabled=false", "compaction.min_files=2"].map(str::to_owned);
+    let node = Node::start_with(binary, 1, settings.into()).await?;
+    let mut sizes = Vec::new();
+    for (signal, records) in [(Signal::Spans, spans), (Signal::Logs, logs)] {
+        sizes.push(load_one(&node, signal, records).await?);
+    }
+    let compaction = compact(&node).await?;
+    for size in &mut sizes {
+        size.compacted = files(&node, size.signal).await?;
+        ensure!(size.compacted.records == size.records, "{:?}: rows were lost or doubled", size.signal);
+    }
+    Ok((node, sizes, compaction))
 }
 
 async fn load_one(node: &Node, signal: Signal, records: u64) -> anyhow::Result<Size> {

@@ -9,6 +9,7 @@ mod log;
 mod node;
 mod overload;
 mod postgres;
+mod query;
 mod report;
 mod shop;
 mod wal;
@@ -68,6 +69,12 @@ struct Args {
     /// Length of the load of a hundred tenants; 600 is what the promise is about.
     #[arg(long, default_value_t = 60)]
     tenants_seconds: u64,
+    /// Runs of each query after the first.
+    #[arg(long, default_value_t = 10)]
+    rounds: usize,
+    /// Length of the dashboard's load.
+    #[arg(long, default_value_t = 30)]
+    dashboard_seconds: u64,
     #[command(subcommand)]
     command: Option<Part>,
 }
@@ -85,6 +92,8 @@ enum Section {
     Overload,
     /// On one node: sizes beside other stores, OTLP to Parquet on one core, commits, compaction, many tenants.
     Lake,
+    /// Queries beside other engines on the same rows, strong beside eventual, and a dashboard while rows come in.
+    Query,
 }
 
 impl Section {
@@ -138,8 +147,8 @@ async fn main() -> anyhow::Result<()> {
         let rounds = args.pairs;
         text.push_str(&report::render_wal(&tokio::task::spawn_blocking(move || wal::measure(rounds)).await??));
     }
+    let python = args.python.clone().or_else(|| std::env::var_os("SIGNALDB_BENCH_PYTHON").map(PathBuf::from));
     if !cluster && args.wants(Section::Lake) {
-        let python = args.python.clone().or_else(|| std::env::var_os("SIGNALDB_BENCH_PYTHON").map(PathBuf::from));
         let plan = lake::Plan {
             binary: &binary,
             spans: args.spans,
@@ -148,6 +157,17 @@ async fn main() -> anyhow::Result<()> {
             tenants_last: Duration::from_secs(args.tenants_seconds),
         };
         text.push_str(&lake::render(&Box::pin(lake::measure(&plan)).await?));
+    }
+    if !cluster && args.wants(Section::Query) {
+        let plan = query::Plan {
+            binary: &binary,
+            spans: args.spans,
+            logs: args.logs,
+            rounds: args.rounds.max(1),
+            python: python.as_deref(),
+            dashboard_lasts: Duration::from_secs(args.dashboard_seconds.max(3)),
+        };
+        text.push_str(&query::render(&Box::pin(query::measure(&plan)).await?));
     }
     if args.wants(Section::Overload) {
         let (limit, lasts) = (args.memory_limit_mib, args.overload_lasts());

@@ -113,7 +113,8 @@ impl Node {
         self.processes.iter().map(|process| format!("http://127.0.0.1:{}", process.ports[0])).collect()
     }
 
-    fn url(&self, at: usize, path: &str) -> String {
+    /// An address of a node's HTTP API.
+    pub(crate) fn url(&self, at: usize, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.processes[at].ports[2])
     }
 

@@ -359,8 +359,8 @@ fn recover_once(dir: &Path, last: u64, cold: bool) -> anyhow::Result<Recovery> {
     Ok(Recovery { cold, open: rate(opened), replay: rate(begun.elapsed()), verify })
 }
 
-/// Needs root; whether it was done.
-fn drop_caches() -> bool {
+/// Drops the page cache. Needs root; whether it was done.
+pub(crate) fn drop_caches() -> bool {
     std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 

@@ -35,7 +35,7 @@ struct Cli {
 enum Command {
     /// Run a node (the default).
     Server(ServerArgs),
-    /// Run one query against a node.
+    /// Query a node: a shell, or statements from the command line, a file or a pipe.
     Sql(sql::SqlArgs),
     /// Look at the queries that run, or stop one.
     Query {

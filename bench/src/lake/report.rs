@@ -14,10 +14,10 @@ pub(crate) fn render(lake: &MeasuredLake) -> String {
 }
 
 /// The head of a row, and its cell for each column.
-type Row<'a, T> = (&'a str, &'a dyn Fn(&T) -> String);
+pub(crate) type Row<'a, T> = (&'a str, &'a dyn Fn(&T) -> String);
 
 /// A row for each of `rows`: its name, and a value of each of `of`.
-fn table<T>(heads: &[String], of: &[T], rows: &[Row<'_, T>]) -> String {
+pub(crate) fn table<T>(heads: &[String], of: &[T], rows: &[Row<'_, T>]) -> String {
     let mut out = format!("| | {} |\n|---|{}\n", heads.join(" | "), "---|".repeat(heads.len()));
     for (name, value) in rows {
         let values: Vec<String> = of.iter().map(value).collect();
