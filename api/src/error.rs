@@ -170,6 +170,18 @@ impl ApiError {
         response
     }
 
+    /// The same for a client of Tempo, which shows the text as it is.
+    pub(crate) fn into_tempo(self) -> Response {
+        let text = match &self.hint {
+            Some(hint) => format!("{}; {hint}", self.message),
+            None => self.message.clone(),
+        };
+        let content_type = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+        let mut response = (self.http_status(), content_type, text).into_response();
+        self.add_headers(&mut response);
+        response
+    }
+
     /// Headers that go with the error whatever the body is.
     pub fn add_headers(&self, response: &mut Response) {
         if let Some(after) = self.retry_after {
@@ -222,6 +234,7 @@ impl From<QueryError> for ApiError {
     fn from(error: QueryError) -> Self {
         let kind = match error.kind {
             QueryErrorKind::Invalid => Kind::Invalid,
+            QueryErrorKind::Unsupported => Kind::NotImplemented,
             QueryErrorKind::Unavailable => Kind::Unavailable,
             QueryErrorKind::Backlog => Kind::Backlog,
             QueryErrorKind::Resources => Kind::Resources,

@@ -1,4 +1,5 @@
-//! Everything that a client talks to: OTLP over gRPC and HTTP, SQL over HTTP and Flight SQL, health and operations.
+//! Everything that a client talks to: OTLP over gRPC and HTTP, SQL over HTTP and Flight SQL, Tempo's API, health and
+//! operations.
 //!
 //! Only this crate knows headers and status codes. Each protocol is a thin translation to the same few calls:
 //! [`identity`] says whose request it is, [`intake`] bounds what is read, [`ingest`] appends, the query engine answers,
@@ -25,6 +26,7 @@ mod serve;
 mod sql_http;
 mod starting;
 mod tables_http;
+mod tempo;
 mod transfer;
 mod view_http;
 

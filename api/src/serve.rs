@@ -21,7 +21,7 @@ use crate::app::App;
 use crate::error::{ApiError, Kind};
 use crate::otlp_grpc::{Logs, Metrics, OtlpGrpc, SERVICES, Traces};
 use crate::{
-    flight_sql, health, iceberg_rest, otlp_http, recover, release, sql_http, tables_http, transfer, view_http,
+    flight_sql, health, iceberg_rest, otlp_http, recover, release, sql_http, tables_http, tempo, transfer, view_http,
 };
 
 /// Requests of one connection that run at once; the rest waits in its window.
@@ -177,6 +177,7 @@ fn api_router(app: App) -> Router {
         .route("/api/v1/admin/transfer-leader", post(transfer::transfer))
         .route("/api/v1/tables/{table}/view", get(view_http::view))
         .merge(iceberg_rest::routes())
+        .merge(tempo::routes())
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::new(Kind::MethodNotAllowed, format!("{} does not answer {method}", uri.path())).into_response()
         })
@@ -190,12 +191,6 @@ async fn not_built(method: Method, uri: Uri) -> axum::response::Response {
     let later: &[(&str, &str)] = &[
         ("/loki/", "the Loki API"),
         ("/prometheus/", "the Prometheus API"),
-        ("/tempo/", "the Tempo API"),
-        ("/api/traces", "the Tempo API"),
-        ("/api/v2/", "the Tempo API"),
-        ("/api/search", "the Tempo API"),
-        ("/api/metrics", "the Tempo API"),
-        ("/api/echo", "the Tempo API"),
         ("/api/v1/query", "the Prometheus API"),
         ("/api/v1/labels", "the Prometheus API"),
         ("/api/v1/series", "the Prometheus API"),

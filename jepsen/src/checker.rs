@@ -39,8 +39,11 @@ pub(crate) use set::{Findings, examine};
 /// times a second.
 const FLUSH_WINDOW: u64 = 1_500_000_000;
 
+/// What a checker must have seen, and how often.
+type Needed = (&'static str, u64);
+
 /// Checkers beside `set-full`, the workload that they need to have something to look at, and how much of it.
-static NEEDED: [(&str, Option<Workload>, &[(&str, u64)]); 5] = [
+static NEEDED: [(&str, Option<Workload>, &[Needed]); 5] = [
     ("positions", None, &[("acknowledged", 100)]),
     ("log", Some(Workload::Log), &[("acknowledged", 100), ("strong reads", 20), ("reads of a position", 5)]),
     ("register", Some(Workload::Register), &[("acknowledged", 100), ("strong reads", 20), ("reads of a position", 5)]),
@@ -196,7 +199,7 @@ mod tests {
     fn checkers_without_their_workload_say_nothing_and_others_need_something_to_look_at() {
         let checkers = |workloads: &[Workload]| {
             let judgments = Checks::default().judgments(workloads);
-            assert!(judgments.iter().all(|one| one.valid == None), "{judgments:?}");
+            assert!(judgments.iter().all(|one| one.valid.is_none()), "{judgments:?}");
             judgments.into_iter().map(|one| one.checker).collect::<Vec<_>>()
         };
         assert_eq!(checkers(&[Workload::Ingest]), ["positions", "flush-audit"]);

@@ -14,7 +14,7 @@ use crate::checker::{Blackout, Checks, Findings, examine};
 use crate::cluster::{Cluster, NODES, Place};
 use crate::damage::Damage;
 use crate::fault::Fault;
-use crate::history::{History, Kind, Operation, Purpose};
+use crate::history::{self, History, Kind, Operation, Purpose};
 use crate::invariants::Invariants;
 use crate::leaders::Leaders;
 use crate::nemesis::{self, Strike};

@@ -232,8 +232,8 @@ fn properties(schema: &FileSchema, density: Density) -> WriterProperties {
         let path = ColumnPath::from(column.name.as_str());
         if bounded(schema, &column.name) {
             builder = builder.set_column_statistics_enabled(path.clone(), EnabledStatistics::Page);
-        } else if schema.is_copy(column) {
-            // A double: row groups would be pruned by bounds that leave NaN out.
+        } else if matches!(column.kind, ColumnKind::Double | ColumnKind::Fixed(_)) {
+            // Row groups would be pruned by bounds of doubles that leave NaN out; those of random ids say nothing.
             builder = builder.set_column_statistics_enabled(path.clone(), EnabledStatistics::None);
         }
         builder = encoding(builder, &column.name, &column.kind, density, &path);

@@ -1,8 +1,9 @@
-//! Wire contracts: OTLP and google.rpc, which clients share with us, and what nodes say to each other. Converted at the
-//! edge, used nowhere else.
+//! Wire contracts: OTLP, google.rpc and Tempo's, which clients share with us, and what nodes say to each other. Converted
+//! at the edge, used nowhere else.
 
 pub mod peer;
 mod raw_codec;
+pub mod tempo;
 
 pub use raw_codec::RawCodec;
 

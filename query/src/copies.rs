@@ -78,7 +78,7 @@ impl Copies {
     pub(crate) fn without(&self, absent: &BTreeSet<&str>, filter: Expr) -> Result<Expr> {
         let step = |expression: Expr| {
             let computed = match &expression {
-                Expr::Column(column) if absent.contains(column.name.as_str()) => self.from_map(&column.name),
+                Expr::Column(column) if absent.contains(column.name.as_str()) => self.map_lookup(&column.name),
                 _ => None,
             };
             Ok(computed.map_or_else(|| Transformed::no(expression), Transformed::yes))
@@ -86,7 +86,7 @@ impl Copies {
         if absent.is_empty() { Ok(filter) } else { Ok(filter.transform_up(step)?.data) }
     }
 
-    fn from_map(&self, column: &str) -> Option<Expr> {
+    fn map_lookup(&self, column: &str) -> Option<Expr> {
         let copied = self.0.iter().find(|copied| copied.attribute.column.name == column)?;
         Some(copied.from_map.clone())
     }
@@ -96,7 +96,7 @@ impl Copies {
         let (mut columns, mut computed) = (Vec::new(), BTreeMap::new());
         for at in wanted {
             let name = schema.field(*at).name();
-            match self.from_map(name).filter(|_| absent.contains(name.as_str())) {
+            match self.map_lookup(name).filter(|_| absent.contains(name.as_str())) {
                 Some(from_map) => drop(computed.insert(*at, from_map)),
                 None => columns.push(*at),
             }

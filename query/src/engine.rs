@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use datafusion::datasource::provider_as_source;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
+use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use datafusion::optimizer::Optimizer;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
@@ -96,6 +98,16 @@ pub struct Query {
     /// An acknowledged position that must be visible, whatever the consistency.
     pub min_position: Option<Position>,
 }
+
+/// What is asked: SQL over the logical view, or a plan over a table as it is stored.
+enum Work {
+    Sql,
+    Plan(SignalTable, Shape),
+}
+
+/// Puts a plan on the scan of a table.
+pub(crate) type Shape =
+    Box<dyn FnOnce(LogicalPlanBuilder) -> datafusion::common::Result<LogicalPlan> + Send + Sync + 'static>;
 
 /// Answers queries. Cheap to clone.
 #[derive(Clone)]
@@ -186,11 +198,39 @@ impl QueryEngine {
     ///
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run(&self, query: Query) -> Result<RunningQuery, QueryError> {
+        self.start(query, Work::Sql).await
+    }
+
+    /// Starts a plan over the table of the caller's dataset as it is stored, helper columns included; `query.sql` is not
+    /// looked at.
+    pub(crate) async fn run_over(
+        &self,
+        query: Query,
+        table: SignalTable,
+        shape: Shape,
+    ) -> Result<RunningQuery, QueryError> {
+        self.start(query, Work::Plan(table, shape)).await
+    }
+
+    /// Runs what is more than a plan beside the plans, within the deadline of a query.
+    pub(crate) async fn beside<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
+    ) -> Result<T, QueryError> {
+        let deadline = Instant::now() + self.0.config.deadline;
+        let task = self.0.cpu.spawn(async move {
+            tokio::time::timeout_at(deadline, Box::pin(work)).await.unwrap_or_else(|_| Err(late()))
+        });
+        let ended = AbortOnDropHandle::new(task).await;
+        ended.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))?
+    }
+
+    async fn start(&self, query: Query, work: Work) -> Result<RunningQuery, QueryError> {
         let deadline = Instant::now() + self.0.config.deadline;
         let (opened, schema) = oneshot::channel();
         let (rows, batches) = mpsc::channel(OUTPUT_QUEUE);
         let inner = Arc::clone(&self.0);
-        let task = self.0.cpu.spawn(async move { inner.drive(query, deadline, opened, rows).await });
+        let task = self.0.cpu.spawn(async move { inner.drive(query, work, deadline, opened, rows).await });
         let task = AbortOnDropHandle::new(task);
         let opened = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
         let (schema, missing_groups) = opened;
@@ -250,6 +290,7 @@ impl Inner {
     async fn drive(
         &self,
         query: Query,
+        work: Work,
         deadline: Instant,
         opened: oneshot::Sender<Result<(SchemaRef, Vec<u32>), QueryError>>,
         rows: mpsc::Sender<Result<Option<RecordBatch>, QueryError>>,
@@ -258,7 +299,7 @@ impl Inner {
         let open = async {
             let permit = self.running.acquire().await;
             let permit = permit.map_err(|_| QueryError::new(QueryErrorKind::Unavailable, "the node is stopping"))?;
-            Ok::<_, QueryError>((permit, self.open(query, deadline).await?))
+            Ok::<_, QueryError>((permit, self.open(query, work, deadline).await?))
         };
         let (_permit, (mut stream, missing)) = match tokio::time::timeout_at(deadline, Box::pin(open)).await {
             Ok(Ok(found)) => found,
@@ -283,10 +324,24 @@ impl Inner {
         }
     }
 
-    async fn open(&self, query: Query, deadline: Instant) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
+    async fn open(
+        &self,
+        query: Query,
+        work: Work,
+        deadline: Instant,
+    ) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
         let (context, snapshotter) = self.context(&query, deadline);
-        let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
-        let frame = DataFrame::new(state, parameters::bind(plan, &query.parameters)?);
+        let frame = match work {
+            Work::Sql => {
+                let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
+                DataFrame::new(state, parameters::bind(plan, &query.parameters)?)
+            }
+            Work::Plan(table, shape) => {
+                let stored = Arc::new(Box::pin(snapshotter.table(&query.identity.dataset, table)).await?);
+                let scan = LogicalPlanBuilder::scan(table.name(), provider_as_source(stored), None)?;
+                DataFrame::new(context.state(), shape(scan)?)
+            }
+        };
         let stream = frame.execute_stream().await?;
         let missing = snapshotter.missing.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
         Ok((stream, missing))

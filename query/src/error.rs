@@ -12,6 +12,8 @@ use tonic::{Code, Status};
 pub enum QueryErrorKind {
     /// The query is wrong: syntax, names, types, arguments.
     Invalid,
+    /// The query is right, but nobody here answers it.
+    Unsupported,
     /// A strong read cannot be served now; retry.
     Unavailable,
     /// The same for long: the newest rows are in the log alone. An eventual read goes on without them.
@@ -54,6 +56,7 @@ impl QueryError {
     pub(crate) fn to_status(&self) -> Status {
         match self.kind {
             QueryErrorKind::Invalid => Status::invalid_argument(&self.message),
+            QueryErrorKind::Unsupported => Status::unimplemented(&self.message),
             QueryErrorKind::Deadline => Status::deadline_exceeded(&self.message),
             QueryErrorKind::Resources => Status::resource_exhausted(&self.message),
             // Among peers nothing else is said with this code.

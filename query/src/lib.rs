@@ -22,6 +22,7 @@ mod remote;
 mod rewrite;
 mod system;
 mod table;
+pub mod traceql;
 mod whole;
 
 pub use engine::{Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};

@@ -5,6 +5,7 @@
 //! | `signaldb_attribute(http_route, m['http.route']) = '/x'` | `http_route = '/x'` |
 //! | `signaldb_attribute(server_port, m['server.port']) = '80'` | `server_port = 80` |
 //! | `CAST(signaldb_attribute(server_port, ..) AS BIGINT) > 80` | `server_port > 80` |
+//! | `TRY_CAST(signaldb_attribute(server_port, ..) AS DOUBLE) > 80` | `CAST(server_port AS DOUBLE) > 80` |
 //!
 //! Then bounds, row groups and pages are pruned, and the map is not read. In other files, and for rows that are not
 //! flushed, the filter stays as it is. For attributes that an operator promoted it is the same (ADR 13):
@@ -129,6 +130,13 @@ fn collapsed(expression: &Expr, schema: &TableSchema, copies: &Copies, whole: &B
         {
             as_text(expr, schema).filter(|(_, kind)| *kind == Typed::Integer).map(|(column, _)| column.clone())
         }
+        Expr::Cast(Cast { expr, field }) | Expr::TryCast(TryCast { expr, field })
+            if field.data_type() == &DataType::Float64 =>
+        {
+            as_text(expr, schema)
+                .filter(|(_, kind)| *kind == Typed::Integer)
+                .map(|(column, _)| cast(column.clone(), DataType::Float64))
+        }
         _ => None,
     }
 }
@@ -171,7 +179,7 @@ fn as_text<'a>(expression: &'a Expr, schema: &TableSchema) -> Option<(&'a Expr, 
 
 #[cfg(test)]
 mod tests {
-    use datafusion::logical_expr::col;
+    use datafusion::logical_expr::{col, try_cast};
 
     use super::*;
     use crate::copies;
@@ -222,6 +230,10 @@ mod tests {
             list(col("server_port"), vec![lit(80_i64), lit(443_i64)]),
         );
         check(cast(attribute("server_port"), DataType::Int64).gt(lit(80_i64)), col("server_port").gt(lit(80_i64)));
+        check(
+            try_cast(attribute("server_port"), DataType::Float64).gt(lit(80.0)),
+            cast(col("server_port"), DataType::Float64).gt(lit(80.0)),
+        );
     }
 
     #[test]

@@ -27,6 +27,10 @@ use crate::json::key_value_from_json;
 use crate::promoted::{self, POSITIONS, Promoted, PromotedType};
 use crate::wire::{Fields, Value};
 
+mod lookup;
+
+pub use lookup::{AttributeLookup, AttributeValue};
+
 /// Attributes of a list that are compared by looking back.
 const LOOK_BACK_MAX: usize = 32;
 

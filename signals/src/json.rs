@@ -62,7 +62,7 @@ pub fn to_protobuf(kind: SignalKind, body: &[u8]) -> Result<Vec<u8>, JsonError> 
 }
 
 /// An AnyValue as OTLP JSON; 64-bit integers are strings, doubles that JSON has no number for as well.
-pub(crate) fn any_value_to_json(value: &AnyValue) -> Value {
+pub fn any_value_to_json(value: &AnyValue) -> Value {
     match &value.value {
         None | Some(Any::StringValueStrindex(_)) => json!({}),
         Some(Any::StringValue(text)) => json!({"stringValue": text}),

@@ -23,7 +23,7 @@ mod traces;
 mod view_ddl;
 mod wire;
 
-pub use attributes::{found_in_map, merge_attributes};
+pub use attributes::{AttributeLookup, AttributeValue, found_in_map, merge_attributes};
 pub use request::{Checked, RequestError, SignalKind};
 pub use rows::Rows;
 pub use table::SignalTable;

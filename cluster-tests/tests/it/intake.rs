@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tonic::Code;
 
 use crate::node::{DEADLINE, Node};
+use crate::outage::metric;
 use crate::spans::{batch, request, span};
 
 /// Scenario: a node with little memory has most of a large request, whose end does not come; others send meanwhile.
@@ -32,6 +33,11 @@ async fn a_request_counts_while_it_is_read() -> anyhow::Result<()> {
     large.write_all(head.as_bytes()).await?;
     large.write_all(&vec![0; 6 << 20]).await?;
     let until = Instant::now() + DEADLINE;
+    // Beside another request it would itself be one that does not fit.
+    while metric(&node.http, &node.url("/metrics"), "signaldb_ingest_held_bytes").await? < 6e6 {
+        anyhow::ensure!(Instant::now() < until, "the large request is not counted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let refused = loop {
         let response = post().await?;
         if response.status().as_u16() != 200 {

@@ -39,6 +39,7 @@ mod recovery_model;
 mod rust_sdk;
 mod spans;
 mod store_faults;
+mod tempo;
 mod three_nodes;
 mod time_travel;
 mod transfer_leader;

@@ -62,10 +62,6 @@ impl FileSchema {
         self.copies.iter().filter(|copy| copy.kind != CopyKind::Double).map(|copy| &copy.column)
     }
 
-    pub(crate) fn is_copy(&self, column: &Column) -> bool {
-        self.copies.iter().any(|copy| copy.column.id == column.id)
-    }
-
     pub(crate) fn is_replaceable(&self, column: &str) -> bool {
         self.replaceable.iter().any(|name| name == column)
     }

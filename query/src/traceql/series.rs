@@ -1,0 +1,428 @@
+//! Series of spans over time: `{ ... } | rate() by (...)`.
+//!
+//! A span belongs to the step in which it begins. Conditions on single spans are one scan whose rows are counted as they
+//! come; what needs whole traces goes through [`super::search::Traces`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use datafusion::logical_expr::{ident, lit};
+
+use super::ast::{Field, Function, Metrics, Rank, Spanset, Stage, Traceql};
+use super::eval::{self, At};
+use super::pushdown;
+use super::scan::{Asked, Reader, Window, and};
+use super::search::{Inspected, Traces, add_columns};
+use super::spans::{ALWAYS, SpanColumns};
+use super::value::Value;
+use crate::engine::QueryEngine;
+use crate::error::{QueryError, QueryErrorKind};
+
+/// Moments of a series.
+pub const STEPS_MAX: u64 = 11_000;
+/// Series of an answer, before `topk` and `bottomk`.
+const SERIES_MAX: usize = 10_000;
+/// Moments of all series together.
+const CELLS_MAX: usize = 2_000_000;
+/// Buckets of a quantile from one power of two to the next: what it says is within 2.2 % of the truth.
+const BUCKETS_PER_DOUBLING: f64 = 16.0;
+
+/// A question for series.
+#[derive(Debug)]
+pub struct SeriesQuestion {
+    pub query: Traceql,
+    /// Nanoseconds since 1970; the start is included, the end is not.
+    pub start: u64,
+    pub end: u64,
+    /// Nanoseconds; one step from start to end gives a single value.
+    pub step: u64,
+    /// Spans that are named as examples, over all series.
+    pub exemplars: usize,
+}
+
+/// A series.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Series {
+    pub labels: Vec<(String, Value<'static>)>,
+    /// Start of the step, in nanoseconds, and value.
+    pub samples: Vec<(u64, f64)>,
+    pub exemplars: Vec<SeriesExemplar>,
+}
+
+/// A span of a series.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SeriesExemplar {
+    pub trace_id: [u8; 16],
+    pub time: u64,
+    pub value: f64,
+}
+
+impl QueryEngine {
+    /// Computes series.
+    ///
+    /// # Errors
+    /// [`QueryErrorKind::Invalid`] for a query that asks for no series, or for too many moments;
+    /// [`QueryErrorKind::Resources`] for too many series; as for [`QueryEngine::run`].
+    pub async fn span_series(
+        &self,
+        asked: Asked,
+        question: SeriesQuestion,
+    ) -> Result<(Vec<Series>, Inspected), QueryError> {
+        let invalid = |message: String| Err(QueryError::new(QueryErrorKind::Invalid, message));
+        if question.query.metrics.is_none() {
+            return invalid(
+                "the query asks for no series: it ends with no rate(), count_over_time() or the like".into(),
+            );
+        }
+        if question.step == 0 || question.end <= question.start {
+            return invalid("the end must be after the start, and the step above 0".into());
+        }
+        let steps = (question.end - question.start).div_ceil(question.step);
+        if steps > STEPS_MAX {
+            return invalid(format!("{steps} steps are more than {STEPS_MAX}: ask for a longer step"));
+        }
+        let engine = self.clone();
+        self.beside(async move { compute(Reader::new(engine, asked), &question).await }).await
+    }
+}
+
+async fn compute(mut reader: Reader, question: &SeriesQuestion) -> Result<(Vec<Series>, Inspected), QueryError> {
+    let Some(metrics) = &question.query.metrics else { return Ok((Vec::new(), Inspected::default())) };
+    let mut columns = BTreeSet::from(ALWAYS);
+    add_columns(&question.query, &mut columns);
+    let filter = pushdown::of_stages(&question.query.stages);
+    let mut tally = Tally::new(metrics, question);
+    let needs_trace = |field: &Field| field.needs_trace();
+    let local_labels = !metrics.by.iter().chain(Function::field(&metrics.function)).any(needs_trace);
+    let condition = match question.query.stages.as_slice() {
+        [Stage::Spans(Spanset::Filter(expr))] if eval::is_local(expr) && local_labels => expr,
+        stages => {
+            let window = Window { start: Some(question.start), end: Some(question.end - 1) };
+            let mut traces = Traces::new(reader, window, filter, columns);
+            while let Some(portion) = traces.next().await? {
+                portion.each(|_, trace| {
+                    let sets = eval::pipeline(stages, trace);
+                    let spans: BTreeSet<usize> = sets.into_iter().flat_map(|set| set.spans).collect();
+                    spans.into_iter().try_for_each(|at| {
+                        let span = trace.spans[at];
+                        tally.add(At::in_trace(trace, at), span.columns, span.row)
+                    })
+                })?;
+            }
+            return Ok((tally.finish(), traces.inspected()));
+        }
+    };
+    let nanos = |time: u64| lit(i64::try_from(time).unwrap_or(i64::MAX));
+    let time = ident("time_unix_nano");
+    let within = time.clone().gt_eq(nanos(question.start)).and(time.lt(nanos(question.end)));
+    let mut spans = reader.spans(&columns, and(Some(within), filter)).await?;
+    while let Some(batch) = spans.next().await {
+        let batch = batch?;
+        reader.note(&batch);
+        let columns = SpanColumns::of(&batch);
+        for row in 0..columns.rows {
+            let at = At::span(&columns, row);
+            if eval::matches(condition, at) {
+                tally.add(at, &columns, row)?;
+            }
+        }
+    }
+    let inspected = Inspected {
+        traces: 0,
+        spans: reader.inspected_spans,
+        bytes: reader.inspected_bytes,
+        missing_groups: reader.missing,
+    };
+    Ok((tally.finish(), inspected))
+}
+
+/// What is known of a series in one step.
+#[derive(Debug, Clone)]
+enum Cell {
+    Count(u64),
+    /// The least or the greatest.
+    One(f64),
+    Sum {
+        total: f64,
+        count: u64,
+    },
+    Sketch(Sketch),
+}
+
+/// Numbers, counted in buckets that grow with them.
+#[derive(Debug, Clone, Default)]
+struct Sketch {
+    /// Numbers of 0 and below.
+    low: u64,
+    buckets: BTreeMap<i32, u64>,
+    count: u64,
+    min: f64,
+    max: f64,
+}
+
+impl Sketch {
+    fn add(&mut self, value: f64) {
+        (self.min, self.max) =
+            if self.count == 0 { (value, value) } else { (self.min.min(value), self.max.max(value)) };
+        self.count += 1;
+        if value > 0.0 {
+            *self.buckets.entry((value.log2() * BUCKETS_PER_DOUBLING).floor() as i32).or_default() += 1;
+        } else {
+            self.low += 1;
+        }
+    }
+
+    fn quantile(&self, quantile: f64) -> f64 {
+        let rank = ((self.count as f64 * quantile).ceil() as u64).clamp(1, self.count.max(1));
+        if rank == self.count {
+            return self.max;
+        }
+        let mut seen = self.low;
+        if rank <= seen {
+            return self.min;
+        }
+        for (bucket, count) in &self.buckets {
+            seen += count;
+            if seen >= rank {
+                let middle = ((f64::from(*bucket) + 0.5) / BUCKETS_PER_DOUBLING).exp2();
+                return middle.clamp(self.min, self.max);
+            }
+        }
+        self.max
+    }
+}
+
+struct Growing {
+    labels: Vec<(String, Value<'static>)>,
+    cells: BTreeMap<u64, Cell>,
+    exemplars: Vec<SeriesExemplar>,
+}
+
+/// Series as they grow.
+struct Tally<'q> {
+    metrics: &'q Metrics,
+    question: &'q SeriesQuestion,
+    series: BTreeMap<String, Growing>,
+    cells: usize,
+    /// Moments that each series has at least: what is counted has them all.
+    moments: usize,
+    exemplars: usize,
+}
+
+impl<'q> Tally<'q> {
+    fn new(metrics: &'q Metrics, question: &'q SeriesQuestion) -> Self {
+        let steps = (question.end - question.start).div_ceil(question.step);
+        let moments = if counts(&metrics.function) { usize::try_from(steps).unwrap_or(usize::MAX) } else { 1 };
+        Self { metrics, question, series: BTreeMap::new(), cells: 0, moments, exemplars: 0 }
+    }
+
+    fn add(&mut self, at: At<'_>, columns: &SpanColumns<'_>, row: usize) -> Result<(), QueryError> {
+        let time = columns.start(row);
+        if time < self.question.start || time >= self.question.end {
+            return Ok(());
+        }
+        let value = match Function::field(&self.metrics.function) {
+            None => None,
+            Some(field) => match at.field(field).number() {
+                Some(value) if !value.is_nan() => Some(value),
+                _ => return Ok(()),
+            },
+        };
+        let mut labels: Vec<(String, Value<'_>)> =
+            self.metrics.by.iter().map(|field| (field.to_string(), first(at.field(field)))).collect();
+        if let (Function::HistogramOverTime(_), Some(value)) = (&self.metrics.function, value) {
+            labels.push(("__bucket".to_owned(), Value::Float(upper_bound(value))));
+        }
+        let mut key = String::new();
+        labels.iter().for_each(|(_, value)| value.group_key(&mut key));
+        let known = self.series.len();
+        let series = self.series.entry(key).or_insert_with(|| Growing {
+            labels: labels.into_iter().map(|(name, value)| (name, value.into_owned())).collect(),
+            cells: BTreeMap::new(),
+            exemplars: Vec::new(),
+        });
+        let step = (time - self.question.start) / self.question.step;
+        let new = !series.cells.contains_key(&step);
+        grow(&self.metrics.function, series.cells.entry(step), value.unwrap_or(0.0));
+        if new {
+            self.cells += 1;
+            if self.exemplars < self.question.exemplars
+                && let Ok(trace_id) = columns.trace_id(row).try_into()
+            {
+                self.exemplars += 1;
+                series.exemplars.push(SeriesExemplar { trace_id, time, value: value.unwrap_or(f64::NAN) });
+            }
+        }
+        if known >= SERIES_MAX && self.series.len() > SERIES_MAX {
+            let message = format!("the query has more than {SERIES_MAX} series: group by something with fewer values");
+            return Err(QueryError::new(QueryErrorKind::Resources, message));
+        }
+        if self.cells.max(self.series.len().saturating_mul(self.moments)) > CELLS_MAX {
+            let message = format!("the series have more than {CELLS_MAX} moments: ask for a longer step");
+            return Err(QueryError::new(QueryErrorKind::Resources, message));
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Vec<Series> {
+        let Self { metrics, question, series, .. } = self;
+        let mut out: Vec<Series> =
+            series.into_values().flat_map(|growing| finished(growing, metrics, question)).collect();
+        for rank in &metrics.ranks {
+            keep_ranked(&mut out, *rank);
+        }
+        out
+    }
+}
+
+/// What a label has of many events: the first.
+fn first(value: Value<'_>) -> Value<'_> {
+    match value {
+        Value::List(values) => values.into_iter().find(|value| *value != Value::Nil).unwrap_or(Value::Nil),
+        value => value,
+    }
+}
+
+fn counts(function: &Function) -> bool {
+    matches!(function, Function::Rate | Function::CountOverTime | Function::HistogramOverTime(_))
+}
+
+/// The power of two, as seconds where it is a duration, at or above a value.
+fn upper_bound(value: f64) -> f64 {
+    if value <= 0.0 { 0.0 } else { value.log2().ceil().exp2() }
+}
+
+fn grow(function: &Function, cell: std::collections::btree_map::Entry<'_, u64, Cell>, value: f64) {
+    let cell = cell.or_insert_with(|| match function {
+        Function::Rate | Function::CountOverTime | Function::HistogramOverTime(_) => Cell::Count(0),
+        Function::MinOverTime(_) | Function::MaxOverTime(_) => Cell::One(value),
+        Function::AvgOverTime(_) | Function::SumOverTime(_) => Cell::Sum { total: 0.0, count: 0 },
+        Function::QuantileOverTime(..) => Cell::Sketch(Sketch::default()),
+    });
+    match cell {
+        Cell::Count(count) => *count += 1,
+        Cell::One(one) if matches!(function, Function::MinOverTime(_)) => *one = one.min(value),
+        Cell::One(one) => *one = one.max(value),
+        Cell::Sum { total, count } => {
+            *total += value;
+            *count += 1;
+        }
+        Cell::Sketch(sketch) => sketch.add(value),
+    }
+}
+
+fn finished(growing: Growing, metrics: &Metrics, question: &SeriesQuestion) -> Vec<Series> {
+    let Growing { mut labels, cells, exemplars } = growing;
+    let at = |step: u64| question.start + step * question.step;
+    if let Function::QuantileOverTime(_, quantiles) = &metrics.function {
+        return quantiles
+            .iter()
+            .map(|quantile| {
+                let mut labels = labels.clone();
+                labels.push(("p".to_owned(), Value::Float(*quantile)));
+                let value =
+                    |cell: &Cell| if let Cell::Sketch(sketch) = cell { sketch.quantile(*quantile) } else { 0.0 };
+                let samples = cells.iter().map(|(step, cell)| (at(*step), value(cell))).collect();
+                Series { labels, samples, exemplars: exemplars.clone() }
+            })
+            .collect();
+    }
+    let seconds = question.step.min(question.end - question.start) as f64 / 1e9;
+    let value = |cell: &Cell| match (cell, &metrics.function) {
+        (Cell::Count(count), Function::Rate) => *count as f64 / seconds,
+        (Cell::Count(count), _) => *count as f64,
+        (Cell::One(one), _) => *one,
+        (Cell::Sum { total, count }, Function::AvgOverTime(_)) => total / (*count).max(1) as f64,
+        (Cell::Sum { total, .. }, _) => *total,
+        (Cell::Sketch(_), _) => 0.0,
+    };
+    // What is counted is 0 where nothing is; what is measured is not there.
+    let steps = (question.end - question.start).div_ceil(question.step);
+    let samples: Vec<(u64, f64)> = if counts(&metrics.function) {
+        (0..steps).map(|step| (at(step), cells.get(&step).map_or(0.0, value))).collect()
+    } else {
+        cells.iter().map(|(step, cell)| (at(*step), value(cell))).collect()
+    };
+    if labels.is_empty() {
+        labels.push(("__name__".to_owned(), Value::text(metrics.function.name())));
+    }
+    // A count has no value of its own: an example is shown on the line.
+    let shown = |exemplar: SeriesExemplar| {
+        let step = (exemplar.time - question.start) / question.step;
+        let on_line = || cells.get(&step).map_or(0.0, value);
+        SeriesExemplar { value: if exemplar.value.is_nan() { on_line() } else { exemplar.value }, ..exemplar }
+    };
+    vec![Series { labels, samples, exemplars: exemplars.into_iter().map(shown).collect() }]
+}
+
+/// Keeps the greatest or the least values of each moment; a series without any goes.
+fn keep_ranked(series: &mut Vec<Series>, rank: Rank) {
+    let mut moments: BTreeMap<u64, Vec<(f64, usize)>> = BTreeMap::new();
+    for (at, one) in series.iter().enumerate() {
+        for (time, value) in &one.samples {
+            moments.entry(*time).or_default().push((*value, at));
+        }
+    }
+    let mut kept: BTreeSet<(usize, u64)> = BTreeSet::new();
+    for (time, mut values) in moments {
+        let count = match rank {
+            Rank::Top(count) => {
+                values.sort_by(|left, right| right.0.total_cmp(&left.0).then(left.1.cmp(&right.1)));
+                count
+            }
+            Rank::Bottom(count) => {
+                values.sort_by(|left, right| left.0.total_cmp(&right.0).then(left.1.cmp(&right.1)));
+                count
+            }
+        };
+        kept.extend(values.into_iter().take(count).map(|(_, at)| (at, time)));
+    }
+    for (at, one) in series.iter_mut().enumerate() {
+        one.samples.retain(|(time, _)| kept.contains(&(at, *time)));
+    }
+    series.retain(|one| !one.samples.is_empty());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_near_the_truth() {
+        let mut sketch = Sketch::default();
+        for n in 1..=1000 {
+            sketch.add(f64::from(n) / 1000.0);
+        }
+        for quantile in [0.01, 0.5, 0.9, 0.99] {
+            let found = sketch.quantile(quantile);
+            assert!((found - quantile).abs() <= quantile * 0.03 + 0.001, "{quantile}: {found}");
+        }
+        assert_eq!(sketch.quantile(1.0), 1.0);
+        let mut one = Sketch::default();
+        one.add(0.25);
+        assert_eq!((one.quantile(0.0), one.quantile(0.5)), (0.25, 0.25));
+    }
+
+    #[test]
+    fn buckets_are_powers_of_two() {
+        for (value, bound) in [(0.0, 0.0), (0.25, 0.25), (0.3, 0.5), (1.0, 1.0), (5.0, 8.0)] {
+            assert_eq!(upper_bound(value), bound, "{value}");
+        }
+    }
+
+    #[test]
+    fn ranks_are_of_each_moment() {
+        let one = |name: &str, samples: &[(u64, f64)]| Series {
+            labels: vec![(name.to_owned(), Value::Nil)],
+            samples: samples.to_vec(),
+            exemplars: Vec::new(),
+        };
+        let all =
+            || vec![one("a", &[(0, 1.0), (1, 9.0)]), one("b", &[(0, 2.0), (1, 3.0)]), one("c", &[(0, 0.5), (1, 1.0)])];
+        let mut top = all();
+        keep_ranked(&mut top, Rank::Top(1));
+        assert_eq!(top, [one("a", &[(1, 9.0)]), one("b", &[(0, 2.0)])]);
+        let mut bottom = all();
+        keep_ranked(&mut bottom, Rank::Bottom(2));
+        assert_eq!(bottom, [one("a", &[(0, 1.0)]), one("b", &[(1, 3.0)]), one("c", &[(0, 0.5), (1, 1.0)])]);
+    }
+}
