@@ -27,6 +27,8 @@ pub struct ApiError {
     pub message: String,
     pub hint: Option<String>,
     pub retry_after: Option<Duration>,
+    /// The setting that is the budget which was used up, if one was.
+    pub budget: Option<&'static str>,
 }
 
 /// What went wrong, in the terms of all protocols.
@@ -54,10 +56,10 @@ pub enum Kind {
     /// The write may have happened; the same bytes again are deduplicated.
     UnknownOutcome,
     Deadline,
-    /// Somebody asked for the query to be given up.
-    Cancelled,
-    /// A query ran into its memory budget.
+    /// A query used up a budget.
     Resources,
+    /// Somebody stopped the query.
+    Cancelled,
     /// The table's rows are put aside until an operator has seen to it.
     Quarantined,
     NotImplemented,
@@ -91,11 +93,11 @@ impl Kind {
             Self::Backlog => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "backlog"),
             Self::UnknownOutcome => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, "unknown_outcome"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, Code::DeadlineExceeded, "deadline_exceeded"),
-            // The status that proxies use for a client that went away; there is no standard one.
+            Self::Resources => (StatusCode::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "resources_exhausted"),
+            // The status that proxies use for a request that was given up; there is no standard one.
             Self::Cancelled => {
                 (StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT), Code::Cancelled, "cancelled")
             }
-            Self::Resources => (StatusCode::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "resources_exhausted"),
             Self::Quarantined => (StatusCode::CONFLICT, Code::FailedPrecondition, "quarantined"),
             Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, Code::Unimplemented, "not_implemented"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "internal"),
@@ -113,7 +115,7 @@ impl Kind {
             Self::MethodNotAllowed | Self::NotImplemented => "UnsupportedOperationException",
             Self::Throttled => "TooManyRequestsException",
             Self::Unavailable | Self::Backlog | Self::UnknownOutcome | Self::Deadline => "ServiceUnavailableException",
-            Self::Internal | Self::Resources | Self::Quarantined | Self::Cancelled => "InternalServerError",
+            Self::Internal | Self::Resources | Self::Cancelled | Self::Quarantined => "InternalServerError",
             Self::Invalid | Self::TooLarge | Self::UnsupportedMediaType => "BadRequestException",
         }
     }
@@ -126,7 +128,7 @@ impl ApiError {
             Kind::Backlog => Some(BACKLOG_RETRY_AFTER),
             _ => None,
         };
-        Self { kind, message: message.into(), hint: None, retry_after }
+        Self { kind, message: message.into(), hint: None, retry_after, budget: None }
     }
 
     pub fn invalid(message: impl Into<String>) -> Self {
@@ -154,6 +156,9 @@ impl ApiError {
         let details = self.rpc_status().encode_to_vec().into();
         let mut metadata = tonic::metadata::MetadataMap::new();
         metadata.insert(ERROR_NAME, tonic::metadata::MetadataValue::from_static(name));
+        if let Some(budget) = self.budget {
+            metadata.insert("x-signaldb-budget", tonic::metadata::MetadataValue::from_static(budget));
+        }
         tonic::Status::with_details_and_metadata(code, &self.message, details, metadata)
     }
 
@@ -198,7 +203,10 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, _, name) = self.kind.codes();
-        let body = json!({"error": {"code": name, "message": self.message, "hint": self.hint}});
+        let mut body = json!({"error": {"code": name, "message": self.message, "hint": self.hint}});
+        if let Some(budget) = self.budget {
+            body["error"]["budget"] = budget.into();
+        }
         let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
         self.add_headers(&mut response);
         response
@@ -238,11 +246,16 @@ impl From<QueryError> for ApiError {
             QueryErrorKind::Unavailable => Kind::Unavailable,
             QueryErrorKind::Backlog => Kind::Backlog,
             QueryErrorKind::Resources => Kind::Resources,
+            QueryErrorKind::Busy => Kind::Throttled,
+            QueryErrorKind::Cancelled => Kind::Cancelled,
             QueryErrorKind::Quarantined => Kind::Quarantined,
             QueryErrorKind::Deadline => Kind::Deadline,
             QueryErrorKind::Internal => Kind::Internal,
         };
         let (message, position) = (error.to_string(), error.position);
+        if let Some(budget) = error.budget {
+            return Self { budget: Some(budget.key()), ..Self::new(kind, message).with_hint(budget.advice()) };
+        }
         match (kind, position) {
             (Kind::Backlog, _) => Self::new(kind, message).with_hint(
                 "`?consistency=eventual`, over Flight the header `x-signaldb-consistency: eventual`, answers without these \

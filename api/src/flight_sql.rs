@@ -47,7 +47,7 @@ use signaldb_catalog::Identity;
 use signaldb_model::DatasetId;
 use signaldb_model::limits::REQUEST_BYTES_MAX;
 use signaldb_query::{
-    Consistency, Description, Parameters, Query, QueryError, QueryErrorKind, SYSTEM_SCHEMA, SYSTEM_TABLES,
+    Allowance, Consistency, Description, Parameters, Query, QueryError, QueryErrorKind, SYSTEM_SCHEMA, SYSTEM_TABLES,
 };
 use signaldb_signals::SignalTable;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
@@ -61,7 +61,7 @@ use crate::app::App;
 use crate::error::{ApiError, Kind};
 use crate::format::{PARTIAL, missing_groups};
 use crate::identity::{header, identify, session_token};
-use crate::sql_http::{MIN_POSITION, consistency, position};
+use crate::reading::{CONSISTENCY, MIN_POSITION, Reading, ReadingParameters, consistency, position};
 
 type DoGet = <FlightSql as FlightService>::DoGetStream;
 type DoAction = <FlightSql as FlightService>::DoActionStream;
@@ -74,7 +74,6 @@ const TABLE: &str = "BASE TABLE";
 const SYSTEM_TABLE: &str = "SYSTEM TABLE";
 
 const CANCEL_FLIGHT_INFO: &str = "CancelFlightInfo";
-const CONSISTENCY: &str = "x-signaldb-consistency";
 /// Asks for rows that clients of few types can show, Grafana's source among them (`edge.rs`).
 const FLATTEN: &str = "x-signaldb-flatten";
 
@@ -207,13 +206,12 @@ impl FlightSql {
         self.app.prepare(&caller);
         let (access, tenant) = (&self.app.access, caller.tenant.clone());
         let may_use = |dataset: &DatasetId| !access.enabled() || access.datasets(&tenant).contains(dataset);
-        Ok(Query {
-            identity: statement.identity(caller, may_use)?,
-            sql: statement.sql.clone(),
-            parameters: Parameters::default(),
-            consistency: consistency(said(&statement.consistency))?,
-            min_position: said(&statement.min_position).map(position).transpose()?,
-        })
+        let identity = statement.identity(caller, may_use)?;
+        let consistency = said(&statement.consistency).map(str::to_owned);
+        let reading = ReadingParameters { consistency, ..ReadingParameters::default() };
+        let reading = Reading::of(&self.app, &reading, metadata.as_ref())?;
+        let min_position = said(&statement.min_position).map(position).transpose()?;
+        Ok(Query { min_position, ..reading.query(identity, statement.sql.clone()) })
     }
 
     /// What a statement gives and takes, with the first row of what is bound to it.
@@ -324,6 +322,7 @@ impl FlightSql {
             parameters: Parameters::default(),
             consistency: Consistency::Eventual,
             min_position: None,
+            allowance: Allowance::default(),
         };
         match self.app.engine.describe(query).await {
             Ok(description) if flat => Ok(edge::result(&description.schema, flat)),

@@ -21,6 +21,12 @@ use crate::error::{ApiError, Kind};
 /// Header of an eventual answer that lacks the newest rows of these groups (HTTP, and Flight metadata).
 pub(crate) const PARTIAL: &str = "x-signaldb-missing-groups";
 
+/// Header that names the query, as in `system.queries`.
+const QUERY_ID: &str = "x-signaldb-query-id";
+
+/// Bytes of a JSON document that are held back; one that is no larger fails with a status, and has one.
+const HELD_BYTES_MAX: usize = 4 << 20;
+
 /// A way to write rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -61,35 +67,99 @@ impl Format {
     }
 }
 
-/// Writes a result. JSON is one document and is gathered first; the others stream. An error before the first row is a
-/// status; one after it ends the body short, which every client notices.
+/// Writes a result as it comes. What comes before the first bytes leave is a status; an error after them ends the body
+/// short, which every client notices. Nothing leaves of a JSON document before it is whole or large.
 pub(crate) async fn respond(mut running: RunningQuery, format: Format, begun: Instant) -> Result<Response, ApiError> {
-    if format == Format::Json {
-        let missing = running.missing_groups.clone();
-        let (schema, batches) = running.collect().await?;
-        let body = Bytes::from(json_document(&schema, &batches, &missing, begun)?);
-        let response = ([(header::CONTENT_TYPE, format.media_type())], body).into_response();
-        return Ok(say_missing(response, &missing));
-    }
-    let (schema, missing) = (Arc::clone(&running.schema), running.missing_groups.clone());
-    let first = running.next().await.transpose()?;
-    let head = encode(&schema, first.as_ref(), format, true)?;
-    let rest = stream::unfold((running, schema, false), move |(mut running, schema, ended)| async move {
-        if ended {
-            return None;
+    let (id, missing) = (running.id(), running.missing_groups.clone());
+    let (mut writer, head) = Writer::begin(&running, format, begun)?;
+    let held_max = if format == Format::Json { HELD_BYTES_MAX } else { 0 };
+    let (mut held, mut bytes) = (vec![head], 0);
+    let whole = loop {
+        let Some(batch) = running.next().await.transpose()? else { break true };
+        let rows = writer.rows(&batch)?;
+        bytes += rows.len();
+        held.push(rows);
+        if bytes >= held_max {
+            break false;
         }
-        let item = match running.next().await {
-            Some(Ok(batch)) => encode(&schema, Some(&batch), format, false).map_err(|error| error.message),
-            Some(Err(error)) => Err(error.to_string()),
-            None if format == Format::Arrow => return Some((Ok(end_of_stream()), (running, schema, true))),
-            None => return None,
-        };
-        let ended = item.is_err();
-        Some((item.map_err(std::io::Error::other), (running, schema, ended)))
-    });
-    let body = Body::from_stream(futures::StreamExt::chain(stream::iter([Ok(head)]), rest));
-    let response = ([(header::CONTENT_TYPE, format.media_type())], body).into_response();
+    };
+    let body = if whole {
+        held.push(writer.end(running.scanned_bytes())?);
+        Body::from(held.concat())
+    } else {
+        let rest = stream::unfold(Some((running, writer)), |state| async move {
+            let (mut running, mut writer) = state?;
+            match running.next().await {
+                Some(Ok(batch)) => match writer.rows(&batch) {
+                    Ok(rows) => Some((Ok(rows), Some((running, writer)))),
+                    Err(error) => Some((Err(std::io::Error::other(error.message)), None)),
+                },
+                Some(Err(error)) => Some((Err(std::io::Error::other(error.to_string())), None)),
+                None => {
+                    let end = writer.end(running.scanned_bytes());
+                    Some((end.map_err(|error| std::io::Error::other(error.message)), None))
+                }
+            }
+        });
+        Body::from_stream(futures::StreamExt::chain(stream::iter(held.into_iter().map(Ok)), rest))
+    };
+    let mut response = ([(header::CONTENT_TYPE, format.media_type())], body).into_response();
+    if let Ok(id) = HeaderValue::try_from(id.to_string()) {
+        response.headers_mut().insert(HeaderName::from_static(QUERY_ID), id);
+    }
     Ok(say_missing(response, &missing))
+}
+
+/// Writes one result, piece by piece.
+struct Writer {
+    schema: SchemaRef,
+    format: Format,
+    missing: Vec<u32>,
+    begun: Instant,
+    rows: usize,
+}
+
+impl Writer {
+    /// The writer, and what comes before the first row.
+    fn begin(running: &RunningQuery, format: Format, begun: Instant) -> Result<(Self, Bytes), ApiError> {
+        let (schema, missing) = (Arc::clone(&running.schema), running.missing_groups.clone());
+        Self::new(schema, format, missing, begun)
+    }
+
+    fn new(schema: SchemaRef, format: Format, missing: Vec<u32>, begun: Instant) -> Result<(Self, Bytes), ApiError> {
+        let head = match format {
+            Format::Json => json_head(&schema)?.into(),
+            _ => encode(&schema, None, format, true)?,
+        };
+        Ok((Self { schema, format, missing, begun, rows: 0 }, head))
+    }
+
+    fn rows(&mut self, batch: &RecordBatch) -> Result<Bytes, ApiError> {
+        let first = self.rows == 0;
+        self.rows += batch.num_rows();
+        match self.format {
+            Format::Json => Ok(json_rows(batch, first)?.into()),
+            _ => encode(&self.schema, Some(batch), self.format, false),
+        }
+    }
+
+    /// What comes after the last row.
+    fn end(&self, scanned_bytes: u64) -> Result<Bytes, ApiError> {
+        match self.format {
+            Format::Json => {
+                let elapsed = self.begun.elapsed().as_secs_f64() * 1000.0;
+                let elapsed = (elapsed * 1000.0).round() / 1000.0;
+                let mut stats = json!({"rows": self.rows, "elapsed_ms": elapsed, "scanned_bytes": scanned_bytes});
+                if !self.missing.is_empty() {
+                    stats["partial"] = true.into();
+                    stats["missing_groups"] = json!(self.missing);
+                }
+                Ok(format!("],\"stats\":{stats}}}").into())
+            }
+            Format::Arrow => Ok(end_of_stream()),
+            Format::Ndjson | Format::Csv => Ok(Bytes::new()),
+        }
+    }
 }
 
 /// What every format can carry: that the newest rows of some groups are not in the answer.
@@ -179,31 +249,29 @@ fn json_values(column: &ArrayRef) -> Result<Vec<Value>, ApiError> {
     Ok(rows.into_iter().map(|mut row| row.remove("v").unwrap_or(Value::Null)).collect())
 }
 
-fn json_document(
-    schema: &SchemaRef,
-    batches: &[RecordBatch],
-    missing: &[u32],
-    begun: Instant,
-) -> Result<Vec<u8>, ApiError> {
+/// A document up to its first row.
+fn json_head(schema: &SchemaRef) -> Result<String, ApiError> {
     let columns: Vec<Value> = schema
         .fields()
         .iter()
         .map(|field| json!({"name": field.name(), "type": field.data_type().to_string()}))
         .collect();
-    let mut rows: Vec<Value> = Vec::new();
-    for batch in batches {
-        let columns = batch.columns().iter().map(json_values).collect::<Result<Vec<_>, _>>()?;
-        for row in 0..batch.num_rows() {
-            rows.push(columns.iter().map(|column| column[row].clone()).collect());
+    let columns = serde_json::to_string(&columns).map_err(internal)?;
+    Ok(format!("{{\"columns\":{columns},\"rows\":["))
+}
+
+/// Rows, with what separates them from those before.
+fn json_rows(batch: &RecordBatch, first: bool) -> Result<Vec<u8>, ApiError> {
+    let columns = batch.columns().iter().map(json_values).collect::<Result<Vec<_>, _>>()?;
+    let mut out = Vec::new();
+    for row in 0..batch.num_rows() {
+        if row > 0 || !first {
+            out.push(b',');
         }
+        let values: Vec<&Value> = columns.iter().map(|column| &column[row]).collect();
+        serde_json::to_writer(&mut out, &values).map_err(internal)?;
     }
-    let elapsed = begun.elapsed().as_secs_f64() * 1000.0;
-    let mut stats = json!({"rows": rows.len(), "elapsed_ms": (elapsed * 1000.0).round() / 1000.0});
-    if !missing.is_empty() {
-        stats["partial"] = true.into();
-        stats["missing_groups"] = json!(missing);
-    }
-    serde_json::to_vec(&json!({"columns": columns, "rows": rows, "stats": stats})).map_err(internal)
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -229,8 +297,23 @@ mod tests {
     #[test]
     fn json_keeps_large_integers_and_equal_names() {
         let batch = batch();
-        let document = json_document(&batch.schema(), &[batch], &[], Instant::now()).expect("writes");
-        let text = String::from_utf8(document).expect("UTF-8");
+        let document = |batches: &[RecordBatch]| {
+            let (mut writer, head) =
+                Writer::new(batch.schema(), Format::Json, vec![3], Instant::now()).expect("writes");
+            let mut document = vec![head];
+            document.extend(batches.iter().map(|batch| writer.rows(batch).expect("writes")));
+            document.push(writer.end(7).expect("writes"));
+            String::from_utf8(document.concat()).expect("UTF-8")
+        };
+        for batches in [vec![], vec![batch.clone()], vec![batch.slice(0, 0), batch.clone(), batch.clone()]] {
+            let parsed: Value = serde_json::from_str(&document(&batches)).expect("JSON");
+            let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+            assert_eq!(parsed["rows"].as_array().map(Vec::len), Some(rows));
+            assert_eq!(parsed["columns"].as_array().map(Vec::len), Some(3));
+            assert_eq!(parsed["stats"]["rows"], rows);
+            assert_eq!(parsed["stats"]["partial"], true);
+        }
+        let text = document(std::slice::from_ref(&batch));
         assert!(text.contains("[9223372036854775807,\"a,\\\"b\\\"\",null],[null,\"é\",0.5]"), "{text}");
     }
 

@@ -93,6 +93,31 @@ pub(crate) fn identify_admin(app: &App, headers: &HeaderMap) -> Result<Identity,
     Ok(Identity { tenant, dataset })
 }
 
+/// Whose queries somebody may see and stop: `None` is everybody's, with the admin key or where all is open, unless a tenant
+/// is named.
+pub(crate) fn reach(app: &App, headers: &HeaderMap) -> Result<Option<TenantId>, ApiError> {
+    let credentials = Credentials::read(headers)?;
+    if let (Some(expected), Some(offered)) = (&app.admin_key, credentials.api_key())
+        && constant_time_eq(offered.as_bytes(), expected.as_bytes())
+    {
+        return Ok(credentials.tenant);
+    }
+    if app.admin_key.is_none() && !app.access.enabled() {
+        return Ok(credentials.tenant);
+    }
+    Ok(Some(identify(app, headers)?.tenant))
+}
+
+/// Whether a query may see `system.*` beyond its tenant: where all is open, else with the admin key beside the tenant's own.
+pub(crate) fn sees_all_tenants(app: &App, headers: &HeaderMap) -> Result<bool, ApiError> {
+    match (&app.admin_key, header(headers, "x-signaldb-admin-key")?) {
+        (None, _) => Ok(!app.access.enabled()),
+        (Some(_), None) => Ok(false),
+        (Some(expected), Some(offered)) if constant_time_eq(offered.as_bytes(), expected.as_bytes()) => Ok(true),
+        (Some(_), Some(_)) => Err(ApiError::new(Kind::Forbidden, "X-SignalDB-Admin-Key is not the admin key")),
+    }
+}
+
 fn constant_time_eq(left: &[u8], right: &[u8]) -> bool {
     left.len() == right.len() && left.iter().zip(right).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }

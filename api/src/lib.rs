@@ -20,6 +20,8 @@ mod intake;
 pub mod metrics;
 mod otlp_grpc;
 mod otlp_http;
+mod queries_http;
+mod reading;
 mod recover;
 mod release;
 mod serve;

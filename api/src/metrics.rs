@@ -44,6 +44,7 @@ pub(crate) fn note_failed_ingest(kind: Kind) {
 pub(crate) fn record(app: &App, ready: bool) {
     app.groups.record_metrics();
     app.lake.record_metrics();
+    app.engine.record_metrics();
     gauge!("signaldb_ready").set(f64::from(ready));
     gauge!("signaldb_ingest_held_bytes").set(app.intake().bytes() as f64);
 }

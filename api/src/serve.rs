@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::{Method, Uri};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::serve::ListenerExt;
 use signaldb_proto::OTLP_DESCRIPTORS;
 use thiserror::Error;
@@ -21,7 +21,8 @@ use crate::app::App;
 use crate::error::{ApiError, Kind};
 use crate::otlp_grpc::{Logs, Metrics, OtlpGrpc, SERVICES, Traces};
 use crate::{
-    flight_sql, health, iceberg_rest, otlp_http, recover, release, sql_http, tables_http, tempo, transfer, view_http,
+    flight_sql, health, iceberg_rest, otlp_http, queries_http, recover, release, sql_http, tables_http, tempo,
+    transfer, view_http,
 };
 
 /// Requests of one connection that run at once; the rest waits in its window.
@@ -163,6 +164,8 @@ fn api_router(app: App) -> Router {
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
         .route("/api/v1/sql", post(sql_http::sql))
+        .route("/api/v1/queries", get(queries_http::list))
+        .route("/api/v1/queries/{id}", delete(queries_http::kill))
         .route("/api/v1/cluster", get(health::cluster))
         .route("/api/v1/admin/flush", post(health::flush))
         .route("/api/v1/admin/recover", post(recover::recover))

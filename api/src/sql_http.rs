@@ -5,15 +5,13 @@ use axum::extract::{Query as UrlQuery, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
-use signaldb_query::{Consistency, Parameters, Query};
 
 use crate::app::App;
 use crate::error::ApiError;
 use crate::format::{Format, respond};
 use crate::identity::identify;
 use crate::otlp_http::read_body;
-
-pub(crate) const MIN_POSITION: &str = "x-signaldb-min-position";
+use crate::reading::{Reading, ReadingParameters};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,10 +19,11 @@ struct SqlRequest {
     query: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 pub(crate) struct SqlParameters {
     format: Option<String>,
     consistency: Option<String>,
+    deadline: Option<String>,
 }
 
 pub(crate) async fn sql(
@@ -48,15 +47,10 @@ async fn run(app: &App, parameters: &SqlParameters, headers: &HeaderMap, body: B
         ApiError::invalid(format!("the body is not {{\"query\": \"...\"}}: {error}"))
             .with_hint("curl -H 'Content-Type: application/json' -d '{\"query\": \"SELECT count(*) FROM traces\"}'")
     })?;
-    let query = Query {
-        identity,
-        sql: request.query,
-        parameters: Parameters::default(),
-        consistency: consistency(parameters.consistency.as_deref())?,
-        min_position: min_position(headers)?,
-    };
+    let SqlParameters { consistency, deadline, .. } = parameters.clone();
+    let reading = Reading::of(app, &ReadingParameters { consistency, deadline }, headers)?;
     let begun = std::time::Instant::now();
-    let running = app.engine.run(query).await?;
+    let running = app.engine.run(reading.query(identity, request.query)).await?;
     respond(running, format, begun).await
 }
 
@@ -67,22 +61,4 @@ fn format(parameters: &SqlParameters, headers: &HeaderMap) -> Result<Format, Api
     }
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     Ok(accept.split(',').find_map(|one| Format::from_media_type(one.split(';').next()?.trim())).unwrap_or(Format::Json))
-}
-
-pub(crate) fn consistency(name: Option<&str>) -> Result<Consistency, ApiError> {
-    match name {
-        None | Some("strong") => Ok(Consistency::Strong),
-        Some("eventual") => Ok(Consistency::Eventual),
-        Some(other) => Err(ApiError::invalid(format!("consistency {other:?} is not strong or eventual"))),
-    }
-}
-
-pub(crate) fn min_position(headers: &HeaderMap) -> Result<Option<signaldb_model::Position>, ApiError> {
-    let Some(value) = headers.get(MIN_POSITION) else { return Ok(None) };
-    let text = value.to_str().map_err(|_| ApiError::invalid("the position header is not ASCII text"))?;
-    position(text).map(Some)
-}
-
-pub(crate) fn position(text: &str) -> Result<signaldb_model::Position, ApiError> {
-    text.parse().map_err(|error: signaldb_model::ParsePositionError| ApiError::invalid(error.to_string()))
 }

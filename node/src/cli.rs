@@ -10,7 +10,7 @@ use signaldb_model::mutation;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Config, Sources};
-use crate::{cluster, run, sql, table, wal};
+use crate::{cluster, query, run, sql, table, wal};
 
 /// What `--version` says.
 const VERSION: &str = match mutation::BUILT_IN {
@@ -37,6 +37,11 @@ enum Command {
     Server(ServerArgs),
     /// Run one query against a node.
     Sql(sql::SqlArgs),
+    /// Look at the queries that run, or stop one.
+    Query {
+        #[command(subcommand)]
+        command: query::QueryCommand,
+    },
     /// Try a cluster on this machine, or look after one.
     Cluster {
         #[command(subcommand)]
@@ -97,6 +102,9 @@ pub fn main() -> ExitCode {
         None => serve(cli.server),
         Some(Command::Server(args)) => serve(args),
         Some(Command::Sql(args)) => runtime("signaldb-sql", 1).and_then(|runtime| runtime.block_on(sql::run(args))),
+        Some(Command::Query { command }) => {
+            runtime("signaldb-query", 1).and_then(|runtime| runtime.block_on(query::run(command)))
+        }
         Some(Command::Cluster { command }) => {
             runtime("signaldb-cluster", 1).and_then(|runtime| runtime.block_on(cluster::run(command)))
         }

@@ -10,6 +10,7 @@ mod writer;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use signaldb_model::NodeId;
@@ -166,10 +167,20 @@ pub struct Memory {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Query {
-    /// From arrival to the last row.
+    /// From arrival to the last row, of queries that do not say it themselves.
     pub deadline: Time,
+    /// The most that a query may ask for; default 10m, or `deadline` if that is longer.
+    pub deadline_max: Option<Time>,
     /// Queries that run at once.
     pub concurrency: usize,
+    /// The same of one tenant.
+    pub tenant_concurrency: usize,
+    /// Queries of one tenant that may wait for their turn.
+    pub queue: usize,
+    /// Memory of one query; default a quarter of what all queries have.
+    pub memory: Option<ByteSize>,
+    /// Bytes that one query may read from the store; not set: as many as it likes.
+    pub scan: Option<ByteSize>,
     /// Bytes that queries may spill to disk, together.
     pub spill: ByteSize,
 }
@@ -345,7 +356,24 @@ impl Default for Memory {
 
 impl Default for Query {
     fn default() -> Self {
-        Self { deadline: Time::from_secs(60), concurrency: 16, spill: ByteSize(10 << 30) }
+        Self {
+            deadline: Time::from_secs(60),
+            deadline_max: None,
+            concurrency: 16,
+            tenant_concurrency: 8,
+            queue: 64,
+            memory: None,
+            scan: None,
+            spill: ByteSize(10 << 30),
+        }
+    }
+}
+
+impl Query {
+    /// The longest time that any query has.
+    pub fn deadline_max(&self) -> Duration {
+        let fallback = Duration::from_secs(600).max(self.deadline.0);
+        self.deadline_max.map_or(fallback, |max| max.0)
     }
 }
 

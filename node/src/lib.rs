@@ -10,6 +10,7 @@ mod data_dir;
 mod disk;
 mod metrics;
 mod peer_port;
+mod query;
 mod run;
 mod sql;
 mod table;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use signaldb_lake::Lake;
-use signaldb_query::PeerFlight;
+use signaldb_query::{PeerFlight, Queries};
 use signaldb_raft::{Groups, PeerService, Peers};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -23,12 +23,11 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) async fn serve(
     listener: TcpListener,
     peers: Arc<Peers>,
-    lake: Lake,
-    groups: Arc<OnceLock<Arc<Groups>>>,
+    (lake, groups, queries): (Lake, Arc<OnceLock<Arc<Groups>>>, Queries),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let routes =
-        Routes::new(PeerService::new(Arc::clone(&peers))).add_service(PeerFlight::service(lake, groups, peers));
+    let flight = PeerFlight::service(lake, groups, Arc::clone(&peers), queries);
+    let routes = Routes::new(PeerService::new(peers)).add_service(flight);
     Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .initial_stream_window_size(WINDOW_BYTES)

@@ -13,7 +13,7 @@ use signaldb_lake::{
     S3Options, Store, StoreError,
 };
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
-use signaldb_query::{QueryConfig, QueryEngine};
+use signaldb_query::{Queries, QueryConfig, QueryEngine};
 use signaldb_raft::admission::Refuse;
 use signaldb_raft::state_store::RocksStateStore;
 use signaldb_raft::{ApplySink, Groups, GroupsConfig, OpenLog, PeersConfig, RejectReason};
@@ -159,11 +159,13 @@ impl Node {
         let log =
             OpenLog::open(&groups_config(config), peers_config(config)?, Arc::new(RealIo), Arc::new(state?)).await;
         let log = log.context("open the log")?;
+        let queries = Queries::new(NodeId(config.node.id), Arc::clone(&clock));
         let (mut peer_tasks, stop_peers, opened) =
             (JoinSet::new(), CancellationToken::new(), Arc::new(OnceLock::new()));
         if let Some(listener) = peer_listener {
             let (peers, groups) = (Arc::clone(log.peers()), Arc::clone(&opened));
-            peer_tasks.spawn(peer_port::serve(listener, peers, lake.clone(), groups, stop_peers.clone()));
+            let serving = (lake.clone(), groups, queries.clone());
+            peer_tasks.spawn(peer_port::serve(listener, peers, serving, stop_peers.clone()));
         }
         let groups = Groups::open(log, groups_config(config), Arc::clone(&clock), sink).await;
         let groups = Arc::new(groups.context("open the log")?);
@@ -178,16 +180,8 @@ impl Node {
             lake.start_flusher(Arc::clone(group), groups.founding().cluster_id.clone());
         }
         lake.start_maintenance(Arc::clone(&groups));
-        let query_config = QueryConfig {
-            memory_bytes: memory / 2,
-            spill_dir: config.node.data_dir.join("spill"),
-            spill_bytes_max: config.query.spill.0,
-            deadline: config.query.deadline.0,
-            concurrency: config.query.concurrency,
-            partitions: cores,
-        };
-        std::fs::create_dir_all(&query_config.spill_dir).context("create the spill directory")?;
-        let engine = QueryEngine::new(query_config, lake.clone(), Arc::clone(&groups), access.clone(), cpu)?;
+        let query_config = query_config(config, memory / 2, cores);
+        let engine = QueryEngine::new(query_config, lake.clone(), Arc::clone(&groups), access.clone(), queries, cpu)?;
         let app = App::new(AppDeps {
             groups: Arc::clone(&groups),
             lake: lake.clone(),
@@ -218,6 +212,25 @@ impl Node {
         // Connections of peers stay open as long as they like.
         self.peer_tasks.abort_all();
         while self.peer_tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Budgets of queries that have `memory` bytes together.
+fn query_config(config: &Config, memory: usize, cores: usize) -> QueryConfig {
+    let query = &config.query;
+    let own = query.memory.map_or(memory / 4, |own| usize::try_from(own.0).unwrap_or(usize::MAX));
+    QueryConfig {
+        memory_bytes: memory,
+        query_memory_bytes: own.min(memory),
+        spill_dir: config.node.data_dir.join("spill"),
+        spill_bytes_max: query.spill.0,
+        scan_bytes_max: query.scan.map(|scan| scan.0),
+        deadline: query.deadline.0,
+        deadline_max: query.deadline_max(),
+        concurrency: query.concurrency,
+        tenant_concurrency: query.tenant_concurrency,
+        queue: query.queue,
+        partitions: cores,
     }
 }
 

@@ -465,6 +465,11 @@ pub const FLUSH_ACTION: &str = "flush";
 /// Flight action of the peer port: does what an operator asks of tables. Body [`MaintainRequest`], result a report in JSON,
 /// which whoever asked passes on as it is.
 pub const MAINTAIN_ACTION: &str = "maintain";
+/// Flight action of the peer port: the queries that run on a node. Body [`QueriesRequest`], one result
+/// [`QueriesResponse`].
+pub const QUERIES_ACTION: &str = "queries";
+/// Flight action of the peer port: stops a query. Body [`KillRequest`], one result [`KillResponse`].
+pub const KILL_ACTION: &str = "kill";
 
 /// Asks a leader for a view of one table.
 #[derive(Clone, PartialEq, Message)]
@@ -512,6 +517,64 @@ pub struct ViewResponse {
     /// Newer rows are in the log alone; only for who said that a part is enough. May be set beside `found: false`.
     #[prost(bool, tag = "7")]
     pub partial: bool,
+}
+
+/// Asks a node for its queries.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct QueriesRequest {
+    /// Only this tenant's; all when it is empty.
+    #[prost(string, tag = "1")]
+    pub tenant: String,
+}
+
+/// The queries that run on a node.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct QueriesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub queries: Vec<QueryState>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct QueryState {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(string, tag = "2")]
+    pub tenant: String,
+    #[prost(string, tag = "3")]
+    pub dataset: String,
+    /// Its text, or the beginning of it.
+    #[prost(string, tag = "4")]
+    pub query: String,
+    #[prost(fixed64, tag = "5")]
+    pub started_unix_nano: u64,
+    #[prost(uint64, tag = "6")]
+    pub elapsed_nano: u64,
+    #[prost(uint64, tag = "7")]
+    pub rows: u64,
+    #[prost(uint64, tag = "8")]
+    pub scanned_bytes: u64,
+    #[prost(uint64, tag = "9")]
+    pub memory_bytes: u64,
+    #[prost(string, tag = "10")]
+    pub state: String,
+}
+
+/// Asks a node to stop a query.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct KillRequest {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Only if it is this tenant's; anybody's when it is empty.
+    #[prost(string, tag = "2")]
+    pub tenant: String,
+}
+
+/// Whether there was such a query.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct KillResponse {
+    #[prost(bool, tag = "1")]
+    pub found: bool,
 }
 
 /// Flight ticket of the peer port: the rows of a view.

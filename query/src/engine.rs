@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +11,6 @@ use arrow::datatypes::SchemaRef;
 use datafusion::datasource::provider_as_source;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
@@ -27,21 +25,28 @@ use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{DatasetId, GroupId, NodeId, Position, TableId, TenantId};
 use signaldb_raft::{Group, Groups, Leadership, ReadError};
 use signaldb_signals::SignalTable;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::as_of;
+use crate::budget::late;
 use crate::error::{QueryError, QueryErrorKind};
+use crate::gate::Gate;
 use crate::logical_view::{ATTRIBUTE, ATTRIBUTES, HEX_ID};
 use crate::names::{CATALOG, OneCatalog, TenantCatalog};
 use crate::parameters::{self, Parameters};
+use crate::pool::{NodeMemory, QueryMemory, QueryPool};
+use crate::queries::{Listed, Queries, QueryId, Record};
 use crate::remote::{self, Lease, RemoteRows, ViewQuestion};
 use crate::rewrite::CollapseView;
+use crate::scanned::Stores;
 use crate::table::StoredTable;
+use crate::{metrics, spill};
 
 mod describe;
 pub(crate) mod maintain;
+pub(crate) mod running;
 
 pub use describe::Description;
 
@@ -62,17 +67,35 @@ const MUTATED_PAUSE: Duration = Duration::from_millis(500);
 /// Batches that wait for a slow client; then the query waits.
 const OUTPUT_QUEUE: usize = 2;
 
+/// How often a query begins anew when what it reads of another node goes away before its first row.
+const RESTARTS_MAX: usize = 2;
+
+/// Memory that a sort keeps for merging what it spilled, at most; DataFusion's default.
+const MERGE_BYTES_MAX: usize = 10 << 20;
+
 /// Budgets of the node's queries.
 #[derive(Debug, Clone)]
 pub struct QueryConfig {
-    /// Memory of all queries together; beyond it they spill to `spill_dir`.
+    /// Memory of all queries together.
     pub memory_bytes: usize,
+    /// Memory of one query; beyond it, and when all hold too much, it spills to `spill_dir`.
+    pub query_memory_bytes: usize,
+    /// Emptied when the node starts.
     pub spill_dir: PathBuf,
+    /// Of all queries together.
     pub spill_bytes_max: u64,
-    /// From arrival to the last row.
+    /// Bytes that one query may read from the store; `None`: as many as it likes.
+    pub scan_bytes_max: Option<u64>,
+    /// From arrival to the last row, of queries that do not say it themselves.
     pub deadline: Duration,
+    /// The most that a query may ask for.
+    pub deadline_max: Duration,
     /// Queries that run at once; others wait within their deadline.
     pub concurrency: usize,
+    /// The same of one tenant.
+    pub tenant_concurrency: usize,
+    /// Queries of one tenant that may wait; others are refused.
+    pub queue: usize,
     /// Threads that one query may use.
     pub partitions: usize,
 }
@@ -97,6 +120,16 @@ pub struct Query {
     pub consistency: Consistency,
     /// An acknowledged position that must be visible, whatever the consistency.
     pub min_position: Option<Position>,
+    pub allowance: Allowance,
+}
+
+/// How long a query may take, and how far beyond its tenant it may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Allowance {
+    /// From arrival to the last row; `None`: what is configured.
+    pub deadline: Option<Duration>,
+    /// Whether `system.queries` shows the queries of all tenants.
+    pub all_tenants: bool,
 }
 
 /// What is asked: SQL over the logical view, or a plan over a table as it is stored.
@@ -105,9 +138,9 @@ enum Work {
     Plan(SignalTable, Shape),
 }
 
-/// Puts a plan on the scan of a table.
+/// Puts a plan on the scan of a table; once more when the query begins anew.
 pub(crate) type Shape =
-    Box<dyn FnOnce(LogicalPlanBuilder) -> datafusion::common::Result<LogicalPlan> + Send + Sync + 'static>;
+    Box<dyn Fn(LogicalPlanBuilder) -> datafusion::common::Result<LogicalPlan> + Send + Sync + 'static>;
 
 /// Answers queries. Cheap to clone.
 #[derive(Clone)]
@@ -118,9 +151,13 @@ struct Inner {
     lake: Lake,
     groups: Arc<Groups>,
     access: Access,
+    /// What queries share: caches, and the place of spilled files.
     runtime: Arc<RuntimeEnv>,
+    memory: Arc<NodeMemory>,
+    stores: Stores,
     template: SessionState,
-    running: Semaphore,
+    gate: Gate,
+    queries: Queries,
     cpu: tokio::runtime::Handle,
 }
 
@@ -139,10 +176,21 @@ pub struct RunningQuery {
     pub missing_groups: Vec<u32>,
     /// `None` says that the result is complete.
     batches: mpsc::Receiver<Result<Option<RecordBatch>, QueryError>>,
+    record: Arc<Record>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl RunningQuery {
+    /// Its name in `system.queries`.
+    pub fn id(&self) -> QueryId {
+        self.record.id()
+    }
+
+    /// Bytes that it read from the store so far.
+    pub fn scanned_bytes(&self) -> u64 {
+        self.record.scanned_bytes()
+    }
+
     /// The next rows, `None` after the last.
     pub async fn next(&mut self) -> Option<Result<RecordBatch, QueryError>> {
         match self.batches.recv().await {
@@ -150,7 +198,7 @@ impl RunningQuery {
             Some(Ok(None)) => None,
             Some(Err(error)) => Some(Err(error)),
             // The task went away in the middle: what was sent so far must not pass for the whole.
-            None => Some(Err(late())),
+            None => Some(Err(self.record.end())),
         }
     }
 
@@ -172,37 +220,49 @@ impl QueryEngine {
         lake: Lake,
         groups: Arc<Groups>,
         access: Access,
+        queries: Queries,
         cpu: tokio::runtime::Handle,
     ) -> Result<Self, QueryError> {
-        let consumers_named = NonZeroUsize::new(5).expect("five is not zero");
-        let pool = TrackConsumersPool::new(FairSpillPool::new(config.memory_bytes), consumers_named);
+        spill::empty(&config.spill_dir)?;
         let disk = DiskManagerBuilder::default()
             .with_mode(DiskManagerMode::Directories(vec![config.spill_dir.clone()]))
             .with_max_temp_directory_size(config.spill_bytes_max);
-        let runtime =
-            RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_disk_manager_builder(disk).build_arc()?;
-        if let Some((url, objects)) = lake.store().objects() {
-            let url = ObjectStoreUrl::parse(url)?;
-            runtime.register_object_store(url.as_ref(), objects);
-        }
-        let template = template(&config, &runtime);
-        let running = Semaphore::new(config.concurrency);
-        Ok(Self(Arc::new(Inner { config, lake, groups, access, runtime, template, running, cpu })))
+        let runtime = RuntimeEnvBuilder::new().with_disk_manager_builder(disk).build_arc()?;
+        let other =
+            lake.store().objects().map(|(url, objects)| Ok::<_, QueryError>((ObjectStoreUrl::parse(url)?, objects)));
+        let stores = Stores::new(other.transpose()?);
+        let template = template(&config);
+        let memory = Arc::new(NodeMemory::new(config.memory_bytes, config.concurrency));
+        let gate = Gate::new(config.concurrency, config.tenant_concurrency, config.queue);
+        Ok(Self(Arc::new(Inner {
+            config,
+            lake,
+            groups,
+            access,
+            runtime,
+            memory,
+            stores,
+            template,
+            gate,
+            queries,
+            cpu,
+        })))
     }
 
     /// Starts a query; returns once its first rows can be asked for, with the schema known.
     ///
     /// # Errors
     /// [`QueryErrorKind::Invalid`] with a position for bad SQL; [`QueryErrorKind::Unavailable`] when a strong read
-    /// cannot be served now, [`QueryErrorKind::Backlog`] when that may last; [`QueryErrorKind::Deadline`].
+    /// cannot be served now, [`QueryErrorKind::Backlog`] when that may last; [`QueryErrorKind::Busy`] when too many wait;
+    /// [`QueryErrorKind::Deadline`].
     ///
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run(&self, query: Query) -> Result<RunningQuery, QueryError> {
         self.start(query, Work::Sql).await
     }
 
-    /// Starts a plan over the table of the caller's dataset as it is stored, helper columns included; `query.sql` is not
-    /// looked at.
+    /// Starts a plan over the table of the caller's dataset as it is stored, helper columns included; `query.sql` only
+    /// names it in `system.queries`.
     pub(crate) async fn run_over(
         &self,
         query: Query,
@@ -215,26 +275,47 @@ impl QueryEngine {
     /// Runs what is more than a plan beside the plans, within the deadline of a query.
     pub(crate) async fn beside<T: Send + 'static>(
         &self,
+        allowance: Allowance,
         work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
     ) -> Result<T, QueryError> {
-        let deadline = Instant::now() + self.0.config.deadline;
+        let allowed = self.allowed(allowance.deadline)?;
         let task = self.0.cpu.spawn(async move {
-            tokio::time::timeout_at(deadline, Box::pin(work)).await.unwrap_or_else(|_| Err(late()))
+            tokio::time::timeout(allowed, Box::pin(work)).await.unwrap_or_else(|_| Err(late(allowed, false)))
         });
         let ended = AbortOnDropHandle::new(task).await;
         ended.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))?
     }
 
     async fn start(&self, query: Query, work: Work) -> Result<RunningQuery, QueryError> {
-        let deadline = Instant::now() + self.0.config.deadline;
+        let allowed = self.allowed(query.allowance.deadline)?;
+        let listed = self.0.queries.list(&query.identity, &query.sql, allowed, self.0.config.scan_bytes_max);
+        let record = Arc::clone(&listed);
         let (opened, schema) = oneshot::channel();
         let (rows, batches) = mpsc::channel(OUTPUT_QUEUE);
         let inner = Arc::clone(&self.0);
-        let task = self.0.cpu.spawn(async move { inner.drive(query, work, deadline, opened, rows).await });
+        let task = self.0.cpu.spawn(async move { inner.drive(query, work, listed, opened, rows).await });
         let task = AbortOnDropHandle::new(task);
         let opened = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
         let (schema, missing_groups) = opened;
-        Ok(RunningQuery { schema, missing_groups, batches, _task: task })
+        Ok(RunningQuery { schema, missing_groups, batches, record, _task: task })
+    }
+
+    /// All the time that a query has which asks for that much.
+    fn allowed(&self, asked: Option<Duration>) -> Result<Duration, QueryError> {
+        let QueryConfig { deadline, deadline_max, .. } = self.0.config;
+        match asked {
+            Some(asked) if asked > deadline_max => {
+                let message = format!("a deadline of {asked:?} is more than query.deadline_max, {deadline_max:?}");
+                Err(QueryError::new(QueryErrorKind::Invalid, message))
+            }
+            asked => Ok(asked.unwrap_or(deadline)),
+        }
+    }
+
+    /// Brings the gauges of queries up to date.
+    pub fn record_metrics(&self) {
+        self.0.queries.record_metrics();
+        metrics::record(&self.0.memory, &self.0.runtime.spilling_progress());
     }
 
     /// Flushes everything that the tenant's groups, wherever they are led, applied before the call.
@@ -291,53 +372,122 @@ impl Inner {
         &self,
         query: Query,
         work: Work,
-        deadline: Instant,
+        listed: Listed,
         opened: oneshot::Sender<Result<(SchemaRef, Vec<u32>), QueryError>>,
         rows: mpsc::Sender<Result<Option<RecordBatch>, QueryError>>,
     ) {
-        metrics::counter!("signaldb_queries_total").increment(1);
+        metrics::note_started();
+        let record: &Record = &listed;
         let open = async {
-            let permit = self.running.acquire().await;
-            let permit = permit.map_err(|_| QueryError::new(QueryErrorKind::Unavailable, "the node is stopping"))?;
-            Ok::<_, QueryError>((permit, self.open(query, work, deadline).await?))
+            let permit = self.gate.enter(&query.identity.tenant).await?;
+            let pool = QueryMemory::pool(&self.memory, self.config.query_memory_bytes);
+            listed.plans(Arc::clone(&pool));
+            let runtime = self.runtime_of(&listed, pool);
+            let (stream, missing) = self.open(&query, &work, &runtime, listed.deadline()).await?;
+            Ok::<_, QueryError>((permit, runtime, stream, missing))
         };
-        let (_permit, (mut stream, missing)) = match tokio::time::timeout_at(deadline, Box::pin(open)).await {
-            Ok(Ok(found)) => found,
-            Ok(Err(error)) => return drop(opened.send(Err(error))),
-            Err(_) => return drop(opened.send(Err(late()))),
+        let (permit, runtime, mut stream, missing) = match record.within(Box::pin(open)).await {
+            Ok(found) => found,
+            Err(error) => {
+                metrics::note_failed(&error);
+                return drop(opened.send(Err(error)));
+            }
         };
-        if opened.send(Ok((stream.schema(), missing))).is_err() {
+        let schema = stream.schema();
+        if opened.send(Ok((Arc::clone(&schema), missing))).is_err() {
             return;
         }
-        loop {
-            let item = match tokio::time::timeout_at(deadline, stream.next()).await {
-                Ok(Some(item)) => item.map(Some).map_err(QueryError::from),
-                Ok(None) => Ok(None),
-                Err(_) => Err(late()),
+        record.runs();
+        let may_restart = query.consistency == Consistency::Strong || query.min_position.is_some();
+        let (mut restarts, mut yielded) = (0, false);
+        let last = loop {
+            let next = async { stream.next().await.transpose().map_err(QueryError::from) };
+            let item = record.within(next).await;
+            let batch = match item {
+                Err(error) if error.kind == QueryErrorKind::Unavailable && may_restart && !yielded => {
+                    // A leader that held rows for it is gone, say; nobody has seen anything of the answer yet.
+                    restarts += 1;
+                    match self.restart((&query, &work), &runtime, record, &schema, restarts).await {
+                        Some(anew) => {
+                            stream = anew;
+                            continue;
+                        }
+                        None => break Err(error),
+                    }
+                }
+                Ok(Some(batch)) => batch,
+                Ok(None) => break Ok(None),
+                Err(error) => break Err(error),
             };
-            let last = !matches!(item, Ok(Some(_)));
+            yielded = true;
+            record.note_rows(batch.num_rows());
+            let sent = tokio::select! {
+                biased;
+                sent = tokio::time::timeout_at(record.deadline(), rows.send(Ok(Some(batch)))) => matches!(sent, Ok(Ok(()))),
+                // Whoever reads slowly hears of it from the record.
+                () = record.stopped() => false,
+            };
             // A receiver that is gone, or too slow for the deadline, ends the query.
-            let sent = tokio::time::timeout_at(deadline, rows.send(item)).await;
-            if last || !matches!(sent, Ok(Ok(()))) {
-                return;
+            if !sent {
+                break Err(record.end());
             }
+        };
+        if let Err(error) = &last {
+            metrics::note_failed(error);
         }
+        // Others need not wait for whoever reads the end slowly.
+        drop((stream, runtime, permit));
+        if record.reason().is_some() {
+            // Nobody waits for it any more; who reads slowly hears of it from the record.
+            drop(rows.try_send(last));
+        } else {
+            drop(tokio::time::timeout_at(record.deadline(), rows.send(last)).await);
+        }
+    }
+
+    /// The query from its beginning, if that may help; its answer must have the same columns.
+    async fn restart(
+        &self,
+        (query, work): (&Query, &Work),
+        runtime: &Arc<RuntimeEnv>,
+        record: &Record,
+        schema: &SchemaRef,
+        restarts: usize,
+    ) -> Option<SendableRecordBatchStream> {
+        if restarts > RESTARTS_MAX {
+            return None;
+        }
+        let open = async {
+            tokio::time::sleep(LEADER_POLL).await;
+            self.open(query, work, runtime, record.deadline()).await
+        };
+        let (stream, _) = record.within(Box::pin(open)).await.ok()?;
+        (stream.schema() == *schema).then_some(stream)
+    }
+
+    /// What one query runs in: its own memory, and stores that count what it reads.
+    fn runtime_of(&self, record: &Arc<Record>, memory: Arc<QueryPool>) -> Arc<RuntimeEnv> {
+        let mut runtime = self.runtime.as_ref().clone();
+        runtime.memory_pool = memory;
+        runtime.object_store_registry = self.stores.counted(record);
+        Arc::new(runtime)
     }
 
     async fn open(
         &self,
-        query: Query,
-        work: Work,
+        query: &Query,
+        work: &Work,
+        runtime: &Arc<RuntimeEnv>,
         deadline: Instant,
     ) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
-        let (context, snapshotter) = self.context(&query, deadline);
+        let (context, snapshotter) = self.context(query, runtime, deadline);
         let frame = match work {
             Work::Sql => {
                 let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
                 DataFrame::new(state, parameters::bind(plan, &query.parameters)?)
             }
             Work::Plan(table, shape) => {
-                let stored = Arc::new(Box::pin(snapshotter.table(&query.identity.dataset, table)).await?);
+                let stored = Arc::new(Box::pin(snapshotter.table(&query.identity.dataset, *table)).await?);
                 let scan = LogicalPlanBuilder::scan(table.name(), provider_as_source(stored), None)?;
                 DataFrame::new(context.state(), shape(scan)?)
             }
@@ -348,22 +498,29 @@ impl Inner {
     }
 
     /// What the names in a query mean, and what takes the tables that it names.
-    fn context(&self, query: &Query, deadline: Instant) -> (SessionContext, Arc<Snapshotter>) {
+    fn context(
+        &self,
+        query: &Query,
+        runtime: &Arc<RuntimeEnv>,
+        deadline: Instant,
+    ) -> (SessionContext, Arc<Snapshotter>) {
         let datasets = self.access.datasets(&query.identity.tenant).into_iter().collect();
         let snapshotter = Arc::new(Snapshotter {
             lake: self.lake.clone(),
             groups: Arc::clone(&self.groups),
+            queries: self.queries.clone(),
             tenant: query.identity.tenant.clone(),
             consistency: query.consistency,
             min_position: query.min_position,
             open: !self.access.enabled(),
+            all_tenants: query.allowance.all_tenants,
             deadline,
             missing: Mutex::default(),
         });
         let tables = Arc::clone(&snapshotter);
         let catalog = Arc::new(TenantCatalog { snapshotter: tables, datasets, open: !self.access.enabled() });
         let mut builder = SessionStateBuilder::new_from_existing(self.template.clone())
-            .with_runtime_env(Arc::clone(&self.runtime))
+            .with_runtime_env(Arc::clone(runtime))
             .with_catalog_list(Arc::new(OneCatalog(Arc::clone(&catalog))));
         builder.table_functions().get_or_insert_default().extend(as_of::functions(&catalog, &query.identity.dataset));
         let mut state = builder.build();
@@ -384,11 +541,7 @@ async fn plan(context: &SessionContext, sql: &str) -> Result<DataFrame, QueryErr
     Ok(context.execute_logical_plan(plan).await?)
 }
 
-fn late() -> QueryError {
-    QueryError::new(QueryErrorKind::Deadline, "the query did not finish within its deadline")
-}
-
-fn template(config: &QueryConfig, runtime: &Arc<RuntimeEnv>) -> SessionState {
+fn template(config: &QueryConfig) -> SessionState {
     let mut session = SessionConfig::new()
         .with_target_partitions(config.partitions)
         .with_information_schema(true)
@@ -400,17 +553,17 @@ fn template(config: &QueryConfig, runtime: &Arc<RuntimeEnv>) -> SessionState {
     options.sql_parser.collect_spans = true;
     options.sql_parser.map_string_types_to_utf8view = false;
     options.execution.parquet.pushdown_filters = true;
+    // Each of a query's sorts keeps it, and together they must leave room for what is sorted.
+    let merges = config.query_memory_bytes / (4 * config.partitions.max(1));
+    options.execution.sort_spill_reservation_bytes = merges.min(MERGE_BYTES_MAX);
     // It would move attributes['k'] below the view, out of reach of the rule that collapses it.
     options.optimizer.enable_leaf_expression_pushdown = false;
     options.execution.time_zone = Some("UTC".to_owned());
     let mut rules = Optimizer::new().rules;
     let before = rules.iter().position(|rule| rule.name() == "push_down_filter").unwrap_or(0);
     rules.insert(before, Arc::new(CollapseView));
-    let mut builder = SessionStateBuilder::new()
-        .with_config(session)
-        .with_runtime_env(Arc::clone(runtime))
-        .with_default_features()
-        .with_optimizer_rules(rules);
+    let mut builder =
+        SessionStateBuilder::new().with_config(session).with_default_features().with_optimizer_rules(rules);
     let functions = builder.scalar_functions().get_or_insert_default();
     functions.extend([Arc::clone(&HEX_ID), Arc::clone(&ATTRIBUTES), Arc::clone(&ATTRIBUTE)]);
     builder.build()
@@ -420,11 +573,13 @@ fn template(config: &QueryConfig, runtime: &Arc<RuntimeEnv>) -> SessionState {
 pub(crate) struct Snapshotter {
     pub(crate) lake: Lake,
     pub(crate) groups: Arc<Groups>,
+    pub(crate) queries: Queries,
     pub(crate) tenant: TenantId,
     consistency: Consistency,
     min_position: Option<Position>,
     /// Authentication is off.
     pub(crate) open: bool,
+    pub(crate) all_tenants: bool,
     deadline: Instant,
     /// Groups that an eventual read went on without.
     missing: Mutex<BTreeSet<u32>>,

@@ -7,6 +7,8 @@ use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::parser::ParserError;
 use tonic::{Code, Status};
 
+use crate::budget::Budget;
+
 /// What kind of failure a client sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueryErrorKind {
@@ -18,8 +20,12 @@ pub enum QueryErrorKind {
     Unavailable,
     /// The same for long: the newest rows are in the log alone. An eventual read goes on without them.
     Backlog,
-    /// Memory or spill budget used up.
+    /// A budget of the query is used up: memory, spilled files, bytes scanned.
     Resources,
+    /// Too many queries wait already; come again.
+    Busy,
+    /// Somebody stopped it.
+    Cancelled,
     /// Rows of the table were put aside: it waits for an operator, not for a retry.
     Quarantined,
     Deadline,
@@ -33,6 +39,8 @@ pub struct QueryError {
     pub message: String,
     /// Line and column of the offending text, from 1.
     pub position: Option<(u64, u64)>,
+    /// The budget that was used up, if one was.
+    pub budget: Option<Budget>,
 }
 
 impl fmt::Display for QueryError {
@@ -49,7 +57,7 @@ impl std::error::Error for QueryError {}
 
 impl QueryError {
     pub(crate) fn new(kind: QueryErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), position: None }
+        Self { kind, message: message.into(), position: None, budget: None }
     }
 
     /// What a peer is told.
@@ -58,7 +66,8 @@ impl QueryError {
             QueryErrorKind::Invalid => Status::invalid_argument(&self.message),
             QueryErrorKind::Unsupported => Status::unimplemented(&self.message),
             QueryErrorKind::Deadline => Status::deadline_exceeded(&self.message),
-            QueryErrorKind::Resources => Status::resource_exhausted(&self.message),
+            QueryErrorKind::Resources | QueryErrorKind::Busy => Status::resource_exhausted(&self.message),
+            QueryErrorKind::Cancelled => Status::cancelled(&self.message),
             // Among peers nothing else is said with this code.
             QueryErrorKind::Quarantined => Status::aborted(&self.message),
             // Nor with this one; who does not know it takes it for unavailable.
@@ -88,32 +97,30 @@ impl From<QueryError> for DataFusionError {
 
 impl From<DataFusionError> for QueryError {
     fn from(error: DataFusionError) -> Self {
-        let position = position(&error);
-        if let DataFusionError::External(inner) = error.find_root()
-            && let Some(own) = inner.downcast_ref::<QueryError>()
-        {
+        if let Some(own) = caused_by::<Self>(&error) {
             return own.clone();
         }
-        if let DataFusionError::External(inner) = error.find_root()
-            && let Some(status) = inner.downcast_ref::<Status>()
-        {
+        if let Some(status) = caused_by::<Status>(&error) {
             return Self::from_status(status);
         }
-        let kind = if store_failed(&error) { QueryErrorKind::Unavailable } else { kind(&error) };
-        Self { kind, message: message(&error), position }
+        let store_failed = caused_by::<object_store::Error>(&error).is_some();
+        let kind = if store_failed { QueryErrorKind::Unavailable } else { kind(&error) };
+        let (message, position) = (message(&error), position(&error));
+        let budget = (kind == QueryErrorKind::Resources).then(|| Budget::of_text(&message)).flatten();
+        Self { kind, message, position, budget }
     }
 }
 
-/// Whether the object store is at fault, however deep it is wrapped: nothing is wrong with the query then.
-fn store_failed(error: &DataFusionError) -> bool {
+/// The failure of that type behind an error, however deep it is wrapped.
+fn caused_by<E: std::error::Error + 'static>(error: &DataFusionError) -> Option<&E> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
-        if error.is::<object_store::Error>() {
-            return true;
+        if let Some(found) = error.downcast_ref::<E>() {
+            return Some(found);
         }
         source = error.source();
     }
-    false
+    None
 }
 
 fn kind(error: &DataFusionError) -> QueryErrorKind {
@@ -161,7 +168,21 @@ fn position(error: &DataFusionError) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use datafusion::parquet::errors::ParquetError;
+
     use super::*;
+
+    #[test]
+    fn a_query_that_reads_too_much_is_not_mistaken_for_a_store_that_fails() {
+        let own = Budget::Scan.exceeded("too much");
+        let read = object_store::Error::Generic { store: "query", source: Box::new(own) };
+        let wrapped = DataFusionError::ParquetError(Box::new(ParquetError::External(Box::new(read))));
+        let error = QueryError::from(wrapped.context("while a file was read"));
+        assert_eq!((error.kind, error.budget), (QueryErrorKind::Resources, Some(Budget::Scan)));
+        let failed = object_store::Error::Generic { store: "S3", source: "500".into() };
+        let error = QueryError::from(DataFusionError::ParquetError(Box::new(ParquetError::External(Box::new(failed)))));
+        assert_eq!((error.kind, error.budget), (QueryErrorKind::Unavailable, None));
+    }
 
     #[test]
     fn what_a_peer_says_of_rows_that_do_not_come_back_at_once_keeps_its_kind() {

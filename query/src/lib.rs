@@ -7,27 +7,35 @@
 //! Start with [`QueryEngine`].
 
 mod as_of;
+mod budget;
 mod copies;
 mod engine;
 mod error;
 mod functions;
+mod gate;
 mod logical_view;
 mod memory;
 pub mod metrics;
 mod names;
 mod parameters;
 mod peer_flight;
+mod pool;
 mod prune;
+mod queries;
 mod remote;
 mod rewrite;
+mod scanned;
+mod spill;
 mod system;
 mod table;
 pub mod traceql;
 mod whole;
 
-pub use engine::{Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};
+pub use budget::Budget;
+pub use engine::{Allowance, Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};
 pub use error::{QueryError, QueryErrorKind};
 pub use names::SYSTEM as SYSTEM_SCHEMA;
 pub use parameters::Parameters;
 pub use peer_flight::PeerFlight;
+pub use queries::{Queries, QueryId, QueryStatus};
 pub use system::NAMES as SYSTEM_TABLES;

@@ -17,7 +17,8 @@ use prost::Message;
 use signaldb_lake::{Lake, TableView};
 use signaldb_model::{DatasetId, GroupId, TableCode, TableId, TenantId};
 use signaldb_proto::peer::{
-    FLUSH_ACTION, FlushRequest, MAINTAIN_ACTION, MaintainRequest, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest,
+    FLUSH_ACTION, FlushRequest, KILL_ACTION, KillRequest, KillResponse, MAINTAIN_ACTION, MaintainRequest,
+    QUERIES_ACTION, QueriesRequest, QueriesResponse, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest,
     ViewResponse,
 };
 use signaldb_raft::{Group, Groups, Peers};
@@ -27,6 +28,8 @@ use tonic::codegen::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::engine::{lake_error, maintain, view_index, view_of};
+use crate::error::QueryError;
+use crate::queries::{Queries, QueryId, QueryStatus};
 
 /// Views that are pinned at a time; queries beyond wait for others to end.
 const VIEWS_MAX: usize = 4096;
@@ -41,6 +44,7 @@ pub struct PeerFlight {
     /// Set once the groups are open; peers are served before.
     groups: Arc<OnceLock<Arc<Groups>>>,
     views: Mutex<HashMap<Bytes, Pinned>>,
+    queries: Queries,
 }
 
 struct Pinned {
@@ -61,12 +65,13 @@ impl PeerFlight {
         lake: Lake,
         groups: Arc<OnceLock<Arc<Groups>>>,
         peers: Arc<Peers>,
+        queries: Queries,
     ) -> InterceptedService<FlightServiceServer<Self>, impl tonic::service::Interceptor + Clone> {
         let check = move |request: Request<()>| {
             peers.check(&request.metadata().clone().into_headers())?;
             Ok(request)
         };
-        let flight = FlightServiceServer::new(Self { lake, groups, views: Mutex::default() });
+        let flight = FlightServiceServer::new(Self { lake, groups, views: Mutex::default(), queries });
         InterceptedService::new(flight, check)
     }
 
@@ -147,6 +152,22 @@ impl PeerFlight {
     }
 }
 
+fn queries_of(queries: &Queries, request: &QueriesRequest) -> Result<QueriesResponse, Status> {
+    let found = queries.statuses(named(&request.tenant)?.as_ref());
+    Ok(QueriesResponse { queries: found.into_iter().map(QueryStatus::into_peer).collect() })
+}
+
+fn kill(queries: &Queries, request: &KillRequest) -> Result<KillResponse, Status> {
+    let id: QueryId = request.id.parse().map_err(|error: QueryError| error.to_status())?;
+    Ok(KillResponse { found: queries.kill(id, named(&request.tenant)?.as_ref()) })
+}
+
+/// The tenant that a message names, if it names one.
+fn named(tenant: &str) -> Result<Option<TenantId>, Status> {
+    let named = (!tenant.is_empty()).then(|| TenantId::new(tenant)).transpose();
+    named.map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
 type Boxed<T> = BoxStream<'static, Result<T, Status>>;
 
 fn absent<T>() -> Result<Response<T>, Status> {
@@ -180,6 +201,8 @@ impl FlightService for PeerFlight {
                 Bytes::new()
             }
             MAINTAIN_ACTION => Bytes::from(Box::pin(self.maintain(&decode(action.body)?)).await?),
+            QUERIES_ACTION => queries_of(&self.queries, &decode(action.body)?)?.encode_to_vec().into(),
+            KILL_ACTION => kill(&self.queries, &decode(action.body)?)?.encode_to_vec().into(),
             other => return Err(Status::unimplemented(format!("peers do not know the action {other}"))),
         };
         Ok(Response::new(stream::iter([Ok(ActionResult { body })]).boxed()))

@@ -19,13 +19,16 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayFormatType, ExecutionPlan, SendableRecordBatchStream};
 use futures::TryStreamExt;
 use prost::Message;
-use signaldb_model::{GroupId, NodeId, TableId};
+use signaldb_model::{GroupId, NodeId, TableId, TenantId};
 use signaldb_proto::peer::{
-    FLUSH_ACTION, FlushRequest, MAINTAIN_ACTION, MaintainRequest, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest,
+    FLUSH_ACTION, FlushRequest, KILL_ACTION, KillRequest, KillResponse, MAINTAIN_ACTION, MaintainRequest,
+    QUERIES_ACTION, QueriesRequest, QueriesResponse, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest,
     ViewResponse,
 };
 use signaldb_raft::{Lane, MESSAGE_BYTES_MAX, Peers};
 use tonic::Status;
+
+use crate::queries::{QueryId, QueryStatus};
 
 /// How long a leader may take to flush.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -121,6 +124,26 @@ pub(crate) async fn maintain(peers: &Peers, leader: NodeId, request: &MaintainRe
     let late = |_| Err(Status::deadline_exceeded(format!("node {leader} is still maintaining the tables")));
     let report = tokio::time::timeout(MAINTAIN_TIMEOUT, maintain).await.unwrap_or_else(late)?;
     String::from_utf8(report.into()).map_err(|_| Status::internal("the report is not text"))
+}
+
+/// The queries that run on a node.
+pub(crate) async fn queries(
+    peers: &Peers,
+    node: NodeId,
+    tenant: Option<&TenantId>,
+) -> Result<Vec<QueryStatus>, Status> {
+    let request = QueriesRequest { tenant: tenant.map(TenantId::to_string).unwrap_or_default() };
+    let answer = act(peers, node, QUERIES_ACTION, request.encode_to_vec()).await?;
+    let answer = QueriesResponse::decode(answer).map_err(|error| Status::internal(error.to_string()))?;
+    Ok(answer.queries.into_iter().map(|query| QueryStatus::from_peer(node, query)).collect())
+}
+
+/// Has its node stop a query; says whether there was one.
+pub(crate) async fn kill(peers: &Peers, id: QueryId, tenant: Option<&TenantId>) -> Result<bool, Status> {
+    let tenant = tenant.map(TenantId::to_string).unwrap_or_default();
+    let request = KillRequest { id: id.to_string(), tenant };
+    let answer = act(peers, id.node, KILL_ACTION, request.encode_to_vec()).await?;
+    Ok(KillResponse::decode(answer).map_err(|error| Status::internal(error.to_string()))?.found)
 }
 
 /// A plan that yields the rows with the columns of `projection`.

@@ -4,21 +4,26 @@ mod metadata;
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, UInt64Array};
+use arrow::array::{
+    ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array,
+};
 use arrow::error::ArrowError;
 use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
 use signaldb_catalog::TablePointer;
 use signaldb_lake::version_of;
+use signaldb_model::NodeId;
 
 use crate::engine::Snapshotter;
+use crate::engine::running::of_all_nodes;
 use crate::error::{QueryError, QueryErrorKind};
+use crate::queries::QueryStatus;
 
 use self::metadata::{LazyTable, MetadataTable};
 
 /// The tables of `system`.
-pub const NAMES: &[&str] = &["nodes", "groups", "tables", "flushes", "snapshots", "files"];
+pub const NAMES: &[&str] = &["nodes", "groups", "tables", "flushes", "snapshots", "files", "queries"];
 
 type Columns = Vec<(&'static str, ArrayRef)>;
 
@@ -29,6 +34,7 @@ pub(crate) async fn table(
     let columns = match name {
         "nodes" => nodes(snapshotter).await,
         "groups" => groups(snapshotter),
+        "queries" => queries(snapshotter).await,
         "tables" => tables(&pointers(snapshotter).await?),
         _ => {
             let Some(table) = MetadataTable::from_name(name) else { return Ok(None) };
@@ -68,6 +74,41 @@ fn groups(snapshotter: &Snapshotter) -> Columns {
         ("applied_index", number(|status| status.applied_index)),
         ("flushed_index", number(|status| status.flushed_index)),
         ("state", Arc::new(StringArray::from_iter_values(statuses.iter().map(|status| status.state.as_str())))),
+    ]
+}
+
+/// Nothing for each of these nodes.
+fn absent<T>(nodes: &[NodeId]) -> impl Iterator<Item = Option<T>> {
+    nodes.iter().map(|_| None)
+}
+
+/// One row a query. A node that does not answer is there with nothing but its number, so that nobody takes the others for
+/// all there are.
+async fn queries(snapshotter: &Snapshotter) -> Columns {
+    let tenant = (!snapshotter.all_tenants).then_some(&snapshotter.tenant);
+    let (found, silent) = of_all_nodes(&snapshotter.queries, snapshotter.groups.peers(), tenant).await;
+    let text = |field: fn(&QueryStatus) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter(found.iter().map(|query| Some(field(query))).chain(absent(&silent))))
+    };
+    let number = |field: fn(&QueryStatus) -> u64| -> ArrayRef {
+        Arc::new(UInt64Array::from_iter(found.iter().map(|query| Some(field(query))).chain(absent(&silent))))
+    };
+    let started = found.iter().map(|query| i64::try_from(query.started.0 / 1000).ok()).chain(absent(&silent));
+    let elapsed = found.iter().map(|query| Some(query.elapsed.as_secs_f64() * 1000.0)).chain(absent(&silent));
+    let nodes = found.iter().map(|query| query.node.0).chain(silent.iter().map(|node| node.0));
+    let states = found.iter().map(|query| query.state.as_str()).chain(silent.iter().map(|_| "unreachable"));
+    vec![
+        ("id", text(|query| &query.id)),
+        ("node", Arc::new(UInt64Array::from_iter_values(nodes))),
+        ("tenant", text(|query| &query.tenant)),
+        ("dataset", text(|query| &query.dataset)),
+        ("query", text(|query| &query.query)),
+        ("started_at", Arc::new(started.collect::<TimestampMicrosecondArray>().with_timezone("+00:00"))),
+        ("elapsed_ms", Arc::new(Float64Array::from_iter(elapsed))),
+        ("rows", number(|query| query.rows)),
+        ("scanned_bytes", number(|query| query.scanned_bytes)),
+        ("memory_bytes", number(|query| query.memory_bytes)),
+        ("state", Arc::new(StringArray::from_iter_values(states))),
     ]
 }
 

@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::error::{ApiError, Kind};
 use crate::format::{PARTIAL, missing_groups};
 use crate::identity::identify;
-use crate::sql_http::{consistency, min_position};
+use crate::reading::{Reading, ReadingParameters};
 
 /// Protobuf of one trace; more of it is cut off.
 const TRACE_BYTES_MAX: usize = 48 << 20;
@@ -60,9 +60,10 @@ fn segment(path: Segment) -> Result<String, ApiError> {
 pub(super) fn asked(app: &App, headers: &HeaderMap, parameters: &Parameters) -> Result<Asked, ApiError> {
     let identity = identify(app, headers)?;
     app.prepare(&identity);
-    let wanted = headers.get("x-signaldb-consistency").and_then(|value| value.to_str().ok());
-    let wanted = parameters.get("consistency").map(String::as_str).or(wanted);
-    Ok(Asked { identity, consistency: consistency(wanted)?, min_position: min_position(headers)? })
+    let parameter = |name: &str| parameters.get(name).cloned();
+    let reading = ReadingParameters { consistency: parameter("consistency"), deadline: parameter("deadline") };
+    let Reading { consistency, min_position, allowance } = Reading::of(app, &reading, headers)?;
+    Ok(Asked { identity, consistency, min_position, allowance })
 }
 
 fn wants_protobuf(headers: &HeaderMap) -> bool {

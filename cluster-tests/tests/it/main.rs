@@ -6,6 +6,7 @@
 
 mod access;
 mod bad_input;
+mod budgets;
 mod clients;
 mod cluster;
 mod crash;
@@ -34,6 +35,7 @@ mod peer_port;
 mod power_loss;
 mod promotion;
 mod pruning;
+mod reading;
 mod recover;
 mod recovery_model;
 mod rust_sdk;

@@ -22,6 +22,8 @@ const GRACE_MIN: Duration = Duration::from_secs(30 * 60);
 /// Compacted files are built in memory.
 const TARGET_FILE_MIN: u64 = 1 << 20;
 const TARGET_FILE_MAX: u64 = 512 << 20;
+/// A sort cannot merge what it spilled with less.
+const QUERY_MEMORY_MIN: u64 = 1 << 20;
 
 /// The ancestor's names for what is spelled `SIGNALDB_<SECTION>__<KEY>` now.
 const ALIASES: &[(&str, &str)] = &[
@@ -180,6 +182,7 @@ fn check(config: &Config) -> Result<(), ConfigError> {
         return wrong("flush.max_interval", "expected 0 < flush.interval <= flush.max_interval".to_owned());
     }
     check_maintenance(config)?;
+    check_query(config)?;
     writer::check(config)?;
     if config.wal.max_unflushed.is_some_and(|limit| limit.0 == 0) {
         return wrong("wal.max_unflushed", "0 would refuse every write; leave it out for no limit".to_owned());
@@ -208,10 +211,10 @@ fn check_maintenance(config: &Config) -> Result<(), ConfigError> {
         return wrong("compaction.min_files", format!("{} is not 2 or more", compaction.min_files));
     }
     // A file must outlive the queries that still read it, and the commits that are still on their way.
-    let grace_min = GRACE_MIN.max(2 * config.query.deadline.0);
+    let grace_min = GRACE_MIN.max(2 * config.query.deadline_max());
     if retention.grace.0 < grace_min {
         let message = format!(
-            "{:?} is too short; expected at least {grace_min:?}: 30m, and twice query.deadline",
+            "{:?} is too short; expected at least {grace_min:?}: 30m, and twice query.deadline_max",
             retention.grace.0
         );
         return wrong("retention.grace", message);
@@ -224,6 +227,34 @@ fn check_maintenance(config: &Config) -> Result<(), ConfigError> {
     if let Some(unknown) = tables.find(|table| SignalTable::from_name(table).is_none()) {
         let known = SignalTable::ALL.map(SignalTable::name).join(", ");
         return wrong("retention.rules.table", format!("{unknown:?} is not a table; expected one of {known}"));
+    }
+    Ok(())
+}
+
+fn check_query(config: &Config) -> Result<(), ConfigError> {
+    let wrong = |key: &str, message: &str| Err(ConfigError::Value { key: key.to_owned(), message: message.to_owned() });
+    let query = &config.query;
+    if query.deadline.0.is_zero() {
+        return wrong("query.deadline", "0s would refuse every query; expected more");
+    }
+    if query.deadline_max() < query.deadline.0 {
+        return wrong("query.deadline_max", "is less than query.deadline; expected that much or more");
+    }
+    for (key, value) in
+        [("query.concurrency", query.concurrency), ("query.tenant_concurrency", query.tenant_concurrency)]
+    {
+        if value == 0 {
+            return wrong(key, "0 would refuse every query; expected 1 or more");
+        }
+    }
+    if query.memory.is_some_and(|memory| memory.0 < QUERY_MEMORY_MIN) {
+        return wrong(
+            "query.memory",
+            "is too little to sort anything; expected 1MiB or more, or nothing for the default",
+        );
+    }
+    if query.scan.is_some_and(|scan| scan.0 == 0) {
+        return wrong("query.scan", "0 would refuse every query of stored rows; leave it out for no limit");
     }
     Ok(())
 }

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Inner, Query, QueryEngine, late, plan};
+use super::{Inner, Query, QueryEngine, plan};
 use crate::error::{QueryError, QueryErrorKind};
 use crate::parameters;
+use crate::pool::QueryMemory;
+use crate::queries::Listed;
 
 /// A statement as it is planned.
 #[derive(Debug, Clone)]
@@ -27,22 +28,22 @@ impl QueryEngine {
     ///
     /// Cancel safety: dropping the future ends the planning.
     pub async fn describe(&self, query: Query) -> Result<Description, QueryError> {
-        let deadline = Instant::now() + self.0.config.deadline;
+        let allowed = self.allowed(query.allowance.deadline)?;
+        let listed = self.0.queries.list(&query.identity, &query.sql, allowed, self.0.config.scan_bytes_max);
         let inner = Arc::clone(&self.0);
-        let task = self.0.cpu.spawn(async move {
-            let described = tokio::time::timeout_at(deadline, Box::pin(inner.described(&query, deadline))).await;
-            described.unwrap_or_else(|_| Err(late()))
-        });
+        let task = self.0.cpu.spawn(async move { listed.within(Box::pin(inner.described(&query, &listed))).await });
         let described = AbortOnDropHandle::new(task).await;
         described.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))?
     }
 }
 
 impl Inner {
-    async fn described(&self, query: &Query, deadline: Instant) -> Result<Description, QueryError> {
-        let permit = self.running.acquire().await;
-        let _permit = permit.map_err(|_| QueryError::new(QueryErrorKind::Unavailable, "the node is stopping"))?;
-        let (context, _) = self.context(query, deadline);
+    async fn described(&self, query: &Query, listed: &Listed) -> Result<Description, QueryError> {
+        let _permit = self.gate.enter(&query.identity.tenant).await?;
+        let pool = QueryMemory::pool(&self.memory, self.config.query_memory_bytes);
+        listed.plans(Arc::clone(&pool));
+        let runtime = self.runtime_of(listed, pool);
+        let (context, _) = self.context(query, &runtime, listed.deadline());
         let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
         let parameters = parameters::schema_of(&plan)?;
         if !parameters.fields().is_empty() && query.parameters.is_empty() {

@@ -35,7 +35,7 @@ impl QueryEngine {
         bytes_max: usize,
     ) -> Result<FoundById, QueryError> {
         let engine = self.clone();
-        self.beside(async move { read(Reader::new(engine, asked), id, window, bytes_max).await }).await
+        self.beside(asked.allowance, async move { read(Reader::new(engine, asked), id, window, bytes_max).await }).await
     }
 }
 

@@ -11,7 +11,7 @@ use signaldb_catalog::Identity;
 use signaldb_model::Position;
 use signaldb_signals::SignalTable;
 
-use crate::engine::{Consistency, Query, QueryEngine, RunningQuery, Shape};
+use crate::engine::{Allowance, Consistency, Query, QueryEngine, RunningQuery, Shape};
 use crate::error::QueryError;
 use crate::parameters::Parameters;
 
@@ -26,6 +26,7 @@ pub struct Asked {
     pub identity: Identity,
     pub consistency: Consistency,
     pub min_position: Option<Position>,
+    pub allowance: Allowance,
 }
 
 /// A time range in nanoseconds since 1970, both ends included. A span is in it when a moment of it is.
@@ -101,9 +102,9 @@ impl Reader {
     }
 
     async fn run(&mut self, shape: Shape) -> Result<RunningQuery, QueryError> {
-        let Asked { identity, consistency, min_position } = self.asked.clone();
-        let (sql, parameters) = (String::new(), Parameters::default());
-        let query = Query { identity, sql, parameters, consistency, min_position };
+        let Asked { identity, consistency, min_position, allowance } = self.asked.clone();
+        let (sql, parameters) = ("spans for TraceQL".to_owned(), Parameters::default());
+        let query = Query { identity, sql, parameters, consistency, min_position, allowance };
         let running = self.engine.run_over(query, SignalTable::Traces, shape).await?;
         self.missing.extend(&running.missing_groups);
         Ok(running)
@@ -117,11 +118,11 @@ impl Reader {
     ) -> Result<Spans, QueryError> {
         let columns: Vec<Filter> = columns.iter().map(|name| ident(*name)).collect();
         let shape: Shape = Box::new(move |scan: LogicalPlanBuilder| {
-            let scan = match filter {
-                Some(filter) => scan.filter(filter)?,
+            let scan = match &filter {
+                Some(filter) => scan.filter(filter.clone())?,
                 None => scan,
             };
-            scan.project(columns)?.build()
+            scan.project(columns.clone())?.build()
         });
         Ok(Spans(self.run(shape).await?))
     }
@@ -136,8 +137,8 @@ impl Reader {
     ) -> Result<Vec<Candidate>, QueryError> {
         let filter = and(and(window.filter(), filter), Some(ident("trace_id").is_not_null()));
         let shape: Shape = Box::new(move |scan: LogicalPlanBuilder| {
-            let mut plan = match filter {
-                Some(filter) => scan.filter(filter)?,
+            let mut plan = match &filter {
+                Some(filter) => scan.filter(filter.clone())?,
                 None => scan,
             };
             plan = plan.aggregate([ident("trace_id")], [max(ident("time_unix_nano")).alias("newest")])?;

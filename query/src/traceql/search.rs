@@ -100,7 +100,7 @@ impl QueryEngine {
             return Err(QueryError::new(QueryErrorKind::Invalid, message));
         }
         let engine = self.clone();
-        self.beside(async move { find(Reader::new(engine, asked), &search).await }).await
+        self.beside(asked.allowance, async move { find(Reader::new(engine, asked), &search).await }).await
     }
 }
 

@@ -81,7 +81,7 @@ impl QueryEngine {
             return invalid(format!("{steps} steps are more than {STEPS_MAX}: ask for a longer step"));
         }
         let engine = self.clone();
-        self.beside(async move { compute(Reader::new(engine, asked), &question).await }).await
+        self.beside(asked.allowance, async move { compute(Reader::new(engine, asked), &question).await }).await
     }
 }
 

@@ -75,7 +75,7 @@ impl QueryEngine {
         question: TagQuestion,
     ) -> Result<(BTreeMap<Scope, BTreeSet<String>>, Inspected), QueryError> {
         let engine = self.clone();
-        self.beside(async move { names(Reader::new(engine, asked), &scopes, &question).await }).await
+        self.beside(asked.allowance, async move { names(Reader::new(engine, asked), &scopes, &question).await }).await
     }
 
     /// The values of a field.
@@ -89,7 +89,7 @@ impl QueryEngine {
         question: TagQuestion,
     ) -> Result<(Vec<Value<'static>>, Inspected), QueryError> {
         let engine = self.clone();
-        self.beside(async move { values(Reader::new(engine, asked), field, &question).await }).await
+        self.beside(asked.allowance, async move { values(Reader::new(engine, asked), field, &question).await }).await
     }
 }
 

@@ -1,0 +1,439 @@
+//! The queries of this node, from their arrival until nobody works on them any more.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use datafusion::execution::memory_pool::MemoryPool;
+use metrics::{counter, gauge, histogram};
+use signaldb_catalog::Identity;
+use signaldb_model::{Clock, NodeId, TenantId, UnixNanos};
+use signaldb_proto::peer::QueryState;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+use crate::budget::{Budget, late, size};
+use crate::error::{QueryError, QueryErrorKind};
+use crate::pool::QueryPool;
+
+/// Characters of a query's text that are kept.
+const TEXT_CHARS_MAX: usize = 1000;
+
+/// Names a query among those of all nodes, as `node-number`, the number in hex.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct QueryId {
+    /// Where it runs.
+    pub node: NodeId,
+    pub(crate) number: u64,
+}
+
+impl fmt::Display for QueryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:016x}", self.node, self.number)
+    }
+}
+
+impl FromStr for QueryId {
+    type Err = QueryError;
+
+    fn from_str(text: &str) -> Result<Self, QueryError> {
+        let parse = || {
+            let (node, number) = text.split_once('-')?;
+            let number = (number.len() == 16).then(|| u64::from_str_radix(number, 16).ok()).flatten()?;
+            Some(Self { node: NodeId(node.parse().ok()?), number })
+        };
+        parse().ok_or_else(|| {
+            let text: String = text.chars().take(80).collect();
+            QueryError::new(QueryErrorKind::Invalid, format!("{text:?} is not the id of a query, node-number"))
+        })
+    }
+}
+
+/// What a query does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum State {
+    Waiting,
+    Planning,
+    Running,
+    /// It was told to stop.
+    Stopping,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Planning => "planning",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// A query that somebody works on, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryStatus {
+    /// As [`QueryId`] writes it.
+    pub id: String,
+    pub node: NodeId,
+    pub tenant: String,
+    pub dataset: String,
+    /// Its text, cut at 1000 characters.
+    pub query: String,
+    pub started: UnixNanos,
+    pub elapsed: Duration,
+    /// Rows that it yielded so far.
+    pub rows: u64,
+    /// Bytes that it read from the store.
+    pub scanned_bytes: u64,
+    /// Bytes that its operators hold.
+    pub memory_bytes: u64,
+    /// `waiting`, `planning`, `running` or `stopping`.
+    pub state: String,
+}
+
+impl QueryStatus {
+    /// As another node says it.
+    pub(crate) fn from_peer(node: NodeId, query: QueryState) -> Self {
+        Self {
+            id: query.id,
+            node,
+            tenant: query.tenant,
+            dataset: query.dataset,
+            query: query.query,
+            started: UnixNanos(query.started_unix_nano),
+            elapsed: Duration::from_nanos(query.elapsed_nano),
+            rows: query.rows,
+            scanned_bytes: query.scanned_bytes,
+            memory_bytes: query.memory_bytes,
+            state: query.state,
+        }
+    }
+
+    /// As another node is told.
+    pub(crate) fn into_peer(self) -> QueryState {
+        QueryState {
+            id: self.id,
+            tenant: self.tenant,
+            dataset: self.dataset,
+            query: self.query,
+            started_unix_nano: self.started.0,
+            elapsed_nano: u64::try_from(self.elapsed.as_nanos()).unwrap_or(u64::MAX),
+            rows: self.rows,
+            scanned_bytes: self.scanned_bytes,
+            memory_bytes: self.memory_bytes,
+            state: self.state,
+        }
+    }
+}
+
+/// The queries of this node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Queries(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    node: NodeId,
+    clock: Arc<dyn Clock>,
+    running: Mutex<HashMap<u64, Arc<Record>>>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Record {
+    id: QueryId,
+    identity: Identity,
+    text: String,
+    started: UnixNanos,
+    begun: Instant,
+    /// Of all its time.
+    allowed: Duration,
+    scan_bytes_max: Option<u64>,
+    state: AtomicU8,
+    rows: AtomicU64,
+    scanned: AtomicU64,
+    memory: OnceLock<Arc<QueryPool>>,
+    stop: CancellationToken,
+    /// Why it has to stop, once it has to.
+    reason: OnceLock<QueryError>,
+}
+
+/// Takes a query off the list when nobody works on it any more.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    queries: Queries,
+    record: Arc<Record>,
+}
+
+impl std::ops::Deref for Listed {
+    type Target = Arc<Record>;
+
+    fn deref(&self) -> &Arc<Record> {
+        &self.record
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let queries = &self.queries.0;
+        queries.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.record.id.number);
+        histogram!("signaldb_query_duration_seconds").record(self.record.begun.elapsed());
+    }
+}
+
+impl Queries {
+    /// None yet.
+    pub fn new(node: NodeId, clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Inner { node, clock, running: Mutex::default() }))
+    }
+
+    /// A query arrived. `allowed` is all the time that it has.
+    pub(crate) fn list(
+        &self,
+        identity: &Identity,
+        text: &str,
+        allowed: Duration,
+        scan_bytes_max: Option<u64>,
+    ) -> Listed {
+        let (number, _) = uuid::Uuid::new_v4().as_u64_pair();
+        let record = Arc::new(Record {
+            id: QueryId { node: self.0.node, number },
+            identity: identity.clone(),
+            text: text.chars().take(TEXT_CHARS_MAX).collect(),
+            started: self.0.clock.now(),
+            begun: Instant::now(),
+            allowed,
+            scan_bytes_max,
+            state: AtomicU8::new(State::Waiting as u8),
+            rows: AtomicU64::new(0),
+            scanned: AtomicU64::new(0),
+            memory: OnceLock::new(),
+            stop: CancellationToken::new(),
+            reason: OnceLock::new(),
+        });
+        let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.insert(number, Arc::clone(&record));
+        Listed { queries: self.clone(), record }
+    }
+
+    fn of(&self, tenant: Option<&TenantId>) -> Vec<Arc<Record>> {
+        let running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let visible = |record: &&Arc<Record>| tenant.is_none_or(|tenant| *tenant == record.identity.tenant);
+        running.values().filter(visible).cloned().collect()
+    }
+
+    /// Those of a tenant, or all.
+    pub(crate) fn statuses(&self, tenant: Option<&TenantId>) -> Vec<QueryStatus> {
+        self.of(tenant).iter().map(|record| record.status()).collect()
+    }
+
+    /// Stops a query, of that tenant if one is named; says whether there is one.
+    pub(crate) fn kill(&self, id: QueryId, tenant: Option<&TenantId>) -> bool {
+        let found = self.of(tenant).into_iter().find(|record| record.id == id);
+        if let Some(record) = &found {
+            record.stop(QueryError::new(QueryErrorKind::Cancelled, format!("query {id} was killed")));
+        }
+        found.is_some()
+    }
+
+    /// Brings the gauges up to date.
+    pub(crate) fn record_metrics(&self) {
+        let running = self.of(None);
+        let waiting = running.iter().filter(|record| record.state() == State::Waiting).count();
+        gauge!("signaldb_queries_running").set((running.len() - waiting) as f64);
+        gauge!("signaldb_queries_waiting").set(waiting as f64);
+    }
+}
+
+impl Record {
+    pub(crate) fn id(&self) -> QueryId {
+        self.id
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.begun + self.allowed
+    }
+
+    pub(crate) fn scanned_bytes(&self) -> u64 {
+        self.scanned.load(Ordering::Relaxed)
+    }
+
+    fn state(&self) -> State {
+        match self.state.load(Ordering::Relaxed) {
+            _ if self.stop.is_cancelled() => State::Stopping,
+            state if state == State::Waiting as u8 => State::Waiting,
+            state if state == State::Planning as u8 => State::Planning,
+            _ => State::Running,
+        }
+    }
+
+    /// Its turn came; from now on it holds memory.
+    pub(crate) fn plans(&self, memory: Arc<QueryPool>) {
+        // Nobody else sets it.
+        let _ = self.memory.set(memory);
+        self.state.store(State::Planning as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn runs(&self) {
+        self.state.store(State::Running as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn note_rows(&self, rows: usize) {
+        self.rows.fetch_add(rows as u64, Ordering::Relaxed);
+    }
+
+    /// So many bytes more come from the store.
+    ///
+    /// # Errors
+    /// Beyond the query's budget; then the query stops, whatever becomes of the error on its way.
+    pub(crate) fn scan(&self, bytes: u64) -> Result<(), QueryError> {
+        let scanned = self.scanned.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        counter!("signaldb_query_scanned_bytes_total").increment(bytes);
+        match self.scan_bytes_max {
+            Some(limit) if scanned > limit => {
+                let (limit, scanned) = (size(limit), size(scanned));
+                let message = format!("the query wanted to read {scanned} of data files, query.scan allows {limit}");
+                let error = Budget::Scan.exceeded(message);
+                self.stop(error.clone());
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn stop(&self, reason: QueryError) {
+        // The first reason counts.
+        let _ = self.reason.set(reason);
+        self.stop.cancel();
+    }
+
+    /// Why the query has to stop, if it has to.
+    pub(crate) fn reason(&self) -> Option<QueryError> {
+        self.reason.get().cloned()
+    }
+
+    pub(crate) fn stopped(&self) -> WaitForCancellationFuture<'_> {
+        self.stop.cancelled()
+    }
+
+    /// Why a query ended that says nothing itself.
+    pub(crate) fn end(&self) -> QueryError {
+        self.reason().unwrap_or_else(|| late(self.allowed, self.state() == State::Waiting))
+    }
+
+    /// Does a part of the query's work, until its deadline, or until it has to stop.
+    pub(crate) async fn within<T>(&self, work: impl Future<Output = Result<T, QueryError>>) -> Result<T, QueryError> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(self.end()),
+            outcome = tokio::time::timeout_at(self.deadline(), work) => match outcome {
+                // What it was stopped for may come back as something else.
+                Ok(Err(error)) => Err(self.reason().unwrap_or(error)),
+                Ok(done) => done,
+                Err(_) => Err(self.end()),
+            },
+        }
+    }
+
+    fn status(&self) -> QueryStatus {
+        QueryStatus {
+            id: self.id.to_string(),
+            node: self.id.node,
+            tenant: self.identity.tenant.to_string(),
+            dataset: self.identity.dataset.to_string(),
+            query: self.text.clone(),
+            started: self.started,
+            elapsed: self.begun.elapsed(),
+            rows: self.rows.load(Ordering::Relaxed),
+            scanned_bytes: self.scanned_bytes(),
+            memory_bytes: self.memory.get().map_or(0, |memory| memory.reserved() as u64),
+            state: self.state().name().to_owned(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use signaldb_model::{DatasetId, SystemClock};
+
+    use super::*;
+
+    fn identity(tenant: &str) -> Identity {
+        let (tenant, dataset) = (TenantId::new(tenant).expect("a name"), DatasetId::new("d").expect("a name"));
+        Identity { tenant, dataset }
+    }
+
+    fn queries() -> Queries {
+        Queries::new(NodeId(7), Arc::new(SystemClock))
+    }
+
+    #[test]
+    fn ids_are_read_as_they_are_written() {
+        let id = QueryId { node: NodeId(3), number: 0xab };
+        assert_eq!(id.to_string(), "3-00000000000000ab");
+        assert_eq!(id.to_string().parse::<QueryId>().expect("reads"), id);
+        for bad in ["", "3", "3-ab", "x-00000000000000ab", "3-00000000000000zz", "3-é0000000000000ab"] {
+            assert_eq!(bad.parse::<QueryId>().expect_err("refused").kind, QueryErrorKind::Invalid, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_query_is_listed_until_nobody_works_on_it() {
+        let queries = queries();
+        let listed = queries.list(&identity("acme"), &"x".repeat(5000), Duration::from_secs(60), None);
+        let other = queries.list(&identity("other"), "SELECT 1", Duration::from_secs(60), None);
+        let found = queries.statuses(Some(&listed.identity.tenant));
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].query.len(), found[0].state.as_str()), (TEXT_CHARS_MAX, "waiting"));
+        assert_eq!(queries.statuses(None).len(), 2);
+        drop((listed, other));
+        assert_eq!(queries.statuses(None), Vec::new());
+    }
+
+    #[test]
+    fn a_peer_hears_all_of_a_query() {
+        let queries = queries();
+        let _listed = queries.list(&identity("acme"), "SELECT 1", Duration::from_secs(60), None);
+        let status = queries.statuses(None).remove(0);
+        assert_eq!(QueryStatus::from_peer(NodeId(7), status.clone().into_peer()), status);
+    }
+
+    #[test]
+    fn only_its_tenant_finds_a_query() {
+        let queries = queries();
+        let listed = queries.list(&identity("acme"), "SELECT 1", Duration::from_secs(60), None);
+        let (acme, other) = (identity("acme").tenant, identity("other").tenant);
+        assert!(!queries.kill(listed.id(), Some(&other)));
+        assert!(listed.reason().is_none());
+        assert!(queries.kill(listed.id(), Some(&acme)));
+        assert_eq!(listed.reason().expect("a reason").kind, QueryErrorKind::Cancelled);
+        assert_eq!(queries.statuses(None)[0].state, "stopping");
+    }
+
+    #[tokio::test]
+    async fn a_query_that_reads_too_much_stops_with_both_numbers() {
+        let listed = queries().list(&identity("acme"), "SELECT 1", Duration::from_secs(60), Some(2048));
+        listed.scan(2048).expect("as much as it may");
+        let error = listed.scan(1024).expect_err("too much");
+        assert_eq!(error.budget, Some(Budget::Scan));
+        assert!(error.message.contains("3.0 KiB") && error.message.contains("2.0 KiB"), "{error}");
+        // Whoever reads may take the error for one of the store, and go on.
+        let went_on = listed.within(async { Ok::<_, QueryError>(()) }).await;
+        assert_eq!(went_on.expect_err("stopped").budget, Some(Budget::Scan));
+    }
+
+    #[tokio::test]
+    async fn the_deadline_is_a_budget() {
+        let listed = queries().list(&identity("acme"), "SELECT 1", Duration::from_millis(1), None);
+        let waited = listed.within(std::future::pending::<Result<(), QueryError>>()).await.expect_err("late");
+        assert_eq!((waited.kind, waited.budget), (QueryErrorKind::Deadline, Some(Budget::Deadline)));
+        assert!(waited.message.contains("waited for its turn"), "{waited}");
+        listed.runs();
+        let ran = listed.within(std::future::pending::<Result<(), QueryError>>()).await.expect_err("late");
+        assert!(ran.message.contains("did not finish"), "{ran}");
+    }
+}
