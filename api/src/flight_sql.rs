@@ -61,7 +61,7 @@ use crate::app::App;
 use crate::error::{ApiError, Kind};
 use crate::format::{PARTIAL, missing_groups};
 use crate::identity::{header, identify, session_token};
-use crate::reading::{CONSISTENCY, MIN_POSITION, Reading, ReadingParameters, position};
+use crate::reading::{CONSISTENCY, MIN_POSITION, Reading, ReadingParameters, consistency, position};
 
 type DoGet = <FlightSql as FlightService>::DoGetStream;
 type DoAction = <FlightSql as FlightService>::DoActionStream;
@@ -206,7 +206,8 @@ impl FlightSql {
         self.app.prepare(&caller);
         let (access, tenant) = (&self.app.access, caller.tenant.clone());
         let may_use = |dataset: &DatasetId| !access.enabled() || access.datasets(&tenant).contains(dataset);
-        let parameters = ReadingParameters { consistency: said(&statement.consistency).map(str::to_owned), deadline: None };
+        let parameters =
+            ReadingParameters { consistency: said(&statement.consistency).map(str::to_owned), deadline: None };
         let reading = Reading::of(&self.app, &parameters, metadata.as_ref())?;
         let min_position = said(&statement.min_position).map(position).transpose()?;
         Ok(Reading { min_position, ..reading }.query(statement.identity(caller, may_use)?, statement.sql.clone()))

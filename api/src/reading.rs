@@ -57,7 +57,7 @@ impl Reading {
     }
 }
 
-fn consistency(name: Option<&str>) -> Result<Consistency, ApiError> {
+pub(crate) fn consistency(name: Option<&str>) -> Result<Consistency, ApiError> {
     match name {
         None | Some("strong") => Ok(Consistency::Strong),
         Some("eventual") => Ok(Consistency::Eventual),

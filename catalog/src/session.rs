@@ -23,7 +23,7 @@ pub(crate) type KeyId = [u8; MAC_AT - KEY_ID_AT];
 pub(crate) fn key_id(digest: &[u8; 32]) -> KeyId {
     let hash = Sha256::new().chain_update(b"signaldb session key").chain_update(digest).finalize();
     let mut id = KeyId::default();
-    id.copy_from_slice(&hash[..id.len()]);
+    id.iter_mut().zip(hash).for_each(|(to, from)| *to = from);
     id
 }
 

@@ -186,7 +186,7 @@ impl TraceIndex {
 
     /// The rows of a data file that `blocks` has; `None` when the index is not of it.
     pub fn rows(&self, number: u32, blocks: &Blocks) -> Option<RowGroups> {
-        let (mut groups, mut first) = (Vec::new(), 0);
+        let (mut groups, mut first) = (Vec::new(), 0_u32);
         for rows in &self.file(number)?.groups {
             let count = rows.div_ceil(self.block_rows);
             let here = blocks.range((number, first)..(number, first.saturating_add(count)));

@@ -144,8 +144,9 @@ mod tests {
     #[tokio::test]
     async fn tenants_share_the_node() {
         let gate = Gate::new(1, 1, 1);
-        let running = gate.enter(&tenant("acme")).await.expect("runs");
-        let mut other = Box::pin(gate.enter(&tenant("other")));
+        let (acme, other) = (tenant("acme"), tenant("other"));
+        let running = gate.enter(&acme).await.expect("runs");
+        let mut other = Box::pin(gate.enter(&other));
         assert!(timeout(MOMENT, &mut other).await.is_err(), "waits for the node");
         drop(running);
         timeout(Duration::from_secs(30), other).await.expect("in time").expect("its turn");

@@ -27,7 +27,8 @@ pub(super) fn compatible(schema: &Schema) -> SchemaRef {
 /// The schema of a result as it is sent. Any column may be null: whether one can be depends on where its rows are at the
 /// moment, and drivers compare what was announced with what comes.
 pub(super) fn result(schema: &Schema, flat: bool) -> SchemaRef {
-    let fields = compatible(schema).fields().iter().map(|of| {
+    let compatible = compatible(schema);
+    let fields = compatible.fields().iter().map(|of| {
         let kind = if flat { flat_kind(of.data_type()) } else { of.data_type().clone() };
         Field::new(of.name(), kind, true)
     });
