@@ -197,7 +197,8 @@ mod tests {
         for bytes_max in [0, 1000] {
             let kept = KeptParts::new(bytes_max);
             assert!(!get(&kept, "a", 2000).await && !get(&kept, "a", 2000).await);
-            assert_eq!((kept.state().bytes, kept.state().by_use.len()), (0, 0));
+            let state = kept.state();
+            assert_eq!((state.bytes, state.by_use.len()), (0, 0));
         }
     }
 

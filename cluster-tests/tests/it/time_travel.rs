@@ -92,7 +92,7 @@ async fn data_files_are_a_table() -> anyhow::Result<()> {
     let columns = "SELECT DISTINCT table_name FROM information_schema.columns WHERE table_schema = 'system' ORDER BY 1";
     let answer = node.sql_json(columns).await?;
     let names: Vec<Value> =
-        ["files", "flushes", "groups", "nodes", "snapshots", "tables"].map(|name| json!([name])).into();
+        ["files", "flushes", "groups", "nodes", "queries", "snapshots", "tables"].map(|name| json!([name])).into();
     assert_eq!(answer["rows"], Value::from(names));
     Ok(())
 }
