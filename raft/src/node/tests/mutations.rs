@@ -9,7 +9,8 @@ fn check(mutation: Mutation, test: &str, anomaly: &str) {
 #[test]
 fn an_acknowledgment_before_a_quorum_is_caught() {
     let test = "acknowledged::a_leader_that_is_cut_off_acknowledges_nothing_that_gets_lost";
-    check(Mutation::AckBeforeQuorum, test, r#"acknowledged and not there: ["cut off"]"#);
+    // The row before that one may not have left the leader either.
+    check(Mutation::AckBeforeQuorum, test, r#"acknowledged and not there: ["cut off""#);
 }
 
 #[test]
