@@ -153,9 +153,10 @@ enum Cell {
 /// Numbers, counted in buckets that grow with them.
 #[derive(Debug, Clone, Default)]
 struct Sketch {
-    /// Numbers of 0 and below.
-    low: u64,
-    buckets: BTreeMap<i32, u64>,
+    /// Numbers below 0, by what they are without their sign.
+    below: BTreeMap<i32, u64>,
+    zeros: u64,
+    above: BTreeMap<i32, u64>,
     count: u64,
     min: f64,
     max: f64,
@@ -167,14 +168,17 @@ impl Sketch {
         (self.min, self.max) =
             if self.count == 0 { (value, value) } else { (self.min.min(value), self.max.max(value)) };
         self.count += 1;
-        if value > 0.0 {
-            let count = self.buckets.entry((value.log2() * BUCKETS_PER_DOUBLING).floor() as i32).or_default();
-            *count += 1;
-            *count == 1
+        let bucket = |size: f64| (size.log2() * BUCKETS_PER_DOUBLING).floor() as i32;
+        let count = if value > 0.0 {
+            self.above.entry(bucket(value)).or_default()
+        } else if value < 0.0 {
+            self.below.entry(bucket(-value)).or_default()
         } else {
-            self.low += 1;
-            false
-        }
+            self.zeros += 1;
+            return false;
+        };
+        *count += 1;
+        *count == 1
     }
 
     fn quantile(&self, quantile: f64) -> f64 {
@@ -182,15 +186,14 @@ impl Sketch {
         if rank == self.count {
             return self.max;
         }
-        let mut seen = self.low;
-        if rank <= seen {
-            return self.min;
-        }
-        for (bucket, count) in &self.buckets {
+        let middle = |bucket: i32| ((f64::from(bucket) + 0.5) / BUCKETS_PER_DOUBLING).exp2();
+        let below = self.below.iter().rev().map(|(bucket, count)| (-middle(*bucket), *count));
+        let above = self.above.iter().map(|(bucket, count)| (middle(*bucket), *count));
+        let mut seen = 0;
+        for (value, count) in below.chain([(0.0, self.zeros)]).chain(above) {
             seen += count;
             if seen >= rank {
-                let middle = ((f64::from(*bucket) + 0.5) / BUCKETS_PER_DOUBLING).exp2();
-                return middle.clamp(self.min, self.max);
+                return value.clamp(self.min, self.max);
             }
         }
         self.max
@@ -425,7 +428,20 @@ mod tests {
         let mut one = Sketch::default();
         assert!(one.add(0.25), "a new bucket");
         assert_eq!((one.quantile(0.0), one.quantile(0.5)), (0.25, 0.25));
-        assert!(!one.add(0.25) && one.add(1.0) && !one.add(-1.0), "only the first number of a bucket takes room");
+        assert!(!one.add(0.25) && one.add(1.0) && one.add(-1.0), "only the first number of a bucket takes room");
+    }
+
+    #[test]
+    fn quantiles_of_numbers_below_zero_are_near_the_truth() {
+        let mut sketch = Sketch::default();
+        for n in -1000..=1000 {
+            sketch.add(f64::from(n));
+        }
+        for (quantile, expected) in [(0.1, -800.0), (0.25, -500.0), (0.75, 500.0), (1.0, 1000.0)] {
+            let found = sketch.quantile(quantile);
+            assert!((found - expected).abs() <= 25.0, "{quantile}: {found}");
+        }
+        assert_eq!(sketch.quantile(0.5), 0.0);
     }
 
     #[test]
