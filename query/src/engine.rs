@@ -203,7 +203,7 @@ impl RunningQuery {
             Some(Ok(None)) => None,
             Some(Err(error)) => Some(Err(error)),
             // The task went away in the middle: what was sent so far must not pass for the whole.
-            None => Some(Err(self.record.end())),
+            None => Some(Err(self.record.gone())),
         }
     }
 

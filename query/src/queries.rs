@@ -325,6 +325,16 @@ impl Record {
         self.reason().unwrap_or_else(|| late(self.allowed, self.state() == State::Waiting))
     }
 
+    /// Why a query ended whose task went away without a word.
+    pub(crate) fn gone(&self) -> QueryError {
+        match self.reason() {
+            None if Instant::now() < self.deadline() => {
+                QueryError::new(QueryErrorKind::Internal, "the query's task died")
+            }
+            _ => self.end(),
+        }
+    }
+
     /// Does a part of the query's work, until its deadline, or until it has to stop.
     pub(crate) async fn within<T>(&self, work: impl Future<Output = Result<T, QueryError>>) -> Result<T, QueryError> {
         tokio::select! {
@@ -432,8 +442,17 @@ mod tests {
         let waited = listed.within(std::future::pending::<Result<(), QueryError>>()).await.expect_err("late");
         assert_eq!((waited.kind, waited.budget), (QueryErrorKind::Deadline, Some(Budget::Deadline)));
         assert!(waited.message.contains("waited for its turn"), "{waited}");
+        assert_eq!(listed.gone().kind, QueryErrorKind::Deadline);
         listed.runs();
         let ran = listed.within(std::future::pending::<Result<(), QueryError>>()).await.expect_err("late");
         assert!(ran.message.contains("did not finish"), "{ran}");
+    }
+
+    #[test]
+    fn a_task_that_dies_early_was_not_late() {
+        let listed = queries().list(&identity("acme"), "SELECT 1", Duration::from_secs(60), None);
+        assert_eq!(listed.gone().kind, QueryErrorKind::Internal);
+        listed.stop(QueryError::new(QueryErrorKind::Cancelled, "killed"));
+        assert_eq!(listed.gone().kind, QueryErrorKind::Cancelled);
     }
 }

@@ -204,8 +204,12 @@ fn of_tag(key: &str, value: &str) -> String {
         _ => {
             let name = format!(".\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""));
             let mut either = vec![format!("{name} = {text}")];
-            if value.parse::<i64>().is_ok() || value.parse::<f64>().is_ok_and(f64::is_finite) {
-                let number = value.trim_start_matches('+');
+            let number = value.strip_prefix('+').unwrap_or(value);
+            // Of digits alone the language makes an integer, which may be too large to be one; its sign is an operator.
+            let digits = number.strip_prefix('-').unwrap_or(number);
+            let whole = value.parse::<i64>().is_ok() && digits.parse::<i64>().is_ok();
+            let real = value.contains(['.', 'e', 'E']) && value.parse::<f64>().is_ok_and(f64::is_finite);
+            if whole || real {
                 if number.starts_with(|c: char| c.is_ascii_digit() || c == '-') {
                     either.push(format!("{name} = {number}"));
                 }
@@ -358,6 +362,10 @@ mod tests {
             ("a=\"q\\\"\"", "{ (.a = \"q\\\"\") }"),
             ("ok=true", "{ ((.ok = \"true\") || (.ok = true)) }"),
             ("x=1.5", "{ ((.x = \"1.5\") || (.x = 1.5)) }"),
+            ("x=-7", "{ ((.x = \"-7\") || (.x = -7)) }"),
+            ("x=--7", "{ (.x = \"--7\") }"),
+            ("x=12345678901234567890", "{ (.x = \"12345678901234567890\") }"),
+            ("x=-9223372036854775808", "{ (.x = \"-9223372036854775808\") }"),
         ] {
             let parts = SearchParts::of(&parameters(&[("tags", tags)])).expect(tags);
             let (search, by_tags) = parts.search().expect(tags);

@@ -78,11 +78,16 @@ fn respond<M: Message>(
     json: impl Fn(&M) -> Value,
     inspected: &Inspected,
 ) -> Response {
-    let mut response = if wants_protobuf(headers) {
+    let response = if wants_protobuf(headers) {
         ([(header::CONTENT_TYPE, "application/protobuf")], message.encode_to_vec()).into_response()
     } else {
         ([(header::CONTENT_TYPE, "application/json")], json(message).to_string()).into_response()
     };
+    with_missing(response, inspected)
+}
+
+/// An eventual answer names the groups whose newest spans are not in it, also when it is that there is nothing.
+fn with_missing(mut response: Response, inspected: &Inspected) -> Response {
     let missing: Vec<u32> = inspected.missing_groups.iter().copied().collect();
     if let Some(groups) = missing_groups(&missing) {
         response.headers_mut().insert(HeaderName::from_static(PARTIAL), groups);
@@ -123,7 +128,7 @@ async fn trace(app: &App, path: Segment, url: Url, headers: &HeaderMap, first: b
     }
     let trace = answer.trace.clone().unwrap_or_default();
     if trace.resource_spans.is_empty() {
-        return Ok(StatusCode::NOT_FOUND.into_response());
+        return Ok(with_missing(StatusCode::NOT_FOUND.into_response(), &inspected));
     }
     if cut {
         // Nothing in this answer could say that it is a part.

@@ -15,12 +15,14 @@ use super::lexer::{Token, TokenKind, tokens};
 
 /// Longest query, in bytes.
 const QUERY_BYTES_MAX: usize = 64 << 10;
-/// Operators, brackets and stages of a query. A chain of operators is a tree of that depth.
+/// Operators, brackets, stages, and fields and quantiles of lists. A chain of operators is a tree of that depth.
 const NODES_MAX: usize = 400;
 /// Brackets and signs within each other: it bounds the stack that reading takes.
 const DEPTH_MAX: usize = 100;
 /// What a compiled regular expression may take.
 const REGEX_BYTES_MAX: usize = 1 << 20;
+/// Regular expressions of a query: nobody counts the memory that they take, nor the time that compiling them takes.
+const REGEXES_MAX: usize = 16;
 /// Hints that change how a query is sampled or ordered elsewhere; answers here are always exact, newest first.
 const HINTS: &[&str] = &["sample", "trace_sample", "span_sample", "exemplars", "most_recent", "extrapolate"];
 
@@ -68,7 +70,7 @@ impl Traceql {
         if source.len() > QUERY_BYTES_MAX {
             return Err(ParseError::syntax(source, 0, format!("a query has at most {QUERY_BYTES_MAX} bytes")));
         }
-        let mut parser = Parser { source, tokens: tokens(source)?, next: 0, nodes: 0, depth: 0 };
+        let mut parser = Parser { source, tokens: tokens(source)?, next: 0, nodes: 0, depth: 0, regexes: 0 };
         let query = parser.query()?;
         parser.end()?;
         Ok(query)
@@ -208,6 +210,7 @@ struct Parser<'a> {
     next: usize,
     nodes: usize,
     depth: usize,
+    regexes: usize,
 }
 
 /// How tight the operators are, from 1.
@@ -562,13 +565,24 @@ impl Parser<'_> {
         })
     }
 
-    fn matching(&self, left: Expr, negated: bool, right: Expr, at: usize, right_at: usize) -> Result<Expr, ParseError> {
+    fn matching(
+        &mut self,
+        left: Expr,
+        negated: bool,
+        right: Expr,
+        at: usize,
+        right_at: usize,
+    ) -> Result<Expr, ParseError> {
         let Expr::Literal(Literal::Text(source)) = right else {
             return Err(self.error(right_at, "a regular expression is a text"));
         };
         if !Type::of(&left).may_be(Type::Text) {
             let message = format!("a regular expression goes with a text, not {}", Type::of(&left).name());
             return Err(self.error(at, message));
+        }
+        self.regexes += 1;
+        if self.regexes > REGEXES_MAX {
+            return Err(self.error(right_at, format!("a query has at most {REGEXES_MAX} regular expressions")));
         }
         let regex = anchored(&source).map_err(|error| {
             let reason = error.to_string();
@@ -630,6 +644,7 @@ impl Parser<'_> {
     fn fields(&mut self) -> Result<Vec<Field>, ParseError> {
         let mut fields = vec![self.field()?];
         while self.accept(",") {
+            self.grow()?;
             fields.push(self.field()?);
         }
         Ok(fields)
@@ -711,6 +726,7 @@ impl Parser<'_> {
             _ => {
                 let mut quantiles = Vec::new();
                 while self.accept(",") {
+                    self.grow()?;
                     quantiles.push(self.quantile()?);
                 }
                 if quantiles.is_empty() {

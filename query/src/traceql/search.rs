@@ -25,6 +25,10 @@ const PORTION_MAX: usize = 512;
 const PORTION_BYTES: usize = 64 << 20;
 /// What the spans of one trace may take.
 const TRACE_BYTES_MAX: usize = 256 << 20;
+/// What the traces of one answer may take, spans that are shown included.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// What a trace, a spanset, a span or an attribute takes without its texts, about.
+const ENTRY_BYTES: usize = 100;
 /// Traces that one answer may list.
 pub const TRACES_MAX: usize = 10_000;
 
@@ -85,11 +89,26 @@ pub struct Inspected {
     pub missing_groups: BTreeSet<u32>,
 }
 
+impl FoundTrace {
+    /// What it takes in memory, about.
+    fn bytes(&self) -> usize {
+        let pairs = |pairs: &[(String, Value<'static>)]| -> usize {
+            pairs.iter().map(|(key, value)| ENTRY_BYTES + key.len() + value.text_bytes()).sum()
+        };
+        let span = |span: &FoundSpan| ENTRY_BYTES + span.name.len() + pairs(&span.attributes);
+        let spanset =
+            |set: &FoundSpanset| ENTRY_BYTES + set.spans.iter().map(span).sum::<usize>() + pairs(&set.attributes);
+        let services = self.services.keys().map(|name| ENTRY_BYTES + name.len()).sum::<usize>();
+        ENTRY_BYTES + services + self.spansets.iter().map(spanset).sum::<usize>()
+    }
+}
+
 impl QueryEngine {
     /// Finds traces, newest first.
     ///
     /// # Errors
-    /// [`QueryErrorKind::Unsupported`] for a query that asks for series; as for [`QueryEngine::run`].
+    /// [`QueryErrorKind::Invalid`] for a query that asks for series; [`QueryErrorKind::Resources`] for an answer that is
+    /// too large; as for [`QueryEngine::run`].
     pub async fn search_traces(
         &self,
         asked: Asked,
@@ -110,7 +129,7 @@ async fn find(reader: Reader, search: &Search) -> Result<(Vec<FoundTrace>, Inspe
     let shown = shown_fields(&search.query.stages);
     let filter = pushdown::of_stages(&search.query.stages);
     let mut traces = Traces::new(reader, search.window, filter, columns);
-    let mut found = Vec::new();
+    let (mut found, mut bytes) = (Vec::new(), 0);
     while found.len() < limit {
         let Some(portion) = traces.next().await? else { break };
         portion.each(|id, trace| {
@@ -120,7 +139,16 @@ async fn find(reader: Reader, search: &Search) -> Result<(Vec<FoundTrace>, Inspe
             if fits && found.len() < limit {
                 let sets = eval::pipeline(&search.query.stages, trace);
                 if !sets.is_empty() {
-                    found.push(describe(id, trace, &sets, &shown, search.spans_per_spanset));
+                    let one = describe(id, trace, &sets, &shown, search.spans_per_spanset);
+                    bytes += one.bytes();
+                    if bytes > ANSWER_BYTES_MAX {
+                        let message = format!(
+                            "the traces that were found take more than {ANSWER_BYTES_MAX} bytes: ask for fewer (limit), \
+                             or for fewer spans of each (spss)"
+                        );
+                        return Err(QueryError::new(QueryErrorKind::Resources, message));
+                    }
+                    found.push(one);
                 }
             }
             Ok(())

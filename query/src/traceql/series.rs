@@ -21,8 +21,10 @@ use crate::error::{QueryError, QueryErrorKind};
 pub const STEPS_MAX: u64 = 11_000;
 /// Series of an answer, before `topk` and `bottomk`.
 const SERIES_MAX: usize = 10_000;
-/// Moments of all series together.
+/// Moments of all series together. A quantile has one for each of its buckets, and one for each number that it says.
 const CELLS_MAX: usize = 2_000_000;
+/// What the labels of all series may take.
+const LABEL_BYTES_MAX: usize = 64 << 20;
 /// Buckets of a quantile from one power of two to the next: what it says is within 2.2 % of the truth.
 const BUCKETS_PER_DOUBLING: f64 = 16.0;
 
@@ -151,24 +153,32 @@ enum Cell {
 /// Numbers, counted in buckets that grow with them.
 #[derive(Debug, Clone, Default)]
 struct Sketch {
-    /// Numbers of 0 and below.
-    low: u64,
-    buckets: BTreeMap<i32, u64>,
+    /// Numbers below 0, by what they are without their sign.
+    below: BTreeMap<i32, u64>,
+    zeros: u64,
+    above: BTreeMap<i32, u64>,
     count: u64,
     min: f64,
     max: f64,
 }
 
 impl Sketch {
-    fn add(&mut self, value: f64) {
+    /// Says whether the number is the first of its bucket.
+    fn add(&mut self, value: f64) -> bool {
         (self.min, self.max) =
             if self.count == 0 { (value, value) } else { (self.min.min(value), self.max.max(value)) };
         self.count += 1;
-        if value > 0.0 {
-            *self.buckets.entry((value.log2() * BUCKETS_PER_DOUBLING).floor() as i32).or_default() += 1;
+        let bucket = |size: f64| (size.log2() * BUCKETS_PER_DOUBLING).floor() as i32;
+        let count = if value > 0.0 {
+            self.above.entry(bucket(value)).or_default()
+        } else if value < 0.0 {
+            self.below.entry(bucket(-value)).or_default()
         } else {
-            self.low += 1;
-        }
+            self.zeros += 1;
+            return false;
+        };
+        *count += 1;
+        *count == 1
     }
 
     fn quantile(&self, quantile: f64) -> f64 {
@@ -176,15 +186,14 @@ impl Sketch {
         if rank == self.count {
             return self.max;
         }
-        let mut seen = self.low;
-        if rank <= seen {
-            return self.min;
-        }
-        for (bucket, count) in &self.buckets {
+        let middle = |bucket: i32| ((f64::from(bucket) + 0.5) / BUCKETS_PER_DOUBLING).exp2();
+        let below = self.below.iter().rev().map(|(bucket, count)| (-middle(*bucket), *count));
+        let above = self.above.iter().map(|(bucket, count)| (middle(*bucket), *count));
+        let mut seen = 0;
+        for (value, count) in below.chain([(0.0, self.zeros)]).chain(above) {
             seen += count;
             if seen >= rank {
-                let middle = ((f64::from(*bucket) + 0.5) / BUCKETS_PER_DOUBLING).exp2();
-                return middle.clamp(self.min, self.max);
+                return value.clamp(self.min, self.max);
             }
         }
         self.max
@@ -203,6 +212,9 @@ struct Tally<'q> {
     question: &'q SeriesQuestion,
     series: BTreeMap<String, Growing>,
     cells: usize,
+    label_bytes: usize,
+    /// Series that are made of one that grows.
+    outcomes: usize,
     /// Moments that each series has at least: what is counted has them all.
     moments: usize,
     exemplars: usize,
@@ -212,7 +224,12 @@ impl<'q> Tally<'q> {
     fn new(metrics: &'q Metrics, question: &'q SeriesQuestion) -> Self {
         let steps = (question.end - question.start).div_ceil(question.step);
         let moments = if counts(&metrics.function) { usize::try_from(steps).unwrap_or(usize::MAX) } else { 1 };
-        Self { metrics, question, series: BTreeMap::new(), cells: 0, moments, exemplars: 0 }
+        let outcomes = match &metrics.function {
+            Function::QuantileOverTime(_, quantiles) => quantiles.len(),
+            _ => 1,
+        };
+        let series = BTreeMap::new();
+        Self { metrics, question, series, cells: 0, label_bytes: 0, outcomes, moments, exemplars: 0 }
     }
 
     fn add(&mut self, at: At<'_>, columns: &SpanColumns<'_>, row: usize) -> Result<(), QueryError> {
@@ -234,7 +251,7 @@ impl<'q> Tally<'q> {
         }
         let mut key = String::new();
         labels.iter().for_each(|(_, value)| value.group_key(&mut key));
-        let known = self.series.len();
+        let (known, key_bytes) = (self.series.len(), key.len());
         let series = self.series.entry(key).or_insert_with(|| Growing {
             labels: labels.into_iter().map(|(name, value)| (name, value.into_owned())).collect(),
             cells: BTreeMap::new(),
@@ -242,14 +259,23 @@ impl<'q> Tally<'q> {
         });
         let step = (time - self.question.start) / self.question.step;
         let new = !series.cells.contains_key(&step);
-        grow(&self.metrics.function, series.cells.entry(step), value.unwrap_or(0.0));
-        if new {
+        if grow(&self.metrics.function, series.cells.entry(step), value.unwrap_or(0.0)) {
             self.cells += 1;
+        }
+        if new {
+            self.cells += self.outcomes;
             if self.exemplars < self.question.exemplars
                 && let Ok(trace_id) = columns.trace_id(row).try_into()
             {
                 self.exemplars += 1;
                 series.exemplars.push(SeriesExemplar { trace_id, time, value: value.unwrap_or(f64::NAN) });
+            }
+        }
+        if self.series.len() > known {
+            self.label_bytes += key_bytes * self.outcomes;
+            if self.label_bytes > LABEL_BYTES_MAX {
+                let message = format!("the labels of the series take more than {LABEL_BYTES_MAX} bytes");
+                return Err(QueryError::new(QueryErrorKind::Resources, message));
             }
         }
         if known >= SERIES_MAX && self.series.len() > SERIES_MAX {
@@ -291,7 +317,8 @@ fn upper_bound(value: f64) -> f64 {
     if value <= 0.0 { 0.0 } else { value.log2().ceil().exp2() }
 }
 
-fn grow(function: &Function, cell: std::collections::btree_map::Entry<'_, u64, Cell>, value: f64) {
+/// Says whether the cell takes more room than before, beside that of a new one.
+fn grow(function: &Function, cell: std::collections::btree_map::Entry<'_, u64, Cell>, value: f64) -> bool {
     let cell = cell.or_insert_with(|| match function {
         Function::Rate | Function::CountOverTime | Function::HistogramOverTime(_) => Cell::Count(0),
         Function::MinOverTime(_) | Function::MaxOverTime(_) => Cell::One(value),
@@ -306,8 +333,9 @@ fn grow(function: &Function, cell: std::collections::btree_map::Entry<'_, u64, C
             *total += value;
             *count += 1;
         }
-        Cell::Sketch(sketch) => sketch.add(value),
+        Cell::Sketch(sketch) => return sketch.add(value),
     }
+    false
 }
 
 fn finished(growing: Growing, metrics: &Metrics, question: &SeriesQuestion) -> Vec<Series> {
@@ -398,8 +426,22 @@ mod tests {
         }
         assert_eq!(sketch.quantile(1.0), 1.0);
         let mut one = Sketch::default();
-        one.add(0.25);
+        assert!(one.add(0.25), "a new bucket");
         assert_eq!((one.quantile(0.0), one.quantile(0.5)), (0.25, 0.25));
+        assert!(!one.add(0.25) && one.add(1.0) && one.add(-1.0), "only the first number of a bucket takes room");
+    }
+
+    #[test]
+    fn quantiles_of_numbers_below_zero_are_near_the_truth() {
+        let mut sketch = Sketch::default();
+        for n in -1000..=1000 {
+            sketch.add(f64::from(n));
+        }
+        for (quantile, expected) in [(0.1, -800.0), (0.25, -500.0), (0.75, 500.0), (1.0, 1000.0)] {
+            let found = sketch.quantile(quantile);
+            assert!((found - expected).abs() <= 25.0, "{quantile}: {found}");
+        }
+        assert_eq!(sketch.quantile(0.5), 0.0);
     }
 
     #[test]

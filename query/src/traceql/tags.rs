@@ -14,7 +14,7 @@ use super::value::Value;
 use crate::engine::QueryEngine;
 use crate::error::QueryError;
 
-/// What the values of one answer may take.
+/// What the names or values of one answer may take.
 const VALUES_BYTES_MAX: usize = 4 << 20;
 
 /// Where tags are looked for; those of intrinsics are known.
@@ -129,6 +129,7 @@ async fn names(
     let filter = in_window(question.window, condition.and_then(pushdown::of_expr));
     let mut spans = reader.spans(&columns, filter).await?;
     let mut found: BTreeMap<Scope, BTreeSet<String>> = scopes.iter().map(|scope| (*scope, BTreeSet::new())).collect();
+    let mut room = VALUES_BYTES_MAX;
     while let Some(batch) = spans.next().await {
         let batch = batch?;
         reader.note(&batch);
@@ -136,7 +137,7 @@ async fn names(
         for row in 0..columns.rows {
             if condition.is_none_or(|expr| eval::matches(expr, At::span(&columns, row))) {
                 for (scope, names) in &mut found {
-                    add_names(&columns, row, *scope, names, question.limit);
+                    add_names(&columns, row, *scope, names, question.limit, &mut room);
                 }
             }
         }
@@ -147,9 +148,18 @@ async fn names(
     Ok((found, inspected(reader)))
 }
 
-fn add_names(columns: &SpanColumns<'_>, row: usize, scope: Scope, names: &mut BTreeSet<String>, limit: usize) {
+/// `room` is what the names of all scopes may still take.
+fn add_names(
+    columns: &SpanColumns<'_>,
+    row: usize,
+    scope: Scope,
+    names: &mut BTreeSet<String>,
+    limit: usize,
+    room: &mut usize,
+) {
     let mut add = |key: &str| {
-        if names.len() < limit && !names.contains(key) {
+        if names.len() < limit && key.len() <= *room && !names.contains(key) {
+            *room -= key.len();
             names.insert(key.to_owned());
         }
     };

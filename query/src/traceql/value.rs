@@ -79,6 +79,15 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// What its texts take.
+    pub(super) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::List(values) => values.iter().map(|value| size_of::<Value<'_>>() + value.text_bytes()).sum(),
+            _ => 0,
+        }
+    }
+
     /// As people see it; values of different types may look alike.
     pub fn shown(&self) -> String {
         match self {

@@ -262,6 +262,9 @@ fn deep_and_long_queries_are_refused_and_not_a_crash() {
         format!("{{}}{}", " >> {}".repeat(10_000)),
         format!("{{}} | {}count() > 1", "-".repeat(10_000)),
         format!("{{ .a = \"{}\" }}", "x".repeat(QUERY_BYTES_MAX)),
+        format!("{{ {} }}", vec![".a =~ \"x\""; 17].join(" || ")),
+        format!("{{}} | rate() by(name{})", ", name".repeat(1000)),
+        format!("{{}} | quantile_over_time(duration{})", ", 0".repeat(1000)),
     ] {
         let error = Traceql::parse(&query).expect_err("refused");
         assert!(error.message.contains("at most"), "{error}");
