@@ -112,9 +112,10 @@ impl Invariants {
     pub(crate) fn judgment(&self, deaths: Vec<String>) -> Verdict {
         let mut anomalies = self.anomalies.clone();
         deaths.into_iter().for_each(|death| anomalies.note("ended", death));
-        let enough = match self.samples {
-            0 => Err("no node said anything of itself".to_owned()),
-            samples => Ok(format!("{samples} accounts, {} leaderships", self.leaders.len())),
+        let enough = match (self.samples, self.leaders.len()) {
+            (0, _) => Err("no node said anything of itself".to_owned()),
+            (samples, 0) => Err(format!("{samples} accounts, none of which says who leads")),
+            (samples, leaderships) => Ok(format!("{samples} accounts, {leaderships} leaderships")),
         };
         judge("nodes", &anomalies, enough)
     }
@@ -224,6 +225,8 @@ mod tests {
     fn processes_that_end_by_themselves_are_invalid_and_no_account_is_unknown() {
         let mut invariants = Invariants::default();
         assert_eq!(invariants.judgment(Vec::new()).valid, None);
+        invariants.sample(&json!({"node": 1, "groups": []}), 1);
+        assert_eq!(invariants.judgment(Vec::new()).valid, None, "nothing to look at");
         invariants.sample(&json!({"node": 1, "groups": [account()]}), 1);
         assert_eq!(invariants.judgment(Vec::new()).valid, Some(true));
         assert_eq!(invariants.judgment(vec!["node 1 ended".to_owned()]).valid, Some(false));

@@ -139,7 +139,7 @@ fn legend(report: &Report<'_>) -> String {
         item("ok", "acknowledged"),
         item("info", "unknown"),
         item("fail", "refused"),
-        item("read", "strong reads answered"),
+        item("read", "reads answered"),
         item("p50", "median"),
         item("p99", "99th percentile"),
     ];

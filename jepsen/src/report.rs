@@ -132,7 +132,7 @@ impl Report<'_> {
             |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |value| format!("{value:.0} ms"));
         let mut figures = vec![
             figure(thousands(totals.acknowledged), "acknowledged writes"),
-            figure(thousands(totals.reads), "strong reads answered"),
+            figure(thousands(totals.reads), "reads answered"),
             figure(format!("{:.0}", self.rate()), "operations a second, under faults"),
             figure(format!("{} of {}", effective(self.strikes), self.strikes.len()), "faults had an effect"),
             figure(kinds.to_string(), "kinds of faults with effect"),
@@ -190,7 +190,7 @@ impl Report<'_> {
         }
         let Counts { adds, reads, finals, .. } = self.counts;
         println!(
-            "adds: {} acknowledged, {} refused, {} unknown; strong reads: {} answered, {} refused; {finals} final; {} \
+            "adds: {} acknowledged, {} refused, {} unknown; reads: {} answered, {} refused; {finals} final; {} \
              faults with effect; {} samples of node state",
             adds[0],
             adds[1],

@@ -34,6 +34,11 @@ const FLUSH_AUDIT: &str = "flush-audit";
 const NO_PYTHON: &str = "it needs PyIceberg: python3 and its venv module, with which make jepsen makes .venv and sets \
                          SIGNALDB_PYTHON";
 
+/// How long nobody could write.
+const AVAILABILITY: &str = "availability";
+/// Why that was not judged.
+const OVERLAP: &str = "it needs faults that come one at a time: when they overlap, most nodes may be gone";
+
 /// Everything that a run learned so far.
 #[derive(Default)]
 struct Ledger {
@@ -89,6 +94,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     let python = std::env::var("SIGNALDB_PYTHON").ok().filter(|python| !python.is_empty());
     if python.is_none() {
         left_out.push(LeftOut::checker(FLUSH_AUDIT, NO_PYTHON));
+    }
+    if scenario.at_once != 1 {
+        left_out.push(LeftOut::checker(AVAILABILITY, OVERLAP));
     }
     left_out.iter().for_each(|one| println!("left out: {}: {}", one.what, one.why));
     let run = Run { scenario, cluster, random, begun: Instant::now(), store, python, blackouts: Arc::default() };

@@ -18,7 +18,8 @@ use super::{Anomalies, judge};
 /// What a tenant may have to wait for its next acknowledgment, nanoseconds.
 const GAP_MAX: u64 = 10_000_000_000;
 
-/// Time between two acknowledgments of a tenant that follow each other.
+/// Time between two acknowledgments of a tenant that follow each other; also from its first try to the first of them, and
+/// from the last of them to its last try: whoever is never acknowledged again waits until the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Gap {
     begun: u64,
@@ -89,21 +90,25 @@ impl Availability {
         let acknowledged = tenants.map(|tenant| acknowledged(operations, tenant));
         let times = || acknowledged.iter().flatten();
         self.acknowledged += times().count() as u64;
+        let gaps: Vec<(&str, Vec<Gap>)> = tenants
+            .into_iter()
+            .zip(&acknowledged)
+            .map(|(tenant, acknowledged)| (tenant, gaps(acknowledged, tried(operations, tenant))))
+            .collect();
+        for (tenant, gaps) in &gaps {
+            self.note_gaps(tenant, gaps, strikes);
+        }
         let (Some(begun), Some(ended)) =
             (times().map(|(begun, _)| *begun).min(), times().map(|(_, ended)| *ended).max())
         else {
             return;
         };
-        let gaps: Vec<(&str, Vec<Gap>)> = tenants.into_iter().zip(acknowledged.iter().map(|one| gaps(one))).collect();
         for strike in strikes.iter().filter(|strike| begun < strike.ended && strike.begun < ended) {
             let met = gaps.iter().flat_map(|(_, gaps)| gaps).filter(|gap| gap.meets(strike));
             let gap = met.map(|gap| gap.length()).max().unwrap_or(0);
             let recoveries: Option<Vec<u64>> = acknowledged.iter().map(|one| recovery(one, strike.ended)).collect();
             let recovery = recoveries.and_then(|all| all.into_iter().max());
             self.costs.push(Cost { fault: strike.fault, gap, recovery });
-        }
-        for (tenant, gaps) in gaps {
-            self.note_gaps(tenant, &gaps, strikes);
         }
     }
 
@@ -170,8 +175,21 @@ fn acknowledged(operations: &[Operation], tenant: &str) -> Vec<(u64, u64)> {
     times
 }
 
-fn gaps(acknowledged: &[(u64, u64)]) -> Vec<Gap> {
-    acknowledged.windows(2).map(|pair| Gap { begun: pair[0].1, ended: pair[1].1 }).collect()
+/// When a tenant first tried to add something, and when last, whatever came of it.
+fn tried(operations: &[Operation], tenant: &str) -> Option<(u64, u64)> {
+    let adds = operations.iter().filter(|one| one.tenant == tenant && matches!(one.kind, Kind::Add(_)));
+    let tries: Vec<u64> = adds.map(|one| one.invoked).collect();
+    Some((tries.iter().copied().min()?, tries.iter().copied().max()?))
+}
+
+fn gaps(acknowledged: &[(u64, u64)], tried: Option<(u64, u64)>) -> Vec<Gap> {
+    let Some((first, last)) = tried else { return Vec::new() };
+    let mut times = vec![first];
+    times.extend(acknowledged.iter().map(|(_, ended)| *ended));
+    times.push(last);
+    // The last try may have been acknowledged.
+    let pairs = times.windows(2).filter(|pair| pair[0] < pair[1]);
+    pairs.map(|pair| Gap { begun: pair[0], ended: pair[1] }).collect()
 }
 
 /// From `since` until something was acknowledged that was sent after it.
@@ -229,6 +247,18 @@ mod tests {
         let one = judge(&operations, &strikes);
         assert_eq!(one.judgment().valid, Some(false));
         assert!(one.judgment().anomalies[1].contains("for b"), "{:?}", one.judgment());
+    }
+
+    #[test]
+    fn whoever_is_never_acknowledged_again_waits_until_the_last_try() {
+        let unknown = |tenant: &'static str, at: u64| Operation { outcome: Outcome::Info, ..add(tenant, at * SECOND) };
+        let mut operations = adds(&[1, 2]);
+        operations.extend((3..14).map(|at| add("a", at * SECOND)));
+        operations.push(unknown("b", 13));
+        let judged = judge(&operations, &[]).judgment();
+        assert_eq!(judged.valid, Some(false));
+        assert!(judged.anomalies[1].contains("for b"), "{judged:?}");
+        assert_eq!(judge(&[unknown("a", 1), unknown("a", 20)], &[]).judgment().valid, Some(false), "none at all");
     }
 
     #[test]

@@ -54,8 +54,9 @@ fn note_trespasses(operations: &[Operation], found: &mut Found) {
         if query.workload != Workload::Isolation || query.purpose != Purpose::Trespass {
             continue;
         }
-        // A refusal is an answer, too: it shows nothing.
-        found.count("trespasses", 1);
+        // A refusal is an answer, too: it shows nothing. No answer, or a node that is not ready, says nothing.
+        let answered = operation.outcome == Outcome::Ok || query.refused.is_some_and(|status| status < 500);
+        found.count("trespasses", u64::from(answered));
         if operation.outcome == Outcome::Ok && !query.rows.is_empty() {
             let read = Read { operation, query };
             found.anomalies.note("trespass", format!("{:?} in the {}", query.rows, read.name()));
@@ -151,6 +152,8 @@ mod tests {
             by("b", read(9, "x")),
             in_dataset("other", read(9, "x")),
             trespass(""),
+            Operation { outcome: Outcome::Fail, ..with_query(trespass(""), |query| query.refused = Some(400)) },
+            Operation { outcome: Outcome::Fail, ..with_query(trespass(""), |query| query.refused = Some(503)) },
             Operation { outcome: Outcome::Fail, ..trespass("") },
         ];
         assert_eq!(kinds(&good), Vec::<&str>::new());
