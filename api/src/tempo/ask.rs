@@ -209,10 +209,8 @@ fn of_tag(key: &str, value: &str) -> String {
             let digits = number.strip_prefix('-').unwrap_or(number);
             let whole = value.parse::<i64>().is_ok() && digits.parse::<i64>().is_ok();
             let real = value.contains(['.', 'e', 'E']) && value.parse::<f64>().is_ok_and(f64::is_finite);
-            if whole || real {
-                if number.starts_with(|c: char| c.is_ascii_digit() || c == '-') {
-                    either.push(format!("{name} = {number}"));
-                }
+            if (whole || real) && number.starts_with(|c: char| c.is_ascii_digit() || c == '-') {
+                either.push(format!("{name} = {number}"));
             }
             if matches!(value, "true" | "false") {
                 either.push(format!("{name} = {value}"));
