@@ -652,7 +652,7 @@ impl Flusher {
                 files.push(file);
                 Ok(())
             };
-            datafile::encode(schema, &rows, name, &mut keep)?;
+            datafile::encode_in(self.lake.config().batch, schema, &rows, name, &mut keep)?;
         }
         let mut entries = Vec::new();
         for file in files {
