@@ -20,8 +20,7 @@ use signaldb_lake::{Lake, copies_of};
 use signaldb_model::{DatasetId, TableId};
 use signaldb_signals::{SignalTable, schema};
 
-use crate::engine::lake_error;
-use crate::error::{QueryError, QueryErrorKind};
+use crate::error::{QueryError, QueryErrorKind, lake_error};
 use crate::logical_view;
 use crate::names::{CATALOG, TenantCatalog};
 use crate::table::StoredTable;

@@ -5,6 +5,8 @@ use std::fmt;
 use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::parser::ParserError;
+use signaldb_lake::LakeError;
+use signaldb_raft::ReadError;
 use tonic::{Code, Status};
 
 use crate::budget::Budget;
@@ -87,6 +89,32 @@ impl QueryError {
         };
         Self::new(kind, status.message())
     }
+}
+
+pub(crate) fn unavailable(message: String) -> QueryError {
+    QueryError::new(QueryErrorKind::Unavailable, message)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
+pub(crate) fn read_error(error: ReadError) -> QueryError {
+    QueryError::new(QueryErrorKind::Unavailable, format!("a strong read cannot be served: {error}"))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
+pub(crate) fn lake_error(error: LakeError) -> QueryError {
+    let mut message = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(error) = source {
+        message = format!("{message}: {error}");
+        source = error.source();
+    }
+    let kind = match error {
+        LakeError::Quarantined { .. } => QueryErrorKind::Quarantined,
+        LakeError::Promote(_) => QueryErrorKind::Invalid,
+        LakeError::Backlog { .. } => QueryErrorKind::Backlog,
+        _ => QueryErrorKind::Unavailable,
+    };
+    QueryError::new(kind, message)
 }
 
 impl From<QueryError> for DataFusionError {

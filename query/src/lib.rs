@@ -28,6 +28,7 @@ mod queries;
 mod remote;
 mod rewrite;
 mod scanned;
+mod snapshot;
 mod spill;
 mod system;
 mod table;

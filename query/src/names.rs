@@ -9,8 +9,8 @@ use datafusion::error::DataFusionError;
 use signaldb_model::DatasetId;
 use signaldb_signals::SignalTable;
 
-use crate::engine::Snapshotter;
 use crate::logical_view;
+use crate::snapshot::Snapshotter;
 use crate::system;
 
 /// Name of the one catalog (CONTRACT).

@@ -27,9 +27,10 @@ use tokio::time::Instant;
 use tonic::codegen::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::engine::{lake_error, maintain, view_index, view_of};
-use crate::error::QueryError;
+use crate::engine::maintain;
+use crate::error::{QueryError, lake_error};
 use crate::queries::{Queries, QueryId, QueryStatus};
+use crate::snapshot::{view_index, view_of};
 
 /// Views that are pinned at a time; queries beyond wait for others to end.
 const VIEWS_MAX: usize = 4096;

@@ -15,10 +15,10 @@ use signaldb_catalog::TablePointer;
 use signaldb_lake::version_of;
 use signaldb_model::NodeId;
 
-use crate::engine::Snapshotter;
 use crate::engine::running::of_all_nodes;
 use crate::error::{QueryError, QueryErrorKind};
 use crate::queries::QueryStatus;
+use crate::snapshot::Snapshotter;
 
 use self::metadata::{LazyTable, MetadataTable};
 

@@ -7,9 +7,10 @@ use signaldb_signals::SignalTable;
 use signaldb_signals::copies::{CopyKind, Level};
 use tokio::time::Instant;
 
-use super::{LEADER_TIMEOUT, QueryEngine, another_attempt, lake_error, read_error, unavailable};
-use crate::error::{QueryError, QueryErrorKind};
+use super::{QueryEngine, another_attempt};
+use crate::error::{QueryError, QueryErrorKind, lake_error, read_error, unavailable};
 use crate::remote;
+use crate::snapshot::LEADER_TIMEOUT;
 
 impl QueryEngine {
     /// Does a task with tables, wherever their owner group is led. Returns the leader's report in JSON.

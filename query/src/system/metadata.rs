@@ -21,7 +21,8 @@ use signaldb_catalog::TablePointer;
 use signaldb_lake::flush_of;
 
 use super::{Columns, batch, dataset, pointers};
-use crate::engine::{Snapshotter, lake_error};
+use crate::error::lake_error;
+use crate::snapshot::Snapshotter;
 
 /// Field id of `timestamp` in every table.
 const TIMESTAMP_ID: i32 = 1;
