@@ -1,14 +1,11 @@
 //! Flight SQL: handshake, statements, prepared statements with parameters, metadata, cancellation.
 //!
-//! Stateless but for the results that are being sent: a ticket or handle is the statement itself with what was bound to
-//! it ([`statement`]), a session is its token, and whose request it is comes from the metadata of every call. So a load
-//! balancer may send each call to another node.
+//! Stateless: a ticket or handle is the statement itself with what was bound to it ([`statement`]), a session is its token,
+//! and whose request it is comes from the metadata of every call. So a load balancer may send each call to another node.
 
 mod bind;
-mod cancel;
 mod edge;
 mod info;
-mod rows;
 mod service;
 mod statement;
 mod wire;
@@ -33,14 +30,13 @@ use signaldb_catalog::Identity;
 use signaldb_model::DatasetId;
 use signaldb_model::limits::REQUEST_BYTES_MAX;
 use signaldb_query::{
-    Allowance, Consistency, Description, Parameters, Query, QueryError, QueryErrorKind, SYSTEM_SCHEMA, SYSTEM_TABLES,
+    Allowance, Consistency, Description, Parameters, Query, QueryError, QueryErrorKind, RunningQuery, SYSTEM_SCHEMA,
+    SYSTEM_TABLES,
 };
 use signaldb_signals::SignalTable;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Request, Response, Status};
 
-use self::cancel::Streams;
-use self::rows::Rows;
 use self::statement::Statement;
 use self::wire::Wire;
 use crate::app::App;
@@ -64,7 +60,6 @@ pub(crate) struct FlightSql {
     app: App,
     info: SqlInfoData,
     types: XdbcTypeInfoData,
-    streams: Streams,
 }
 
 impl fmt::Debug for FlightSql {
@@ -74,7 +69,7 @@ impl fmt::Debug for FlightSql {
 }
 
 pub(crate) fn service(app: App) -> Result<FlightServiceServer<Wire>, FlightError> {
-    let sql = FlightSql { app, info: info::sql_info()?, types: info::types()?, streams: Streams::default() };
+    let sql = FlightSql { app, info: info::sql_info()?, types: info::types()? };
     Ok(FlightServiceServer::new(Wire(sql)).max_decoding_message_size(REQUEST_BYTES_MAX))
 }
 
@@ -89,10 +84,6 @@ fn internal(error: impl fmt::Display) -> ApiError {
 /// Says by name what is not done here.
 fn unsupported<T>(what: &str) -> Result<T, Status> {
     Err(status(ApiError::new(Kind::NotImplemented, format!("{what} is not supported"))))
-}
-
-fn flight_error(error: ApiError) -> FlightError {
-    FlightError::from(error.grpc_status())
 }
 
 /// An error of a stream; one without a name comes from encoding rows.
@@ -187,7 +178,7 @@ impl FlightSql {
         let parameters = match &statement.bound {
             Some(bound) => {
                 let rows = bind::rows(bound).await?;
-                if rows.num_rows() > 0 { Parameters::of_row(&rows, 0)? } else { Parameters::default() }
+                if rows.num_rows() > 0 { Parameters::of_rows(rows) } else { Parameters::default() }
             }
             None => Parameters::default(),
         };
@@ -221,23 +212,23 @@ impl FlightSql {
 
     async fn rows(&self, handle: &[u8], metadata: &MetadataMap) -> Result<Response<DoGet>, ApiError> {
         let statement = self.reopened(handle, metadata)?;
-        let query = self.query(&statement, metadata)?;
-        let bound = match &statement.bound {
-            Some(bound) => Some(bind::rows(bound).await?),
-            None => None,
-        };
-        if bound.as_ref().is_some_and(|rows| rows.num_rows() == 0) {
-            let description = self.describe(&statement, metadata).await?;
-            let none = stream::empty::<Result<RecordBatch, FlightError>>();
-            return Ok(sent(edge::result(&description.schema, statement.flat), none));
+        let mut query = self.query(&statement, metadata)?;
+        if let Some(bound) = &statement.bound {
+            let rows = bind::rows(bound).await?;
+            if rows.num_rows() == 0 {
+                let description = self.describe(&statement, metadata).await?;
+                let none = stream::empty::<Result<RecordBatch, FlightError>>();
+                return Ok(sent(edge::result(&description.schema, statement.flat), none));
+            }
+            query.parameters = Parameters::of_rows(rows);
         }
-        let sending = self.streams.begin(statement.id.clone(), query.identity.tenant.clone());
-        let engine = self.app.engine.clone();
-        let rows = Box::pin(Rows::start(engine, query, bound, statement.flat, sending)).await?;
-        let (schema, missing) = (Arc::clone(&rows.schema), missing_groups(&rows.missing));
-        let batches = stream::try_unfold(rows, |mut rows| async move {
-            let batch = rows.next().await.map_err(flight_error)?;
-            Ok::<_, FlightError>(batch.map(|batch| (batch, rows)))
+        let running = Box::pin(self.app.engine.run_ticket(query, statement.id.clone())).await?;
+        let (schema, missing) =
+            (edge::result(&running.schema, statement.flat), missing_groups(&running.missing_groups));
+        // Dropping the stream ends the query.
+        let batches = stream::try_unfold((running, Arc::clone(&schema)), |(mut running, schema)| async move {
+            let batch = next(&mut running, &schema).await.map_err(|error| FlightError::from(error.grpc_status()))?;
+            Ok::<_, FlightError>(batch.map(|batch| (batch, (running, schema))))
         });
         let mut response = sent(schema, batches);
         if let Some(groups) = missing.and_then(|groups| MetadataValue::try_from(groups.as_bytes()).ok()) {
@@ -246,16 +237,14 @@ impl FlightSql {
         Ok(response)
     }
 
-    /// Gives up the results of these tickets that this node is sending.
-    fn cancel(&self, info: Option<&FlightInfo>, metadata: &MetadataMap) -> Result<CancelStatus, Status> {
+    /// Gives up the results of these tickets, whichever node computes them.
+    async fn cancel(&self, info: Option<&FlightInfo>, metadata: &MetadataMap) -> Result<CancelStatus, Status> {
         let identity = self.identify(metadata)?;
         let endpoints = info.map(|info| info.endpoint.as_slice()).unwrap_or_default();
-        let mut found = false;
-        for ticket in endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
-            let statement = statement_of(ticket).map_err(status)?;
-            found |= self.streams.cancel(&statement.id, &identity.tenant);
-        }
-        // Rows that are on their way may still arrive. Another node may be sending them, or nobody yet.
+        let tickets = endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref());
+        let tickets: Result<Vec<Bytes>, ApiError> = tickets.map(|ticket| Ok(statement_of(ticket)?.id)).collect();
+        let found = self.app.engine.cancel(&tickets.map_err(status)?, &identity.tenant).await.map_err(status)?;
+        // Rows that are on their way may still arrive. Nobody may have asked for them yet, or all of them are sent.
         Ok(if found { CancelStatus::Cancelling } else { CancelStatus::NotCancellable })
     }
 
@@ -299,6 +288,12 @@ impl FlightSql {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The next rows as they are sent, `None` after the last.
+async fn next(running: &mut RunningQuery, schema: &SchemaRef) -> Result<Option<RecordBatch>, ApiError> {
+    let Some(batch) = running.next().await else { return Ok(None) };
+    edge::convert(&batch?, schema).map(Some)
 }
 
 /// A result on its way. Dictionaries go as they are, each with the rows that need it.

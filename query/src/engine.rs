@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use bytes::Bytes;
 use datafusion::datasource::provider_as_source;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
@@ -16,7 +17,7 @@ use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
-use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::physical_plan::{EmptyRecordBatchStream, SendableRecordBatchStream};
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::StreamExt;
 use signaldb_catalog::{Access, Identity};
@@ -106,7 +107,8 @@ pub enum Consistency {
 pub struct Query {
     pub identity: Identity,
     pub sql: String,
-    /// Values of `?`, `$1` or `$name` in the text.
+    /// Values of `?`, `$1` or `$name` in the text. With several rows it runs once for each, one after the other: one query
+    /// with one budget, whose rows follow each other.
     pub parameters: Parameters,
     pub consistency: Consistency,
     /// An acknowledged position that must be visible, whatever the consistency.
@@ -249,7 +251,17 @@ impl QueryEngine {
     ///
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run(&self, query: Query) -> Result<RunningQuery, QueryError> {
-        self.start(query, Work::Sql).await
+        self.start(query, Work::Sql, Bytes::new()).await
+    }
+
+    /// The same for a Flight ticket, by whose id [`Self::cancel`] finds it.
+    ///
+    /// # Errors
+    /// As for [`Self::run`].
+    ///
+    /// Cancel safety: dropping the future cancels the query.
+    pub async fn run_ticket(&self, query: Query, ticket: Bytes) -> Result<RunningQuery, QueryError> {
+        self.start(query, Work::Sql, ticket).await
     }
 
     /// Starts a plan over the table of the caller's dataset as it is stored, helper columns included; `query.sql` only
@@ -260,7 +272,7 @@ impl QueryEngine {
         table: SignalTable,
         shape: Shape,
     ) -> Result<RunningQuery, QueryError> {
-        self.start(query, Work::Plan(table, shape)).await
+        self.start(query, Work::Plan(table, shape), Bytes::new()).await
     }
 
     /// Runs what is more than a plan beside the plans, within the deadline of a query.
@@ -277,9 +289,9 @@ impl QueryEngine {
         ended.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))?
     }
 
-    async fn start(&self, query: Query, work: Work) -> Result<RunningQuery, QueryError> {
+    async fn start(&self, query: Query, work: Work, ticket: Bytes) -> Result<RunningQuery, QueryError> {
         let allowed = self.allowed(query.allowance.deadline)?;
-        let listed = self.0.queries.list(&query.identity, &query.sql, allowed, self.0.config.scan_bytes_max);
+        let listed = self.list(&query, ticket, allowed);
         let record = Arc::clone(&listed);
         let (opened, schema) = oneshot::channel();
         let (rows, batches) = mpsc::channel(OUTPUT_QUEUE);
@@ -289,6 +301,10 @@ impl QueryEngine {
         let opened = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
         let (schema, missing_groups) = opened;
         Ok(RunningQuery { schema, missing_groups, batches, record, _task: task })
+    }
+
+    fn list(&self, query: &Query, ticket: Bytes, allowed: Duration) -> Listed {
+        self.0.queries.list(&query.identity, &query.sql, ticket, allowed, self.0.config.scan_bytes_max)
     }
 
     /// All the time that a query has which asks for that much.
@@ -361,7 +377,7 @@ async fn another_attempt(group: &Group, seen: Leadership, until: Instant, error:
 impl Inner {
     async fn drive(
         &self,
-        query: Query,
+        mut query: Query,
         work: Work,
         listed: Listed,
         opened: oneshot::Sender<Result<(SchemaRef, Vec<u32>), QueryError>>,
@@ -369,6 +385,8 @@ impl Inner {
     ) {
         metrics::note_started();
         let record: &Record = &listed;
+        let mut runs = std::mem::take(&mut query.parameters).runs();
+        query.parameters = runs.next().unwrap_or_default();
         let open = async {
             let permit = self.gate.enter(&query.identity.tenant).await?;
             let pool = QueryMemory::pool(&self.memory, self.config.query_memory_bytes);
@@ -385,7 +403,7 @@ impl Inner {
             }
         };
         let schema = stream.schema();
-        if opened.send(Ok((Arc::clone(&schema), missing))).is_err() {
+        if opened.send(Ok((Arc::clone(&schema), missing.clone()))).is_err() {
             return;
         }
         record.runs();
@@ -407,7 +425,18 @@ impl Inner {
                     }
                 }
                 Ok(Some(batch)) => batch,
-                Ok(None) => break Ok(None),
+                Ok(None) => {
+                    let Some(parameters) = runs.next() else { break Ok(None) };
+                    query.parameters = parameters;
+                    // The next run has the memory that this one held.
+                    stream = Box::pin(EmptyRecordBatchStream::new(Arc::clone(&schema)));
+                    match self.next_run((&query, &work), &runtime, record, (&schema, missing.as_slice())).await {
+                        Ok(next) => stream = next,
+                        Err(error) => break Err(error),
+                    }
+                    (restarts, yielded) = (0, false);
+                    continue;
+                }
                 Err(error) => break Err(error),
             };
             yielded = true;
@@ -454,6 +483,28 @@ impl Inner {
         };
         let (stream, _) = record.within(Box::pin(open)).await.ok()?;
         (stream.schema() == *schema).then_some(stream)
+    }
+
+    /// The query with the parameters of its next run: what was said before the first row still has to be true.
+    async fn next_run(
+        &self,
+        (query, work): (&Query, &Work),
+        runtime: &Arc<RuntimeEnv>,
+        record: &Record,
+        (schema, missing): (&SchemaRef, &[u32]),
+    ) -> Result<SendableRecordBatchStream, QueryError> {
+        let open = self.open(query, work, runtime, record.deadline());
+        let (stream, lacking) = record.within(Box::pin(open)).await?;
+        if !same_columns(&stream.schema(), schema) {
+            let message = "the result's columns depend on the parameters: bind one row at a time";
+            return Err(QueryError::new(QueryErrorKind::Invalid, message));
+        }
+        if lacking.iter().any(|group| !missing.contains(group)) {
+            return Err(unavailable(
+                "a leader went away between two rows of parameters; nothing would say so".to_owned(),
+            ));
+        }
+        Ok(stream)
     }
 
     /// What one query runs in: its own memory, and stores that count what it reads.
@@ -517,6 +568,14 @@ impl Inner {
         state.config_mut().options_mut().catalog.default_schema = query.identity.dataset.to_string();
         (SessionContext::new_with_state(state), snapshotter)
     }
+}
+
+/// Whether columns can be null may differ from run to run: a value that is bound is null or not.
+fn same_columns(one: &Schema, other: &Schema) -> bool {
+    let columns = |schema: &Schema| -> Vec<(String, DataType)> {
+        schema.fields().iter().map(|field| (field.name().clone(), field.data_type().clone())).collect()
+    };
+    columns(one) == columns(other)
 }
 
 /// Only queries: nothing that changes data, tables or settings.

@@ -21,9 +21,9 @@ use futures::TryStreamExt;
 use prost::Message;
 use signaldb_model::{GroupId, NodeId, TableId, TenantId};
 use signaldb_proto::peer::{
-    FLUSH_ACTION, FlushRequest, KILL_ACTION, KillRequest, KillResponse, MAINTAIN_ACTION, MaintainRequest,
-    QUERIES_ACTION, QueriesRequest, QueriesResponse, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest,
-    ViewResponse,
+    CANCEL_ACTION, CancelRequest, FLUSH_ACTION, FlushRequest, KILL_ACTION, KillRequest, KillResponse, MAINTAIN_ACTION,
+    MaintainRequest, QUERIES_ACTION, QueriesRequest, QueriesResponse, RELEASE_ACTION, RowsTicket, VIEW_ACTION,
+    ViewRequest, ViewResponse,
 };
 use signaldb_raft::{Lane, MESSAGE_BYTES_MAX, Peers};
 use tonic::Status;
@@ -143,6 +143,13 @@ pub(crate) async fn kill(peers: &Peers, id: QueryId, tenant: Option<&TenantId>) 
     let tenant = tenant.map(TenantId::to_string).unwrap_or_default();
     let request = KillRequest { id: id.to_string(), tenant };
     let answer = act(peers, id.node, KILL_ACTION, request.encode_to_vec()).await?;
+    Ok(KillResponse::decode(answer).map_err(|error| Status::internal(error.to_string()))?.found)
+}
+
+/// Has a node stop the queries that answer these tickets of the tenant's; says whether there was one.
+pub(crate) async fn cancel(peers: &Peers, node: NodeId, tickets: &[Bytes], tenant: &TenantId) -> Result<bool, Status> {
+    let request = CancelRequest { tickets: tickets.to_vec(), tenant: tenant.to_string() };
+    let answer = act(peers, node, CANCEL_ACTION, request.encode_to_vec()).await?;
     Ok(KillResponse::decode(answer).map_err(|error| Status::internal(error.to_string()))?.found)
 }
 

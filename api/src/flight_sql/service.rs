@@ -172,7 +172,7 @@ impl FlightSqlService for FlightSql {
         let unreadable = |_| status(ApiError::invalid("CancelQuery needs the FlightInfo of a query"));
         let info = FlightInfo::decode(query.info).map_err(unreadable)?;
         // The two enumerations have the same numbers.
-        Ok(ActionCancelQueryResult { result: self.cancel(Some(&info), request.metadata())? as i32 })
+        Ok(ActionCancelQueryResult { result: self.cancel(Some(&info), request.metadata()).await? as i32 })
     }
 
     async fn do_action_fallback(&self, request: Request<Action>) -> Result<Response<DoAction>, Status> {
@@ -180,7 +180,7 @@ impl FlightSqlService for FlightSql {
         if action.r#type == CANCEL_FLIGHT_INFO {
             let unreadable = |_| status(ApiError::invalid("CancelFlightInfo needs a CancelFlightInfoRequest"));
             let asked = CancelFlightInfoRequest::decode(action.body.clone()).map_err(unreadable)?;
-            let result = CancelFlightInfoResult::new(self.cancel(asked.info.as_ref(), request.metadata())?);
+            let result = CancelFlightInfoResult::new(self.cancel(asked.info.as_ref(), request.metadata()).await?);
             let answer = arrow_flight::Result::new(result.encode_to_vec());
             return Ok(Response::new(Box::pin(stream::iter([Ok(answer)]))));
         }
