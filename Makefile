@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 ENV := . scripts/env.sh;
 
-.PHONY: help deps test-deps jepsen-deps run cluster test mutations test-deployment sim jepsen jepsen-full lint bench install clean
+.PHONY: help deps test-deps jepsen-deps run cluster test mutations test-deployment sim fuzz jepsen jepsen-full lint bench install clean
 
 help:
 	@echo "make run      build the release binary and run one node on loopback (data in .data/)"
@@ -13,6 +13,7 @@ help:
 	@echo "make mutations  break the server on purpose, in one way after the other, and see that a test notices each"
 	@echo "make test-deployment  one node, and three with PostgreSQL and S3: an export and a query, on the release binary"
 	@echo "make sim SEEDS=200  three simulated nodes under faults, once a seed; SEED=1234 runs one and prints every event"
+	@echo "make fuzz TARGET=traceql SECONDS=60  random bytes to what reads a client's; the targets are the folders of fuzz/corpus"
 	@echo "make jepsen   break three release nodes for two minutes and judge what they did (exit 0 valid, 1 invalid, 2 unknown);"
 	@echo "              the report is jepsen/store/latest/index.html"
 	@echo "              CATALOG=postgres: with their catalog in a private PostgreSQL; SEED=7: the choices of an earlier run"
@@ -60,6 +61,17 @@ sim: deps
 	@$(ENV) cargo test --locked --workspace --test sim -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) \
 	  $(if $(FROM),--from $(FROM)) $(if $(SECONDS),--seconds $(SECONDS))
 
+# libFuzzer's instrumentation is for nightly compilers; RUSTC_BOOTSTRAP has ours take its options. The lock file is ours, to
+# which cargo adds libFuzzer. What is found goes to the first folder, the seeds are only read.
+TARGET ?= traceql
+fuzz: deps
+	@$(ENV) export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$$PWD/fuzz/target"; \
+	command -v cargo-fuzz >/dev/null || { echo "make fuzz needs cargo-fuzz: cargo install --locked cargo-fuzz" >&2; exit 1; }; \
+	[ -d "fuzz/corpus/$(TARGET)" ] || { echo "TARGET is one of: $$(ls fuzz/corpus | xargs)" >&2; exit 1; }; \
+	cp Cargo.lock fuzz/Cargo.lock; mkdir -p "fuzz/found/$(TARGET)"; \
+	cargo fuzz run --sanitizer none "$(TARGET)" "fuzz/found/$(TARGET)" "fuzz/corpus/$(TARGET)" -- \
+	  -max_total_time=$(or $(SECONDS),60) -max_len=16384 -timeout=10
+
 CATALOG ?= sqlite
 jepsen-deps:
 	@scripts/install-deps.sh jepsen $(if $(filter postgres,$(CATALOG)),tests)
@@ -96,4 +108,4 @@ install: deps
 	install -D "$${CARGO_TARGET_DIR:-target}/release/signaldb" "$(PREFIX)/bin/signaldb"
 
 clean:
-	rm -rf .data .venv .venv-bench jepsen/store
+	rm -rf .data .venv .venv-bench jepsen/store fuzz/target fuzz/found fuzz/artifacts fuzz/coverage

@@ -5,6 +5,8 @@
 
 mod bind;
 mod edge;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod info;
 mod service;
 mod statement;

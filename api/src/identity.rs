@@ -154,15 +154,15 @@ pub(crate) fn session_token(app: &App, headers: &HeaderMap) -> Result<String, Ap
 
 /// What the headers claim; nothing of it is checked yet.
 #[derive(Debug, Default)]
-struct Credentials {
-    key: Option<Key>,
+pub(crate) struct Credentials {
+    pub(crate) key: Option<Key>,
     tenant: Option<TenantId>,
     dataset: Option<DatasetId>,
 }
 
 /// What a request proves itself with.
 #[derive(Debug, PartialEq, Eq)]
-enum Key {
+pub(crate) enum Key {
     Api(String),
     /// A session token.
     Session(Vec<u8>),
@@ -176,7 +176,7 @@ impl Credentials {
         }
     }
 
-    fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
+    pub(crate) fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
         let mut out = Self::default();
         if let Some(value) = header(headers, "authorization")? {
             out.read_authorization(value)?;

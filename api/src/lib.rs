@@ -12,6 +12,9 @@ mod decompress;
 pub mod error;
 mod flight_sql;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod iceberg_rest;
 mod identity;

@@ -10,4 +10,6 @@ mod grpc;
 mod http;
 mod json;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use ask::trace_id;
 pub(crate) use http::routes;

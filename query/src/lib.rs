@@ -13,6 +13,9 @@ mod engine;
 mod error;
 mod files;
 mod functions;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod kept;
 mod logical_view;

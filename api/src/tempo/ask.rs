@@ -62,7 +62,7 @@ pub(super) fn window_of(parameters: &Parameters) -> Result<Window, ApiError> {
 }
 
 /// An id of up to 32 hex digits; a shorter one has zeros before it.
-pub(super) fn trace_id(hex: &str) -> Result<[u8; 16], ApiError> {
+pub(crate) fn trace_id(hex: &str) -> Result<[u8; 16], ApiError> {
     let wrong =
         || invalid(format!("trace IDs are up to 32 hex digits, not {:?}", hex.chars().take(80).collect::<String>()));
     if hex.is_empty() || hex.len() > 32 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {

@@ -158,12 +158,10 @@ impl fmt::Display for Field {
                     (false, Scope::Link) => "link.",
                     (false, Scope::Instrumentation) => "instrumentation.",
                 })?;
-                let plain = !name.chars().any(|c| super::lexer::ends_name(c) || c == '"' || c == '\\');
-                if plain {
-                    f.write_str(name)
-                } else {
-                    write!(f, "\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))
-                }
+                // `.5` is a number.
+                let number = !parent && *scope == Scope::Any && name.starts_with(|c: char| c.is_ascii_digit());
+                let special = |c: char| super::lexer::ends_name(c) || c == '"' || c == '\\';
+                if number || name.chars().any(special) { f.write_str(&quoted(name)) } else { f.write_str(name) }
             }
         }
     }
@@ -237,16 +235,18 @@ impl fmt::Display for Literal {
             Self::Bool(value) => value.fmt(f),
             Self::Int(value) => value.fmt(f),
             Self::Float(value) => write!(f, "{value:?}"),
-            Self::Text(text) => write!(
-                f,
-                "\"{}\"",
-                text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\r', "\\r")
-            ),
+            Self::Text(text) => f.write_str(&quoted(text)),
             Self::Duration(nanos) => write!(f, "{nanos}ns"),
             Self::Status(status) => f.write_str(status.name()),
             Self::Kind(kind) => f.write_str(kind.name()),
         }
     }
+}
+
+/// A text as the lexer reads it.
+fn quoted(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\r', "\\r");
+    format!("\"{text}\"")
 }
 
 /// Operators between values.
