@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use datafusion::datasource::provider_as_source;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::SendableRecordBatchStream;
@@ -29,7 +27,6 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::as_of;
-use crate::budget::late;
 use crate::error::{QueryError, QueryErrorKind, lake_error, read_error, unavailable};
 use crate::gate::Gate;
 use crate::kept::KeptParts;
@@ -46,9 +43,12 @@ use crate::{metrics, remote, spill};
 
 mod describe;
 pub(crate) mod maintain;
+mod portions;
 pub(crate) mod running;
 
 pub use describe::Description;
+pub use portions::Answers;
+pub(crate) use portions::{Portions, Progress, Scan, Shape};
 
 /// How long a flush that somebody waits for may take.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -122,16 +122,6 @@ pub struct Allowance {
     /// Whether `system.queries` shows the queries of all tenants.
     pub all_tenants: bool,
 }
-
-/// What is asked: SQL over the logical view, or a plan over a table as it is stored.
-enum Work {
-    Sql,
-    Plan(SignalTable, Shape),
-}
-
-/// Puts a plan on the scan of a table; once more when the query begins anew.
-pub(crate) type Shape =
-    Box<dyn Fn(LogicalPlanBuilder) -> datafusion::common::Result<LogicalPlan> + Send + Sync + 'static>;
 
 /// Answers queries. Cheap to clone.
 #[derive(Clone)]
@@ -249,42 +239,13 @@ impl QueryEngine {
     ///
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run(&self, query: Query) -> Result<RunningQuery, QueryError> {
-        self.start(query, Work::Sql).await
-    }
-
-    /// Starts a plan over the table of the caller's dataset as it is stored, helper columns included; `query.sql` only
-    /// names it in `system.queries`.
-    pub(crate) async fn run_over(
-        &self,
-        query: Query,
-        table: SignalTable,
-        shape: Shape,
-    ) -> Result<RunningQuery, QueryError> {
-        self.start(query, Work::Plan(table, shape)).await
-    }
-
-    /// Runs what is more than a plan beside the plans, within the deadline of a query.
-    pub(crate) async fn beside<T: Send + 'static>(
-        &self,
-        allowance: Allowance,
-        work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
-    ) -> Result<T, QueryError> {
-        let allowed = self.allowed(allowance.deadline)?;
-        let task = self.0.cpu.spawn(async move {
-            tokio::time::timeout(allowed, Box::pin(work)).await.unwrap_or_else(|_| Err(late(allowed, false)))
-        });
-        let ended = AbortOnDropHandle::new(task).await;
-        ended.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))?
-    }
-
-    async fn start(&self, query: Query, work: Work) -> Result<RunningQuery, QueryError> {
         let allowed = self.allowed(query.allowance.deadline)?;
         let listed = self.0.queries.list(&query.identity, &query.sql, allowed, self.0.config.scan_bytes_max);
         let record = Arc::clone(&listed);
         let (opened, schema) = oneshot::channel();
         let (rows, batches) = mpsc::channel(OUTPUT_QUEUE);
         let inner = Arc::clone(&self.0);
-        let task = self.0.cpu.spawn(async move { inner.drive(query, work, listed, opened, rows).await });
+        let task = self.0.cpu.spawn(async move { inner.drive(query, listed, opened, rows).await });
         let task = AbortOnDropHandle::new(task);
         let opened = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
         let (schema, missing_groups) = opened;
@@ -362,7 +323,6 @@ impl Inner {
     async fn drive(
         &self,
         query: Query,
-        work: Work,
         listed: Listed,
         opened: oneshot::Sender<Result<(SchemaRef, Vec<u32>), QueryError>>,
         rows: mpsc::Sender<Result<Option<RecordBatch>, QueryError>>,
@@ -374,7 +334,7 @@ impl Inner {
             let pool = QueryMemory::pool(&self.memory, self.config.query_memory_bytes);
             listed.plans(Arc::clone(&pool));
             let runtime = self.runtime_of(&listed, pool);
-            let (stream, missing) = self.open(&query, &work, &runtime, listed.deadline()).await?;
+            let (stream, missing) = self.open(&query, &runtime, listed.deadline()).await?;
             Ok::<_, QueryError>((permit, runtime, stream, missing))
         };
         let (permit, runtime, mut stream, missing) = match record.within(Box::pin(open)).await {
@@ -398,7 +358,7 @@ impl Inner {
                 Err(error) if error.kind == QueryErrorKind::Unavailable && may_restart && !yielded => {
                     // A leader that held rows for it is gone, say; nobody has seen anything of the answer yet.
                     restarts += 1;
-                    match self.restart((&query, &work), &runtime, record, &schema, restarts).await {
+                    match self.restart(&query, &runtime, record, &schema, restarts).await {
                         Some(anew) => {
                             stream = anew;
                             continue;
@@ -439,7 +399,7 @@ impl Inner {
     /// The query from its beginning, if that may help; its answer must have the same columns.
     async fn restart(
         &self,
-        (query, work): (&Query, &Work),
+        query: &Query,
         runtime: &Arc<RuntimeEnv>,
         record: &Record,
         schema: &SchemaRef,
@@ -450,7 +410,7 @@ impl Inner {
         }
         let open = async {
             tokio::time::sleep(LEADER_POLL).await;
-            self.open(query, work, runtime, record.deadline()).await
+            self.open(query, runtime, record.deadline()).await
         };
         let (stream, _) = record.within(Box::pin(open)).await.ok()?;
         (stream.schema() == *schema).then_some(stream)
@@ -467,22 +427,12 @@ impl Inner {
     async fn open(
         &self,
         query: &Query,
-        work: &Work,
         runtime: &Arc<RuntimeEnv>,
         deadline: Instant,
     ) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
         let (context, snapshotter) = self.context(query, runtime, deadline);
-        let frame = match work {
-            Work::Sql => {
-                let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
-                DataFrame::new(state, parameters::bind(plan, &query.parameters)?)
-            }
-            Work::Plan(table, shape) => {
-                let stored = Arc::new(Box::pin(snapshotter.table(&query.identity.dataset, *table)).await?);
-                let scan = LogicalPlanBuilder::scan(table.name(), provider_as_source(stored), None)?;
-                DataFrame::new(context.state(), shape(scan)?)
-            }
-        };
+        let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
+        let frame = DataFrame::new(state, parameters::bind(plan, &query.parameters)?);
         let stream = frame.execute_stream().await?;
         Ok((stream, snapshotter.missing()))
     }

@@ -628,6 +628,8 @@ impl fmt::Display for Metrics {
 /// A whole query.
 #[derive(Debug, Clone)]
 pub struct Traceql {
+    /// As it was written.
+    pub source: String,
     pub stages: Vec<Stage>,
     pub metrics: Option<Metrics>,
     pub hints: Vec<(String, Literal)>,

@@ -26,7 +26,7 @@ impl Parser<'_> {
             return Err(self.unsupported(self.at(), format!("{what} on series")));
         }
         let hints = self.hints()?;
-        Ok(Traceql { stages, metrics, hints })
+        Ok(Traceql { source: self.source.to_owned(), stages, metrics, hints })
     }
 
     /// Stages up to the closing bracket.
