@@ -18,7 +18,7 @@ use super::trace::{Version, Writer};
 use super::{answer, grpc, json};
 use crate::app::App;
 use crate::error::{ApiError, Kind};
-use crate::format::{PARTIAL, missing_groups};
+use crate::format::{PARTIAL, QUERY_ID, missing_groups};
 use crate::identity::identify;
 use crate::otlp_http::read_within;
 use crate::reading::{Reading, ReadingParameters};
@@ -180,6 +180,7 @@ async fn trace(
     if head.spans.is_empty() && !head.cut && version == Version::First {
         return Ok(with_missing(StatusCode::NOT_FOUND.into_response(), &inspected));
     }
+    let id = HeaderValue::try_from(parts.id().to_string());
     let protobuf = wants_protobuf(headers);
     let mut writer = Writer::new(version, protobuf);
     let body = if inspected.so_far {
@@ -197,7 +198,11 @@ async fn trace(
         Body::from(writer.end(head))
     };
     let media_type = if protobuf { PROTOBUF } else { JSON };
-    Ok(with_missing(([(header::CONTENT_TYPE, media_type)], body).into_response(), &inspected))
+    let mut response = ([(header::CONTENT_TYPE, media_type)], body).into_response();
+    if let Ok(id) = id {
+        response.headers_mut().insert(HeaderName::from_static(QUERY_ID), id);
+    }
+    Ok(with_missing(response, &inspected))
 }
 
 async fn search(State(app): State<App>, url: Url, headers: HeaderMap, body: Body) -> Response {
