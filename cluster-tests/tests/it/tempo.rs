@@ -290,6 +290,33 @@ async fn series_count_every_acknowledged_span() -> anyhow::Result<()> {
     let buckets = ask("{} | histogram_over_time(duration)").await?;
     assert_eq!(buckets["series"].as_array().map(Vec::len), Some(2), "{buckets}");
 
+    let compared = ask("{} | compare({ status = error }, 2)").await?;
+    let of = |meta: (&str, &str), field: &str, shown: &str| {
+        let label = |(key, value): (&str, &str)| json!({"key": key, "value": {"stringValue": value}});
+        let labels = json!([label(meta), label((field, shown))]);
+        let series = compared["series"].as_array().into_iter().flatten();
+        series.filter(|one| one["labels"] == labels).map(|one| one["value"].as_f64().unwrap_or(0.0)).next()
+    };
+    let (baseline, selection) = (("__meta_type", "baseline"), ("__meta_type", "selection"));
+    for (meta, field, shown, expected) in [
+        (selection, "name", "pay", Some(5.0)),
+        (baseline, "name", "GET /", Some(5.0)),
+        (baseline, "name", "pay", None),
+        (selection, "resource.service.name", "shop", Some(5.0)),
+        (selection, "span.card", "visa", Some(5.0)),
+        (baseline, "span.card", "visa", None),
+        (baseline, "span.db.system.name", "postgresql", Some(5.0)),
+        (("__meta_type", "baseline_total"), "name", "nil", Some(10.0)),
+        (("__meta_type", "selection_total"), "kind", "nil", Some(5.0)),
+        (("__meta_error", "__too_many_values__"), "name", "nil", None),
+    ] {
+        assert_eq!(of(meta, field, shown), expected, "{meta:?} {field}={shown}: {compared}");
+    }
+    let cut = ask("{} | compare({ status = error }, 1)").await?.to_string();
+    assert!(cut.contains("__too_many_values__"), "{cut}");
+    let late = ask("{} | compare({ rootName = \"GET /\" }, 1, 1, 2)").await?.to_string();
+    assert!(late.contains("baseline") && !late.contains("\"selection\""), "nothing was selected at that time: {late}");
+
     let query = [("q", "{} | rate() by(name)"), ("start", start.as_str()), ("end", end.as_str()), ("step", "30s")];
     let answer = get(&node, "/api/metrics/query_range", &query).await?;
     let series = answer["series"].as_array().context("series")?;
@@ -329,9 +356,9 @@ async fn bad_requests_are_told_where_they_are_wrong() -> anyhow::Result<()> {
         ("/api/metrics/query_range", &[("q", "{} | rate()"), ("step", "1ms")], 400, "longer step"),
         (
             "/api/metrics/query_range",
-            &[("q", "{} | compare({ status = error })")],
+            &[("q", "({} | rate()) / ({} | rate())")],
             501,
-            "col 6: not supported: compare()",
+            "col 7: not supported: arithmetic of series",
         ),
         ("/api/v2/traces/zz", &[], 400, "hex"),
     ] {

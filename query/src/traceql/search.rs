@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::logical_expr::Expr as Filter;
+use signaldb_signals::promoted;
 
 use super::ast::{Expr, Field, Function, Intrinsic, Metrics, Scalar, Spanset as SpansetExpr, Stage, Traceql};
 use super::eval::{self, At};
 use super::pushdown;
 use super::scan::{self, Answered, Asked, Candidate, Reader, TraceId, Window, bytes_of, of_traces};
+use super::series::compare;
 use super::spans::{ALWAYS, SpanColumns, columns_of};
 use super::trace::{SpanRef, Trace};
 use super::value::Value;
@@ -245,6 +247,12 @@ pub(super) fn add_columns(query: &Traceql, columns: &mut BTreeSet<&'static str>)
     }
     if let Some(Metrics { function, by, .. }) = &query.metrics {
         by.iter().chain(Function::field(function)).for_each(|field| columns_of(field, columns));
+        if let Function::Compare(comparison) = function {
+            comparison.selection.fields(&mut |field| columns_of(field, columns));
+            compare::fields().for_each(|field| columns_of(&field, columns));
+            let promoted = [promoted::RECORD, promoted::RESOURCE].into_iter().flatten();
+            columns.extend(promoted.map(|promoted| promoted.column));
+        }
     }
 }
 

@@ -18,6 +18,8 @@ use super::value::Value;
 use crate::engine::{Progress, QueryEngine};
 use crate::error::{QueryError, QueryErrorKind};
 
+pub(super) mod compare;
+
 /// Moments of a series.
 pub const STEPS_MAX: u64 = 11_000;
 /// Series of an answer, before `topk` and `bottomk`.
@@ -91,21 +93,50 @@ impl QueryEngine {
 
 type Found = (Vec<Series>, Inspected);
 
-async fn compute(
+/// Series as they grow, span by span.
+trait Collected {
+    fn add(&mut self, at: At<'_>, columns: &SpanColumns<'_>, row: usize) -> Result<(), QueryError>;
+
+    /// What it takes in memory, and what the series that are made of it take, about.
+    fn bytes(&self) -> usize;
+
+    fn is_empty(&self) -> bool;
+
+    fn finish(&self) -> Vec<Series>;
+}
+
+async fn compute(reader: Reader, question: SeriesQuestion, progress: Progress<Found>) -> Result<Found, QueryError> {
+    let Some(metrics) = &question.query.metrics else { return Ok((Vec::new(), Inspected::default())) };
+    if let Function::Compare(comparison) = &metrics.function {
+        let comparing = compare::Comparing::new(comparison, &question);
+        return Box::pin(collect(reader, &question, metrics, comparing, progress)).await;
+    }
+    Box::pin(collect(reader, &question, metrics, Tally::new(metrics, &question), progress)).await
+}
+
+/// Whether the labels and numbers of a span are known without the other spans of its trace.
+fn is_local(metrics: &Metrics) -> bool {
+    let needs_trace = |field: &Field| field.needs_trace();
+    let selects_locally = match &metrics.function {
+        Function::Compare(comparison) => eval::is_local(&comparison.selection),
+        _ => true,
+    };
+    selects_locally && !metrics.by.iter().chain(Function::field(&metrics.function)).any(needs_trace)
+}
+
+async fn collect(
     mut reader: Reader,
-    question: SeriesQuestion,
+    question: &SeriesQuestion,
+    metrics: &Metrics,
+    mut tally: impl Collected,
     mut progress: Progress<Found>,
 ) -> Result<Found, QueryError> {
-    let Some(metrics) = &question.query.metrics else { return Ok((Vec::new(), Inspected::default())) };
     let mut columns = BTreeSet::from(ALWAYS);
     add_columns(&question.query, &mut columns);
     let filter = pushdown::of_stages(&question.query.stages);
-    let mut tally = Tally::new(metrics, &question);
-    let needs_trace = |field: &Field| field.needs_trace();
-    let local_labels = !metrics.by.iter().chain(Function::field(&metrics.function)).any(needs_trace);
     let held = reader.memory("series");
     let condition = match question.query.stages.as_slice() {
-        [Stage::Spans(Spanset::Filter(expr))] if eval::is_local(expr) && local_labels => expr,
+        [Stage::Spans(Spanset::Filter(expr))] if eval::is_local(expr) && is_local(metrics) => expr,
         stages => {
             let window = Window { start: Some(question.start), end: Some(question.end - 1) };
             let mut traces = Traces::new(reader, window, filter, columns);
@@ -123,7 +154,7 @@ async fn compute(
                     held.try_resize(tally.bytes())?;
                     tokio::task::yield_now().await;
                 }
-                tally.say(&mut progress, || traces.inspected());
+                say(&tally, &mut progress, || traces.inspected());
             }
             return Ok((tally.finish(), traces.inspected()));
         }
@@ -141,10 +172,17 @@ async fn compute(
                 tally.add(at, &columns, row)?;
             }
         }
-        tally.say(&mut progress, || reader.inspected());
+        say(&tally, &mut progress, || reader.inspected());
     }
     held.try_resize(tally.bytes())?;
     Ok((tally.finish(), reader.inspected()))
+}
+
+/// Says the series so far when it is time, unless they are large.
+fn say(tally: &impl Collected, progress: &mut Progress<Found>, inspected: impl FnOnce() -> Inspected) {
+    if progress.is_due() && !tally.is_empty() && tally.bytes() <= SO_FAR_BYTES_MAX {
+        progress.so_far((tally.finish(), Inspected { so_far: true, ..inspected() }));
+    }
 }
 
 /// What is known of a series in one step.
@@ -241,7 +279,9 @@ impl<'q> Tally<'q> {
         let series = BTreeMap::new();
         Self { metrics, question, series, cells: 0, label_bytes: 0, outcomes, moments, exemplars: 0 }
     }
+}
 
+impl Collected for Tally<'_> {
     fn add(&mut self, at: At<'_>, columns: &SpanColumns<'_>, row: usize) -> Result<(), QueryError> {
         let time = columns.start(row);
         if time < self.question.start || time >= self.question.end {
@@ -299,17 +339,13 @@ impl<'q> Tally<'q> {
         Ok(())
     }
 
-    /// What it takes in memory, and what the series that are made of it take, about.
     fn bytes(&self) -> usize {
         let cells = self.cells.max(self.series.len().saturating_mul(self.moments));
         cells * CELL_BYTES + self.series.len() * SERIES_BYTES + self.label_bytes * 3
     }
 
-    /// Says the series so far when it is time, unless they are large.
-    fn say(&self, progress: &mut Progress<Found>, inspected: impl FnOnce() -> Inspected) {
-        if progress.is_due() && !self.series.is_empty() && self.bytes() <= SO_FAR_BYTES_MAX {
-            progress.so_far((self.finish(), Inspected { so_far: true, ..inspected() }));
-        }
+    fn is_empty(&self) -> bool {
+        self.series.is_empty()
     }
 
     fn finish(&self) -> Vec<Series> {
@@ -342,7 +378,9 @@ fn upper_bound(value: f64) -> f64 {
 /// Says whether the cell takes more room than before, beside that of a new one.
 fn grow(function: &Function, cell: std::collections::btree_map::Entry<'_, u64, Cell>, value: f64) -> bool {
     let cell = cell.or_insert_with(|| match function {
-        Function::Rate | Function::CountOverTime | Function::HistogramOverTime(_) => Cell::Count(0),
+        Function::Rate | Function::CountOverTime | Function::HistogramOverTime(_) | Function::Compare(_) => {
+            Cell::Count(0)
+        }
         Function::MinOverTime(_) | Function::MaxOverTime(_) => Cell::One(value),
         Function::AvgOverTime(_) | Function::SumOverTime(_) => Cell::Sum { total: 0.0, count: 0 },
         Function::QuantileOverTime(..) => Cell::Sketch(Sketch::default()),

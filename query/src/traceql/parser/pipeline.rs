@@ -1,11 +1,17 @@
 //! Pipelines: their stages, the numbers of a spanset, what makes series of spans, and hints.
 
-use super::super::ast::{Aggregate, Expr, Function, Literal, Metrics, Rank, Scalar, Stage, Traceql};
+use super::super::ast::{
+    Aggregate, Comparison, Expr, Function, Literal, Metrics, Rank, Scalar, Spanset, Stage, Traceql,
+};
 use super::super::lexer::TokenKind;
 use super::{POWER, ParseError, Parser, Type, tightness};
 
 /// Hints that change how a query is sampled or ordered elsewhere; answers here are always exact, newest first.
 const HINTS: &[&str] = &["sample", "trace_sample", "span_sample", "exemplars", "most_recent", "extrapolate"];
+
+/// Values of each attribute that `compare()` shows, when it does not say how many, and at most.
+const TOP: u64 = 10;
+const TOP_MAX: u64 = 1_000;
 
 impl Parser<'_> {
     pub(super) fn query(&mut self) -> Result<Traceql, ParseError> {
@@ -172,15 +178,17 @@ impl Parser<'_> {
             "histogram_over_time",
             "compare",
         ];
-        let at = self.at();
         let Some(name) = self.word().filter(|word| FUNCTIONS.contains(word)).map(str::to_owned) else {
             return Ok(None);
         };
-        if name == "compare" {
-            return Err(self.unsupported(at, "compare()"));
-        }
         self.next += 1;
         self.expect("(")?;
+        if name == "compare" {
+            let function = Function::Compare(Box::new(self.comparison()?));
+            self.expect(")")?;
+            // It groups by everything.
+            return Ok(Some(Metrics { function, by: Vec::new(), ranks: Vec::new() }));
+        }
         let function = self.function(&name)?;
         self.expect(")")?;
         let mut by = Vec::new();
@@ -228,6 +236,37 @@ impl Parser<'_> {
                 Function::QuantileOverTime(field, quantiles)
             }
         })
+    }
+
+    /// `{ status = error }, 10, 1700000000000000000, 1700000060000000000`; only the filter must be there.
+    fn comparison(&mut self) -> Result<Comparison, ParseError> {
+        let at = self.at();
+        let Spanset::Filter(selection) = self.one_spanset()? else {
+            return Err(self.error(at, "compare() selects spans by one filter in braces"));
+        };
+        let top = if self.accept(",") { self.number_up_to(TOP_MAX)? } else { TOP };
+        let mut within = None;
+        if self.accept(",") {
+            let at = self.at();
+            let start = self.number_up_to(i64::MAX as u64)?;
+            self.expect(",")?;
+            let end = self.number_up_to(i64::MAX as u64)?;
+            if end <= start {
+                return Err(self.error(at, "the end of a selection must be after its start"));
+            }
+            within = Some((start, end));
+        }
+        Ok(Comparison { selection, top: usize::try_from(top).unwrap_or(usize::MAX), within })
+    }
+
+    fn number_up_to(&mut self, most: u64) -> Result<u64, ParseError> {
+        let number = match self.kind() {
+            TokenKind::Integer(number) => u64::try_from(*number).ok().filter(|number| *number > 0 && *number <= most),
+            _ => None,
+        };
+        let number = number.ok_or_else(|| self.unexpected(&format!("a number from 1 to {most}")))?;
+        self.next += 1;
+        Ok(number)
     }
 
     fn quantile(&mut self) -> Result<f64, ParseError> {
