@@ -21,7 +21,6 @@ use signaldb_catalog::{Access, Identity};
 use signaldb_lake::Lake;
 use signaldb_model::{Position, TenantId};
 use signaldb_raft::{Group, Groups, Leadership};
-use signaldb_signals::SignalTable;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;

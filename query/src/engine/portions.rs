@@ -4,7 +4,7 @@
 //! read, and one moment of the table.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -20,11 +20,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Consistency, Inner, LEADER_POLL, OUTPUT_QUEUE, Query, QueryEngine, RESTARTS_MAX};
+use super::{Consistency, Inner, OUTPUT_QUEUE, Query, QueryEngine, RESTARTS_MAX};
 use crate::error::{QueryError, QueryErrorKind};
 use crate::metrics;
 use crate::pool::QueryMemory;
 use crate::queries::{QueryId, Record};
+use crate::snapshot::LEADER_POLL;
 use crate::table::StoredTable;
 
 /// Puts a plan on the scan of a table; once more when the scan begins anew.
@@ -241,7 +242,7 @@ impl Portions {
         }
         let (context, snapshotter) = self.inner.context(&self.query, &self.runtime, self.record.deadline());
         let stored = Arc::new(Box::pin(snapshotter.table(&self.query.identity.dataset, self.table)).await?);
-        self.missing.extend(snapshotter.missing.lock().unwrap_or_else(PoisonError::into_inner).iter());
+        self.missing.extend(snapshotter.missing());
         self.taken = Some((context.clone(), Arc::clone(&stored)));
         Ok((context, stored))
     }
