@@ -22,7 +22,7 @@ use crate::error::{ApiError, Kind};
 pub(crate) const PARTIAL: &str = "x-signaldb-missing-groups";
 
 /// Header that names the query, as in `system.queries`.
-const QUERY_ID: &str = "x-signaldb-query-id";
+pub(crate) const QUERY_ID: &str = "x-signaldb-query-id";
 
 /// Bytes of a JSON document that are held back; one that is no larger fails with a status, and has one.
 const HELD_BYTES_MAX: usize = 4 << 20;

@@ -8,13 +8,11 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Schema, SchemaRef};
 use bytes::Bytes;
-use datafusion::datasource::provider_as_source;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use datafusion::optimizer::Optimizer;
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::{EmptyRecordBatchStream, SendableRecordBatchStream};
@@ -24,13 +22,11 @@ use signaldb_catalog::{Access, Identity};
 use signaldb_lake::Lake;
 use signaldb_model::{Position, TenantId};
 use signaldb_raft::{Group, Groups, Leadership};
-use signaldb_signals::SignalTable;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::as_of;
-use crate::budget::late;
 use crate::error::{QueryError, QueryErrorKind, lake_error, read_error, unavailable};
 use crate::gate::Gate;
 use crate::kept::KeptParts;
@@ -47,9 +43,12 @@ use crate::{metrics, remote, spill};
 
 mod describe;
 pub(crate) mod maintain;
+mod portions;
 pub(crate) mod running;
 
 pub use describe::Description;
+pub use portions::Answers;
+pub(crate) use portions::{Portions, Progress, Scan, Shape};
 
 /// How long a flush that somebody waits for may take.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -124,16 +123,6 @@ pub struct Allowance {
     /// Whether `system.queries` shows the queries of all tenants.
     pub all_tenants: bool,
 }
-
-/// What is asked: SQL over the logical view, or a plan over a table as it is stored.
-enum Work {
-    Sql,
-    Plan(SignalTable, Shape),
-}
-
-/// Puts a plan on the scan of a table; once more when the query begins anew.
-pub(crate) type Shape =
-    Box<dyn Fn(LogicalPlanBuilder) -> datafusion::common::Result<LogicalPlan> + Send + Sync + 'static>;
 
 /// Answers queries. Cheap to clone.
 #[derive(Clone)]
@@ -251,7 +240,7 @@ impl QueryEngine {
     ///
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run(&self, query: Query) -> Result<RunningQuery, QueryError> {
-        self.start(query, Work::Sql, Bytes::new()).await
+        self.run_ticket(query, Bytes::new()).await
     }
 
     /// The same for a Flight ticket, by whose id [`Self::cancel`] finds it.
@@ -261,42 +250,13 @@ impl QueryEngine {
     ///
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run_ticket(&self, query: Query, ticket: Bytes) -> Result<RunningQuery, QueryError> {
-        self.start(query, Work::Sql, ticket).await
-    }
-
-    /// Starts a plan over the table of the caller's dataset as it is stored, helper columns included; `query.sql` only
-    /// names it in `system.queries`.
-    pub(crate) async fn run_over(
-        &self,
-        query: Query,
-        table: SignalTable,
-        shape: Shape,
-    ) -> Result<RunningQuery, QueryError> {
-        self.start(query, Work::Plan(table, shape), Bytes::new()).await
-    }
-
-    /// Runs what is more than a plan beside the plans, within the deadline of a query.
-    pub(crate) async fn beside<T: Send + 'static>(
-        &self,
-        allowance: Allowance,
-        work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
-    ) -> Result<T, QueryError> {
-        let allowed = self.allowed(allowance.deadline)?;
-        let task = self.0.cpu.spawn(async move {
-            tokio::time::timeout(allowed, Box::pin(work)).await.unwrap_or_else(|_| Err(late(allowed, false)))
-        });
-        let ended = AbortOnDropHandle::new(task).await;
-        ended.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))?
-    }
-
-    async fn start(&self, query: Query, work: Work, ticket: Bytes) -> Result<RunningQuery, QueryError> {
         let allowed = self.allowed(query.allowance.deadline)?;
         let listed = self.list(&query, ticket, allowed);
         let record = Arc::clone(&listed);
         let (opened, schema) = oneshot::channel();
         let (rows, batches) = mpsc::channel(OUTPUT_QUEUE);
         let inner = Arc::clone(&self.0);
-        let task = self.0.cpu.spawn(async move { inner.drive(query, work, listed, opened, rows).await });
+        let task = self.0.cpu.spawn(async move { inner.drive(query, listed, opened, rows).await });
         let task = AbortOnDropHandle::new(task);
         let opened = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
         let (schema, missing_groups) = opened;
@@ -378,7 +338,6 @@ impl Inner {
     async fn drive(
         &self,
         mut query: Query,
-        work: Work,
         listed: Listed,
         opened: oneshot::Sender<Result<(SchemaRef, Vec<u32>), QueryError>>,
         rows: mpsc::Sender<Result<Option<RecordBatch>, QueryError>>,
@@ -392,7 +351,7 @@ impl Inner {
             let pool = QueryMemory::pool(&self.memory, self.config.query_memory_bytes);
             listed.plans(Arc::clone(&pool));
             let runtime = self.runtime_of(&listed, pool);
-            let (stream, missing) = self.open(&query, &work, &runtime, listed.deadline()).await?;
+            let (stream, missing) = self.open(&query, &runtime, listed.deadline()).await?;
             Ok::<_, QueryError>((permit, runtime, stream, missing))
         };
         let (permit, runtime, mut stream, missing) = match record.within(Box::pin(open)).await {
@@ -416,7 +375,7 @@ impl Inner {
                 Err(error) if error.kind == QueryErrorKind::Unavailable && may_restart && !yielded => {
                     // A leader that held rows for it is gone, say; nobody has seen anything of the answer yet.
                     restarts += 1;
-                    match self.restart((&query, &work), &runtime, record, &schema, restarts).await {
+                    match self.restart(&query, &runtime, record, &schema, restarts).await {
                         Some(anew) => {
                             stream = anew;
                             continue;
@@ -430,7 +389,7 @@ impl Inner {
                     query.parameters = parameters;
                     // The next run has the memory that this one held.
                     stream = Box::pin(EmptyRecordBatchStream::new(Arc::clone(&schema)));
-                    match self.next_run((&query, &work), &runtime, record, (&schema, missing.as_slice())).await {
+                    match self.next_run(&query, &runtime, record, (&schema, missing.as_slice())).await {
                         Ok(next) => stream = next,
                         Err(error) => break Err(error),
                     }
@@ -468,7 +427,7 @@ impl Inner {
     /// The query from its beginning, if that may help; its answer must have the same columns.
     async fn restart(
         &self,
-        (query, work): (&Query, &Work),
+        query: &Query,
         runtime: &Arc<RuntimeEnv>,
         record: &Record,
         schema: &SchemaRef,
@@ -479,7 +438,7 @@ impl Inner {
         }
         let open = async {
             tokio::time::sleep(LEADER_POLL).await;
-            self.open(query, work, runtime, record.deadline()).await
+            self.open(query, runtime, record.deadline()).await
         };
         let (stream, _) = record.within(Box::pin(open)).await.ok()?;
         (stream.schema() == *schema).then_some(stream)
@@ -488,12 +447,12 @@ impl Inner {
     /// The query with the parameters of its next run: what was said before the first row still has to be true.
     async fn next_run(
         &self,
-        (query, work): (&Query, &Work),
+        query: &Query,
         runtime: &Arc<RuntimeEnv>,
         record: &Record,
         (schema, missing): (&SchemaRef, &[u32]),
     ) -> Result<SendableRecordBatchStream, QueryError> {
-        let open = self.open(query, work, runtime, record.deadline());
+        let open = self.open(query, runtime, record.deadline());
         let (stream, lacking) = record.within(Box::pin(open)).await?;
         if !same_columns(&stream.schema(), schema) {
             let message = "the result's columns depend on the parameters: bind one row at a time";
@@ -518,22 +477,12 @@ impl Inner {
     async fn open(
         &self,
         query: &Query,
-        work: &Work,
         runtime: &Arc<RuntimeEnv>,
         deadline: Instant,
     ) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
         let (context, snapshotter) = self.context(query, runtime, deadline);
-        let frame = match work {
-            Work::Sql => {
-                let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
-                DataFrame::new(state, parameters::bind(plan, &query.parameters)?)
-            }
-            Work::Plan(table, shape) => {
-                let stored = Arc::new(Box::pin(snapshotter.table(&query.identity.dataset, *table)).await?);
-                let scan = LogicalPlanBuilder::scan(table.name(), provider_as_source(stored), None)?;
-                DataFrame::new(context.state(), shape(scan)?)
-            }
-        };
+        let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
+        let frame = DataFrame::new(state, parameters::bind(plan, &query.parameters)?);
         let stream = frame.execute_stream().await?;
         Ok((stream, snapshotter.missing()))
     }

@@ -40,7 +40,7 @@ mod traces;
 mod whole;
 
 pub use budget::Budget;
-pub use engine::{Allowance, Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};
+pub use engine::{Allowance, Answers, Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};
 pub use error::{QueryError, QueryErrorKind};
 pub use names::SYSTEM as SYSTEM_SCHEMA;
 pub use parameters::Parameters;

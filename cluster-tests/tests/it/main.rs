@@ -45,6 +45,7 @@ mod spans;
 mod sql_shell;
 mod store_faults;
 mod tempo;
+mod tempo_budgets;
 mod three_nodes;
 mod time_travel;
 mod transfer_leader;
