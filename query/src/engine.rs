@@ -137,7 +137,9 @@ struct Inner {
     runtime: Arc<RuntimeEnv>,
     memory: Arc<NodeMemory>,
     stores: Stores,
-    template: SessionState,
+    /// Begins each query's session. A function, so that the compiler, wherever it asks whether an engine may be sent to
+    /// another thread, need not look through all of DataFusion's plans.
+    session: Box<dyn Fn() -> SessionStateBuilder + Send + Sync>,
     gate: Gate,
     queries: Queries,
     cpu: tokio::runtime::Handle,
@@ -224,7 +226,7 @@ impl QueryEngine {
             runtime,
             memory,
             stores,
-            template,
+            session: Box::new(move || SessionStateBuilder::new_from_existing(template.clone())),
             gate,
             queries,
             cpu,
@@ -509,7 +511,7 @@ impl Inner {
         });
         let tables = Arc::clone(&snapshotter);
         let catalog = Arc::new(TenantCatalog { snapshotter: tables, datasets, open: !self.access.enabled() });
-        let mut builder = SessionStateBuilder::new_from_existing(self.template.clone())
+        let mut builder = (self.session)()
             .with_runtime_env(Arc::clone(runtime))
             .with_catalog_list(Arc::new(OneCatalog(Arc::clone(&catalog))));
         builder.table_functions().get_or_insert_default().extend(as_of::functions(&catalog, &query.identity.dataset));
