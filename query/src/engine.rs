@@ -50,6 +50,8 @@ use crate::{metrics, spill};
 mod describe;
 pub(crate) mod maintain;
 pub(crate) mod running;
+#[cfg(feature = "testing")]
+pub(crate) mod testing;
 
 pub use describe::Description;
 
@@ -791,8 +793,7 @@ impl Snapshotter {
         if let Some(view) = newest.filter(|view| view.version >= 0) {
             return Ok(Some(view.location.clone()));
         }
-        let found = self.lake.catalog().load(&id.namespace(), table.name()).await;
-        found.map_err(|error| lake_error(LakeError::Catalog(error)))
+        self.lake.location(id, table).await.map_err(lake_error)
     }
 }
 

@@ -36,6 +36,8 @@ mod traces;
 mod whole;
 
 pub use budget::Budget;
+#[cfg(feature = "testing")]
+pub use engine::testing::{SeenTable, TableReader};
 pub use engine::{Allowance, Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};
 pub use error::{QueryError, QueryErrorKind};
 pub use names::SYSTEM as SYSTEM_SCHEMA;
