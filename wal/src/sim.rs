@@ -105,6 +105,11 @@ impl SimIo {
         self.disk().used()
     }
 
+    /// Bytes that can still be written; `None` without a bound.
+    pub fn free_bytes(&self) -> Option<u64> {
+        Some(self.disk().room()).filter(|room| *room < u64::MAX)
+    }
+
     /// From now on every fdatasync fails with EIO.
     pub fn fail_syncs(&self) {
         self.disk().failing_syncs = u64::MAX;
