@@ -410,7 +410,7 @@ impl Simulation {
     fn fault(&mut self) {
         let Some(node) = self.chance.pick(&NODES) else { return };
         let world = self.around.world.clone();
-        let name = match self.chance.below(22) {
+        let name = match self.chance.below(21) {
             0 | 1 => {
                 self.kill(node, None);
                 "kill"
@@ -434,29 +434,6 @@ impl Simulation {
                 self.fail_disk(node, Operation::Sync, 1);
                 "EIO of a sync"
             }
-            14 | 15 if self.may_lose(node) => {
-                // The mark that a process leaves when it fails may fail, too.
-                let left = self.chance.between(1, 3);
-                self.fail_disk(node, Operation::Change, left);
-                "EIO of a write"
-            }
-            16 | 17 if self.others_are_whole(node) => {
-                let (reads, left) = (self.chance.percent(70), self.chance.between(1, 30));
-                let operation = if reads { Operation::Read } else { Operation::Open };
-                self.fail_disk(node, operation, if reads { left } else { 1 });
-                // Little is read but by a start.
-                let loss = self.chance.percent(30).then_some(Loss::All);
-                self.kill(node, loss);
-                if reads { "EIO of reads" } else { "EIO of an open" }
-            }
-            18 if self.may_lose(node) => {
-                self.fill_disk(node);
-                "disk full"
-            }
-            19 | 20 => match self.machines.get_mut(&node) {
-                Some(machine) => machine.derange_clock(&mut self.chance),
-                None => return,
-            },
             7 => {
                 let last = self.chance.between(500 * MILLI, 4 * SECOND);
                 let slow = self.chance.between(50 * MILLI, 1500 * MILLI);
@@ -494,6 +471,29 @@ impl Simulation {
                 self.transfer();
                 "leader transfer"
             }
+            13 | 14 if self.may_lose(node) => {
+                // The mark that a process leaves when it fails may fail, too.
+                let left = self.chance.between(1, 3);
+                self.fail_disk(node, Operation::Change, left);
+                "EIO of a write"
+            }
+            15 | 16 if self.others_are_whole(node) => {
+                let (reads, left) = (self.chance.percent(70), self.chance.between(1, 30));
+                let operation = if reads { Operation::Read } else { Operation::Open };
+                self.fail_disk(node, operation, if reads { left } else { 1 });
+                // Little is read but by a start.
+                let loss = self.chance.percent(30).then_some(Loss::All);
+                self.kill(node, loss);
+                if reads { "EIO of reads" } else { "EIO of an open" }
+            }
+            17 if self.may_lose(node) => {
+                self.fill_disk(node);
+                "disk full"
+            }
+            18 | 19 => match self.machines.get_mut(&node) {
+                Some(machine) => machine.derange_clock(&mut self.chance),
+                None => return,
+            },
             _ => {
                 if let Some(machine) = self.machines.get_mut(&node).filter(|machine| machine.ended().is_none()) {
                     machine.stop();
