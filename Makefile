@@ -9,7 +9,7 @@ ENV := . scripts/env.sh;
 help:
 	@echo "make run      build the release binary and run one node on loopback (data in .data/)"
 	@echo "make cluster  three nodes as three processes on this machine, until Ctrl-C (data in .data/cluster/)"
-	@echo "make test     run every test that CI runs"
+	@echo "make test     run every test that CI runs; SEEDS=10 for whoever is in a hurry: fewer seeds of the simulation than 200"
 	@echo "make mutations  break the server on purpose, in one way after the other, and see that a test notices each"
 	@echo "make test-deployment  one node, and three with PostgreSQL and S3: an export and a query, on the release binary"
 	@echo "make sim SEEDS=200  three simulated nodes under faults, once a seed; SEED=1234 runs one and prints every event"
@@ -41,10 +41,12 @@ cluster: deps
 	cargo build --locked --release -p signaldb-node; \
 	exec "$$target/release/signaldb" cluster dev --nodes 3
 
+# Seeds of the simulation, here and in `sim`: 200 take five or six minutes on two cores.
+SEEDS ?= 200
 test: test-deps
 	@# All targets in one go: another selection of packages would mean other features and a second build of everything.
 	@$(ENV) cargo build --locked --workspace --all-targets; \
-	export SIGNALDB_PYTHON="$$(scripts/venv.sh)"; \
+	export SIGNALDB_PYTHON="$$(scripts/venv.sh)" SIGNALDB_SIM_SEEDS="$(SEEDS)"; \
 	cargo test --locked --workspace
 
 # The same build as for `make test`; the tests of the modules named so.
@@ -56,7 +58,6 @@ test-deployment: test-deps
 	@scripts/test-deployment.sh
 
 # The same selection of packages as above, for the same reason.
-SEEDS ?= 200
 sim: deps
 	@$(ENV) cargo test --locked --workspace --test sim -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) \
 	  $(if $(FROM),--from $(FROM)) $(if $(SECONDS),--seconds $(SECONDS))

@@ -46,4 +46,6 @@ pub use names::SYSTEM as SYSTEM_SCHEMA;
 pub use parameters::Parameters;
 pub use peer_flight::PeerFlight;
 pub use queries::{Queries, QueryId, QueryStatus};
+#[cfg(feature = "testing")]
+pub use snapshot::testing::{SeenTable, TableReader};
 pub use system::NAMES as SYSTEM_TABLES;

@@ -164,6 +164,18 @@ pub(crate) fn scan(
     Ok(DataSourceExec::from_data_source(RemoteSource { rows: rows.clone(), schema, columns: columns.into() }))
 }
 
+/// One column of the rows, all of it.
+#[cfg(feature = "testing")]
+pub(crate) async fn collect(
+    rows: &RemoteRows,
+    schema: &SchemaRef,
+    column: usize,
+) -> Result<Vec<arrow::array::RecordBatch>> {
+    let schema = Arc::new(schema.project(&[column])?);
+    let source = RemoteSource { rows: rows.clone(), schema, columns: Arc::from([column]) };
+    source.rows().await?.try_collect().await
+}
+
 #[derive(Debug, Clone)]
 struct RemoteSource {
     rows: RemoteRows,

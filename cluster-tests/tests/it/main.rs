@@ -41,6 +41,7 @@ mod recover;
 mod recovery_model;
 mod rust_sdk;
 mod scans;
+mod sim_arguments;
 mod spans;
 mod sql_shell;
 mod store_faults;

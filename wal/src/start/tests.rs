@@ -251,6 +251,79 @@ fn a_sector_that_cannot_be_read_is_damage_and_not_a_torn_write() {
     assert!(wal.group_state(2).range.is_none_or(|(_, last)| last < 5));
 }
 
+/// Scenario: in a start of a log of several segments one read after the other fails, alone or with the next few.
+/// Guarantees: the start stops, or it names the groups that it lost entries of; the next one, on a disk that can be read,
+/// has all that was not named.
+#[test]
+fn reads_that_fail_at_any_point_of_a_start_take_nothing_in_silence() {
+    let io = SimIo::new();
+    let wal = open(&io, SEGMENT_BYTES);
+    vote(&wal, 1, 7);
+    for index in 1..=30 {
+        append(&wal, 1, index..=index, Durability::Synced).expect("appends");
+        append(&wal, 2, index..=index, Durability::Written).expect("appends");
+    }
+    io.kill();
+    drop(wal);
+    assert!(io.paths().contains(&segment(3)));
+    let (mut stopped, mut named) = (0, 0);
+    for failing in 1..=3 {
+        for reads in 0.. {
+            let io = io.fork();
+            io.fail_reads(reads, failing);
+            let mut lost = BTreeMap::new();
+            let decide = |found: &Found| {
+                lost = quarantined(found);
+                Ok(found.groups.keys().map(|group| (*group, Bytes::from_static(b"recovering"))).collect())
+            };
+            let config = crate::wal::tests::config(SEGMENT_BYTES);
+            let opened = Wal::open(std::sync::Arc::new(io.clone()), Path::new(DIR), config, "disk-1", decide);
+            let reached = io.mend_reads();
+            if opened.is_err() {
+                stopped += 1;
+                lost.clear();
+            }
+            named += lost.len();
+            io.kill();
+            drop(opened);
+            let (wal, _) = accept(&io);
+            for group in [1, 2] {
+                let last = wal.group_state(group).range.map_or(0, |(_, last)| last);
+                let whole = last == 30 || (lost.contains_key(&group) && last < 30);
+                assert!(whole, "group {group} ends at {last} after {failing} failures behind {reads} reads");
+                if last > 0 {
+                    check_holds(&wal, group, 1..=last);
+                }
+            }
+            assert_eq!(vote_of(&wal, 1).as_deref(), Some("7"), "{failing} failures behind {reads} reads");
+            if !reached {
+                break;
+            }
+        }
+    }
+    assert!(stopped > 0 && named > 0, "{stopped} starts stopped, {named} groups were named");
+}
+
+/// Guarantees: what a failed fdatasync was about is written anew by the next start, and only then counts as on disk.
+#[test]
+fn what_a_failed_sync_dropped_survives_a_start_and_a_power_loss() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+    append(&wal, 1, 4..=6, Durability::Written).expect("appends");
+    io.fail_one_sync();
+    append(&wal, 1, 7..=7, Durability::Synced).expect_err("fails");
+    io.kill();
+    drop(wal);
+    let wal = open(&io, 1 << 20);
+    let last = wal.group_state(1).range.map_or(0, |(_, last)| last);
+    assert!(last >= 6, "{last}");
+    append(&wal, 1, last + 1..=last + 1, Durability::Synced).expect("appends");
+    io.lose_power(Loss::All);
+    drop(wal);
+    check_holds(&open(&io, 1 << 20), 1, 1..=last + 1);
+}
+
 #[test]
 fn copies_of_damaged_segments_are_bounded() {
     let io = SimIo::new();
