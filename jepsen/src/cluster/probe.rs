@@ -90,10 +90,13 @@ impl Cluster {
         for node in 0..NODES {
             let Some(state) = self.state(node).await else { continue };
             for group in state["groups"].as_array().into_iter().flatten() {
-                let number = |name: &str| group[name].as_u64().unwrap_or(0);
-                let (committed, flushed) = groups.entry(number("group")).or_default();
-                *committed = (*committed).max(number("commit_index"));
-                *flushed = (*flushed).max(number("flushed_index"));
+                let number = |name: &str| group[name].as_u64();
+                let said = number("group").zip(number("commit_index")).zip(number("flushed_index"));
+                // What is not said is no progress, and an outage without progress had no effect.
+                let Some(((group, commit), flush)) = said else { continue };
+                let (committed, flushed) = groups.entry(group).or_default();
+                *committed = (*committed).max(commit);
+                *flushed = (*flushed).max(flush);
             }
         }
         let sum = |of: fn(&(u64, u64)) -> u64| groups.values().map(of).sum::<u64>();
