@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -102,6 +102,8 @@ pub(crate) struct Cluster {
     deaths: Mutex<Vec<String>>,
     /// Those that had a reason to.
     excused_deaths: AtomicU64,
+    /// When they were seen to have ended, and started again.
+    absences: Mutex<Vec<(usize, Instant, Option<Instant>)>>,
     /// Nodes that have a reason: damaged bytes or a full disk.
     excused: Mutex<[bool; NODES]>,
     /// The group of the last acknowledgment; 0 before there is one.
@@ -158,6 +160,7 @@ impl Cluster {
             children: Mutex::default(),
             deaths: Mutex::default(),
             excused_deaths: AtomicU64::new(0),
+            absences: Mutex::default(),
             excused: Mutex::default(),
             busy_group: AtomicU64::new(0),
             disks,

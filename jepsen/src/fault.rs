@@ -245,11 +245,6 @@ impl Fault {
                 | Self::SlowDisk
         )
     }
-
-    /// Whether most nodes run and reach each other, at least through one of them, all the time.
-    pub(crate) fn leaves_majority(self) -> bool {
-        !matches!(self, Self::KillAll | Self::Reset | Self::PowerLossAll)
-    }
 }
 
 #[cfg(test)]

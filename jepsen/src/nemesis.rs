@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::bucket::Mode;
 use crate::clock;
 use crate::cluster::{Cluster, Cut, NODES, pairs};
 use crate::damage::{self, Damage};
-use crate::fault::Fault;
+use crate::fault::{Fault, Target};
 use crate::link;
 use crate::schedule::Plan;
+use crate::span::Span;
 use crate::workload::Test;
 
 /// What is left free of a disk that is nearly full: less than the reserve of [`crate::cluster`], 64 MiB.
@@ -26,6 +27,9 @@ const NOTICED: [&str; 2] = ["WAL corruption", "WAL tail was torn"];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Strike {
     pub(crate) fault: Fault,
+    /// Where it was made, in files counted from 1; `None` if on all nodes.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "from_one")]
+    pub(crate) node: Option<usize>,
     pub(crate) begun: u64,
     pub(crate) ended: u64,
     pub(crate) effective: bool,
@@ -34,6 +38,16 @@ pub(crate) struct Strike {
     /// Damage that nobody noticed yet, and whose.
     #[serde(skip)]
     pub(crate) left: Option<(usize, Damage)>,
+}
+
+impl Strike {
+    pub(crate) fn span(&self) -> Span {
+        Span { begun: self.begun, ended: self.ended }
+    }
+}
+
+fn from_one<S: Serializer>(node: &Option<usize>, to: S) -> Result<S::Ok, S::Error> {
+    node.map(|node| node + 1).serialize(to)
 }
 
 /// What came of a fault.
@@ -53,7 +67,13 @@ impl From<bool> for Outcome {
 /// Makes a fault, holds it, and ends it. One that damaged a disk ends when its node is whole again. A node that has got a
 /// reason to end by itself keeps it: whoever knows that nothing is left takes it away.
 pub(crate) async fn strike(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<Strike> {
-    let Plan { fault, node } = plan;
+    let fault = plan.fault;
+    let node = match fault {
+        // The leader goes on: it is one of the others that hears nobody.
+        Fault::ClockJumpBeforeRetry => (plan.node + 1 + test.random.below(NODES - 1)) % NODES,
+        _ => plan.node,
+    };
+    let plan = Plan { fault, node };
     let begun = test.history.now();
     let outcome = match fault {
         Fault::PowerLoss | Fault::PowerLossLeader => lose_power(test, &[node], hold).await?,
@@ -83,7 +103,8 @@ pub(crate) async fn strike(test: &Test, plan: Plan, hold: Duration) -> anyhow::R
         }
     };
     let Outcome { effective, detail, left } = outcome;
-    Ok(Strike { fault, begun, ended: test.history.now(), effective, detail, left })
+    let node = (fault.target() != Target::All).then_some(node);
+    Ok(Strike { fault, node, begun, ended: test.history.now(), effective, detail, left })
 }
 
 /// Kills or pauses.
@@ -154,7 +175,7 @@ async fn move_clocks(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<
         }
         return Ok(shown);
     }
-    let deaf = (plan.node + 1 + random.below(NODES - 1)) % NODES;
+    let deaf = plan.node;
     let ahead = clock::jump(random).abs();
     let jumps: Vec<(usize, i64)> = (0..NODES).filter(|node| *node != deaf).map(|node| (node, ahead)).collect();
     let cut = |_: usize, to: usize| (to == deaf).then_some(link::Mode::Hold);

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::about::About;
 use crate::checker::availability::Availability;
-use crate::checker::{Blackout, Checks, Findings, examine};
+use crate::checker::{Blackout, Broken, Checks, Findings, examine};
 use crate::cluster::{Cluster, NODES, Place};
 use crate::damage::Damage;
 use crate::fault::Fault;
@@ -33,11 +33,6 @@ const FLUSH_AUDIT: &str = "flush-audit";
 /// Why the tables were not looked at through another reader.
 const NO_PYTHON: &str = "it needs PyIceberg: python3 and its venv module, with which make jepsen makes .venv and sets \
                          SIGNALDB_PYTHON";
-
-/// How long nobody could write.
-const AVAILABILITY: &str = "availability";
-/// Why that was not judged.
-const OVERLAP: &str = "it needs faults that come one at a time: when they overlap, most nodes may be gone";
 
 /// Everything that a run learned so far.
 #[derive(Default)]
@@ -95,9 +90,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     if python.is_none() {
         left_out.push(LeftOut::checker(FLUSH_AUDIT, NO_PYTHON));
     }
-    if scenario.at_once != 1 {
-        left_out.push(LeftOut::checker(AVAILABILITY, OVERLAP));
-    }
     left_out.iter().for_each(|one| println!("left out: {}: {}", one.what, one.why));
     let run = Run { scenario, cluster, random, begun: Instant::now(), store, python, blackouts: Arc::default() };
     let stop = Arc::new(AtomicBool::new(false));
@@ -129,11 +121,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
         reigns: &reigns,
         counts: &ledger.counts,
         costs: &costs,
+        availability: &ledger.availability,
         findings: &ledger.findings,
+        broken: Broken::of(&ledger.findings, &ledger.checks),
         blackouts: run.blackouts().len(),
         excused_deaths: run.cluster.excused_deaths(),
         samples: invariants.samples(),
-        one_at_a_time: run.scenario.at_once == 1,
     };
     let store = run.store.clone();
     store.write_lines(store::FAULTS, &ledger.strikes)?;
@@ -174,9 +167,7 @@ fn judge(run: &Run, ledger: &Ledger, invariants: &Invariants) -> Vec<Verdict> {
     let checks = ledger.checks.judgments(workloads).into_iter();
     verdicts.extend(checks.filter(|one| run.python.is_some() || one.checker != FLUSH_AUDIT));
     verdicts.push(invariants.judgment(run.cluster.deaths()));
-    if run.scenario.at_once == 1 {
-        verdicts.push(ledger.availability.judgment());
-    }
+    verdicts.push(ledger.availability.judgment());
     let nothing = (report::effective(&ledger.strikes) == 0).then(|| "no fault had an effect".to_owned());
     let anomalies: Vec<String> = ledger.troubles.iter().cloned().chain(nothing).collect();
     if !anomalies.is_empty() {
@@ -242,9 +233,10 @@ impl Run {
         let history = Arc::into_inner(test.history).context("clients are gone")?;
         let mut operations = history.into_operations();
         let (findings, checks) = (examine(&operations, &self.blackouts()), Checks::of(&operations, &self.blackouts()));
-        ledger.counts.add(&operations, tenants, &ledger.strikes);
+        ledger.counts.add(&operations, &ledger.strikes);
         ledger.timeline.add(&operations);
-        ledger.availability.add(&operations, tenants, &ledger.strikes);
+        let absences = self.cluster.absences(self.begun);
+        ledger.availability.add(&operations, tenants, &ledger.strikes, &absences);
         if self.scenario.round_seconds.is_some() && findings.is_sound() && checks.is_sound() {
             // Thousands of whole sets, of which nothing more is to be learned.
             operations.retain(|one| !is_spent(&one.kind));
@@ -417,6 +409,8 @@ fn start_isolation(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
 async fn watch(cluster: Arc<Cluster>, begun: Instant, stop: Arc<AtomicBool>) -> (Invariants, Leaders) {
     let (mut invariants, mut leaders) = (Invariants::default(), Leaders::default());
     while !stop.load(Ordering::Relaxed) {
+        // Soon after it happened: it is judged by the faults of that time.
+        cluster.excused_deaths();
         for node in 0..NODES {
             let life = cluster.life(node);
             // An account that came while the node was started again is of nobody knows which life.

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::checker::majority::Absence;
 use crate::clock;
 use crate::disk::{self, Disk};
 use crate::random::Random;
+use crate::span::Span;
 
 use super::{Cluster, Cut, NODES, name};
 
@@ -22,7 +24,14 @@ impl Cluster {
     pub(crate) fn revive(&self, node: usize) -> anyhow::Result<()> {
         self.look(node);
         let gone = self.children.lock().unwrap_or_else(PoisonError::into_inner)[node].is_none();
-        if gone { self.launch(node) } else { Ok(()) }
+        if !gone {
+            return Ok(());
+        }
+        self.launch(node)?;
+        let mut absences = self.absences.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = absences.iter_mut().filter(|(of, _, started)| *of == node && started.is_none());
+        open.for_each(|(_, _, started)| *started = Some(Instant::now()));
+        Ok(())
     }
 
     /// Which life of its process a node is in: how often it was started.
@@ -41,6 +50,8 @@ impl Cluster {
             children[node] = None;
             if self.excused.lock().unwrap_or_else(PoisonError::into_inner)[node] {
                 self.excused_deaths.fetch_add(1, Ordering::Relaxed);
+                let absence = (node, Instant::now(), None);
+                self.absences.lock().unwrap_or_else(PoisonError::into_inner).push(absence);
             } else {
                 self.accuse(format!("node {} ended by itself with {status}; its log is {}", node + 1, log.display()));
             }
@@ -62,6 +73,18 @@ impl Cluster {
     pub(crate) fn excused_deaths(&self) -> u64 {
         (0..NODES).for_each(|node| self.look(node));
         self.excused_deaths.load(Ordering::Relaxed)
+    }
+
+    /// When nodes that had a reason to end were away, nanoseconds since `begun`.
+    pub(crate) fn absences(&self, begun: Instant) -> Vec<Absence> {
+        (0..NODES).for_each(|node| self.look(node));
+        let since = |at: Instant| u64::try_from(at.saturating_duration_since(begun).as_nanos()).unwrap_or(u64::MAX);
+        let absences = self.absences.lock().unwrap_or_else(PoisonError::into_inner);
+        let absence = |&(node, ended, started): &(usize, Instant, Option<Instant>)| Absence {
+            node,
+            span: Span { begun: since(ended), ended: started.map_or(u64::MAX, since) },
+        };
+        absences.iter().map(absence).collect()
     }
 
     /// What ended by itself so far.
