@@ -370,7 +370,8 @@ fn start_clients(test: &Test, workloads: &[Workload]) -> JoinSet<anyhow::Result<
 }
 
 fn start_ingest(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
-    for process in 0..6 {
+    // Two for each tenant and node: those of two nodes make the load while the third is away.
+    for process in 0..12 {
         clients.spawn(workload::add(test.clone(), process));
     }
     for process in 100..103 {
@@ -380,7 +381,8 @@ fn start_ingest(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
 
 fn start_log(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
     let logs = Arc::new(log::Logs::new());
-    for process in 300..304 {
+    // As many: of three nodes, two tenants, and one in four of another kind.
+    for process in 300..312 {
         clients.spawn(log::append(test.clone(), process, Arc::clone(&logs)));
     }
     for process in 320..322 {
@@ -390,7 +392,7 @@ fn start_log(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
 
 fn start_register(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
     let registers = Arc::new(register::Registers::new());
-    for process in 400..403 {
+    for process in 400..406 {
         clients.spawn(register::write(test.clone(), process, Arc::clone(&registers)));
     }
     for process in 420..423 {
