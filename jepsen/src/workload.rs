@@ -211,7 +211,7 @@ async fn log_records(
 }
 
 /// Reads every node once more, now that nothing is wrong with any: the spans of all tenants, and what was written to `keys`.
-pub(crate) async fn last_reads_of_nodes(test: &Test, keys: &BTreeSet<Key>) -> anyhow::Result<()> {
+async fn last_reads_of_nodes(test: &Test, keys: &BTreeSet<Key>) -> anyhow::Result<()> {
     for node in 0..NODES {
         for tenant in test.tenants {
             let what = format!("the last read of node {} for {tenant}", node + 1);
@@ -271,24 +271,18 @@ fn last_queries(keys: &BTreeSet<Key>, tenant: &str, dataset: &'static str, rows:
     by_key.into_iter().map(query).collect()
 }
 
-/// The last reads: every node, and the tables through PyIceberg after a flush. Returns what could not be read.
-pub(crate) async fn last_reads(test: &Test, python: Option<&str>) -> anyhow::Result<Vec<String>> {
-    let keys = test.history.keys();
-    last_reads_of_nodes(test, &keys).await?;
+/// The last reads, of all that was written to `keys`: every node, and the tables through PyIceberg after a flush. Returns
+/// what could not be read.
+pub(crate) async fn last_reads(test: &Test, keys: &BTreeSet<Key>, python: Option<&str>) -> anyhow::Result<Vec<String>> {
+    last_reads_of_nodes(test, keys).await?;
     let Some(python) = python else { return Ok(Vec::new()) };
     for tenant in test.tenants {
         let flush = test.cluster.http.post(test.cluster.url(0, "/api/v1/admin/flush")).header("x-tenant-id", tenant);
         flush.timeout(Duration::from_secs(60)).send().await?.error_for_status()?;
     }
     let spans = test.tenants.into_iter().map(|tenant| (tenant, DEFAULT_DATASET, SPANS));
-    let tables = spans.chain(datasets(&keys).into_iter().map(|(tenant, dataset)| (tenant, dataset, LOG_RECORDS)));
-    let mut missing = Vec::new();
-    for (tenant, dataset, table) in tables {
-        if let Err(error) = audit::audit(test, python, tenant, dataset, table).await {
-            missing.push(format!("PyIceberg did not read {table} of {tenant}/{dataset}: {error:#}"));
-        }
-    }
-    Ok(missing)
+    let logs = datasets(keys).into_iter().map(|(tenant, dataset)| (tenant, dataset, LOG_RECORDS));
+    audit::audit(test, python, spans.chain(logs).collect()).await
 }
 
 #[cfg(test)]
