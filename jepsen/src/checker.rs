@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`set`] (`set-full`) | spans and whole reads of `ingest` | lost, doubled, stale, foreign elements |
 //! | [`positions`] | every acknowledgment | positions that are shared, change, or do not follow real time |
+//! | [`entries`] | the nodes' logs, entry by entry | indexes between acknowledged ones that nobody can account for |
 //! | [`log`] | requests and reads of `log` | lost, doubled, torn, reordered rows; reads behind their position |
 //! | [`register`] | requests and reads of `register` | reads that are not linearizable |
 //! | [`isolation`] | the same rows of several tenants and datasets | rows that another one sees, or swallows |
@@ -15,6 +16,7 @@
 //! checker passes for valid on too little: that is unknown.
 
 pub(crate) mod availability;
+pub(crate) mod entries;
 mod flush;
 mod isolation;
 mod keyed;

@@ -22,6 +22,7 @@ mod history;
 mod invariants;
 mod leaders;
 mod link;
+mod listing;
 mod nemesis;
 mod outage;
 mod page;

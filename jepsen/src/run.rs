@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::about::About;
 use crate::checker::availability::Availability;
+use crate::checker::entries::{self, Entries, Sent};
 use crate::checker::{Blackout, Broken, Checks, Findings, examine};
 use crate::cluster::{Cluster, NODES, Place};
 use crate::damage::Damage;
@@ -17,6 +18,7 @@ use crate::fault::Fault;
 use crate::history::{self, History, Kind, Operation, Purpose};
 use crate::invariants::Invariants;
 use crate::leaders::Leaders;
+use crate::listing::Log;
 use crate::nemesis::{self, Strike};
 use crate::random::Random;
 use crate::report::{self, Counts, Report};
@@ -52,6 +54,9 @@ struct Ledger {
     left: Vec<(usize, Damage)>,
     /// The rounds that were judged: their tenants, adds and last reads.
     judged: Vec<(Tenants, Vec<Operation>)>,
+    /// What was sent in all of them and is still in the logs.
+    sent: Vec<Sent>,
+    entries: Entries,
 }
 
 /// A fault that is over, as the schedule knows it, and what came of it.
@@ -106,12 +111,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
             break;
         }
     }
+    // What comes now has no faults, and no clients.
+    let until = u64::try_from(run.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
     if ledger.troubles.is_empty() && ledger.judged.len() > 1 {
         left_out.extend(Box::pin(run.look_again(&mut ledger)).await);
     }
     stop.store(true, Ordering::Relaxed);
     let (invariants, leaders) = watchers.join_next().await.context("a watcher")??;
-    let until = u64::try_from(run.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let (verdicts, reigns) = (judge(&run, &ledger, &invariants), leaders.reigns());
     let costs = ledger.availability.costs();
     let report = Report {
@@ -170,6 +176,7 @@ fn judge(run: &Run, ledger: &Ledger, invariants: &Invariants) -> Vec<Verdict> {
     let checks = ledger.checks.judgments(workloads).into_iter();
     verdicts.extend(checks.filter(|one| run.python.is_some() || one.checker != FLUSH_AUDIT));
     verdicts.push(invariants.judgment(run.cluster.deaths()));
+    verdicts.push(ledger.entries.judgment());
     verdicts.push(ledger.availability.judgment());
     let nothing = (report::effective(&ledger.strikes) == 0).then(|| "no fault had an effect".to_owned());
     let anomalies: Vec<String> = ledger.troubles.iter().cloned().chain(nothing).collect();
@@ -181,7 +188,7 @@ fn judge(run: &Run, ledger: &Ledger, invariants: &Invariants) -> Vec<Verdict> {
 
 impl Ledger {
     fn is_sound(&self) -> bool {
-        self.findings.is_sound() && self.checks.is_sound()
+        self.findings.is_sound() && self.checks.is_sound() && self.entries.is_sound()
     }
 }
 
@@ -228,6 +235,14 @@ impl Run {
                 ledger.troubles.push(format!("a client ended early: {error:#}"));
             }
         }
+        let mut logs = Vec::new();
+        // Before the rest of it is flushed and given up.
+        if ledger.troubles.is_empty() {
+            match Box::pin(self.list_logs()).await {
+                Ok(listed) => logs = listed,
+                Err(error) => ledger.troubles.push(format!("the logs of the nodes: {error:#}")),
+            }
+        }
         let keys = test.history.keys();
         match Box::pin(workload::last_reads(&test, &keys, self.python.as_deref())).await {
             Ok(missing) => ledger.troubles.extend(missing),
@@ -246,6 +261,8 @@ impl Run {
             operations.retain(|one| !is_spent(&one.kind));
         }
         self.store.write_history(round, tenants, &operations)?;
+        ledger.sent.extend(entries::sent(&operations, &self.blackouts()));
+        ledger.entries.add(&mut ledger.sent, &logs, &self.blackouts());
         ledger.findings.add(findings);
         ledger.checks.add(checks);
         ledger.judged.push((tenants, operations));
@@ -338,6 +355,23 @@ impl Run {
         println!("nodes and tables were read again of {} of {all} rounds", all - left);
         let why = format!("{left} of {all} rounds: there were {} minutes for all of them", AGAIN.as_secs() / 60);
         (left > 0).then(|| LeftOut::checker("reading earlier rounds again", &why))
+    }
+
+    /// Kills all nodes, lists their logs, and starts them again: one more kill of all, with nobody there to see it.
+    async fn list_logs(&self) -> anyhow::Result<Vec<Log>> {
+        let cluster = Arc::clone(&self.cluster);
+        let list = move || (0..NODES).map(|node| cluster.log(node)).collect::<anyhow::Result<Vec<Log>>>();
+        for node in 0..NODES {
+            self.cluster.kill(node);
+        }
+        let logs = tokio::task::spawn_blocking(list).await?;
+        for node in 0..NODES {
+            self.cluster.revive(node)?;
+        }
+        for node in 0..NODES {
+            self.cluster.wait_whole(node).await?;
+        }
+        logs
     }
 }
 

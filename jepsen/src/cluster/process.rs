@@ -6,11 +6,12 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use crate::checker::majority::Absence;
 use crate::clock;
 use crate::disk::{self, Disk};
+use crate::listing::Log;
 use crate::random::Random;
 use crate::span::Span;
 
@@ -131,6 +132,17 @@ impl Cluster {
         kill_all(vec![child]);
         self.accuse(format!("node {} did not end within {STOP_TIMEOUT:?} of SIGTERM", node + 1));
         Ok(Some(begun.elapsed()))
+    }
+
+    /// The log of a node that does not run, as its own tool lists it. Blocking.
+    pub(crate) fn log(&self, node: usize) -> anyhow::Result<Log> {
+        let mut command = Command::new(&self.binary);
+        command.current_dir(self.dir.join(name(node))).args(["wal", "inspect", "--entries", "--format", "json"]);
+        let output = command.args(["--data-dir", "data"]).output().context("run signaldb wal inspect")?;
+        // 1 is damage, of which the listing tells.
+        let said = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        ensure!(matches!(output.status.code(), Some(0 | 1)), "signaldb wal inspect: {}", said());
+        Log::parse(&String::from_utf8_lossy(&output.stdout)).with_context(|| format!("the log of node {}", node + 1))
     }
 
     /// Takes the power from nodes, which stay down; whether all of them ran.
