@@ -22,7 +22,9 @@ mod history;
 mod invariants;
 mod leaders;
 mod link;
+mod namespace;
 mod nemesis;
+mod network;
 mod outage;
 mod page;
 mod postgres;
@@ -68,6 +70,9 @@ struct Args {
     /// The directory of this run, instead.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Has nodes reach each other through relays, also where each could have a network namespace of its own.
+    #[arg(long)]
+    relays: bool,
     /// Keeps logs and tables of the nodes also when the verdict is valid.
     #[arg(long)]
     keep_data: bool,

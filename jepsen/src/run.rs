@@ -79,13 +79,21 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
         Some(out) => Store::at(out)?,
         None => Store::make(&args.store, now)?,
     };
-    let about = About::gather(&args, &scenario, seed, now);
+    let mut about = About::gather(&args, &scenario, seed, now);
     println!("scenario {}: {}", scenario.name, scenario.about);
     println!("seed {seed}, history and logs in {}", store.dir().display());
     let small_log = scenario.faults.iter().any(|one| one.fault.damages());
-    let place =
-        Place { dir: store.dir(), catalog: args.catalog, disks: scenario.disks, bucket: scenario.bucket, small_log };
+    let place = Place {
+        dir: store.dir(),
+        catalog: args.catalog,
+        disks: scenario.disks,
+        bucket: scenario.bucket,
+        small_log,
+        relays: args.relays,
+    };
     let cluster = Arc::new(Cluster::start(&args.node, place, &random).await?);
+    about.network = cluster.network.about();
+    println!("nodes reach each other over {}", about.network);
     let (weights, mut left_out) = possible(&scenario, &cluster);
     anyhow::ensure!(!weights.is_empty(), "none of the scenario's faults can be made here: {left_out:?}");
     let lengths = scenario.rounds(args.seconds.unwrap_or(scenario.seconds));
