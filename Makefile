@@ -17,7 +17,7 @@ help:
 	@echo "              the report is jepsen/store/latest/index.html"
 	@echo "              CATALOG=postgres: with their catalog in a private PostgreSQL; SEED=7: the choices of an earlier run"
 	@echo "make jepsen-full  for an hour, as root: power losses, full, slow and damaged disks, a network that loses packets too"
-	@echo "              SECONDS=600, SCENARIO=full|overlap|outages|power-loss-all|damage|default or a file (jepsen/scenarios)"
+	@echo "              SECONDS=600, SCENARIO=full|overlap|network|outages|power-loss-all|damage|default or a file (jepsen/scenarios)"
 	@echo "              RELAYS=1: nodes reach each other through relays, as they do without root"
 	@echo "make lint     format check and clippy"
 	@echo "make bench    measure a release node; appends to bench/RESULTS.md"

@@ -52,7 +52,7 @@ struct Args {
     /// The release binary to test.
     #[arg(long)]
     node: PathBuf,
-    /// What happens: default, full, overlap, power-loss-all, damage, outages, or a file like those in jepsen/scenarios.
+    /// What happens: default, full, overlap, network, power-loss-all, damage, outages, or a file like those in jepsen/scenarios.
     #[arg(long, default_value = "default")]
     scenario: String,
     /// How long faults go on, seconds; the scenario says it by default.

@@ -22,7 +22,7 @@ pub(crate) struct Absence {
 }
 
 /// Which pairs of nodes are no pair: each is named by the node that is not in it.
-type Parted = [bool; NODES];
+pub(crate) type Parted = [bool; NODES];
 
 /// When no two nodes ran and reached each other: in their order, and none touches the next.
 pub(crate) fn outages(strikes: &[Strike], absences: &[Absence]) -> Vec<Span> {
@@ -60,7 +60,7 @@ fn without(node: usize) -> Parted {
 }
 
 /// What a fault takes that is made at `node`.
-fn parted(fault: Fault, node: Option<usize>) -> Parted {
+pub(crate) fn parted(fault: Fault, node: Option<usize>) -> Parted {
     // Where it was is always known of a fault of one node; else it might be anywhere.
     let of_one = node.map_or([true; NODES], without);
     match fault {
