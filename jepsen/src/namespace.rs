@@ -29,9 +29,9 @@ use crate::link::Mode;
 /// Forwards packets between the interfaces of a namespace.
 const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// What a cable carries while it is narrow: less than a busy leader sends.
-const NARROW: &str = "8mbit";
+const NARROW: &str = "4mbit";
 /// What a narrow cable lets pass at once.
-const BURST: &str = "32kb";
+const BURST: &str = "16kb";
 /// How long a connection to a port where nobody listens may take to be refused; a lost packet is sent again after a second.
 const TRY_TIMEOUT: Duration = Duration::from_millis(1500);
 /// A port where nobody listens.
@@ -533,7 +533,7 @@ mod tests {
         let links = BTreeMap::from([((0, 1), delay(20)), ((0, 2), delay(90)), ((1, 2), Mode::Pass)]);
         let wrong = State { links, pulled: BTreeSet::from([2]), ..State::default() };
         let pull_and_narrow =
-            ["ip link set cable3 down", "1: tc qdisc replace dev eth0 root tbf rate 8mbit burst 32kb latency 90ms"];
+            ["ip link set cable3 down", "1: tc qdisc replace dev eth0 root tbf rate 4mbit burst 16kb latency 90ms"];
         assert_eq!(lines(&steps(&State::default(), &wrong)), pull_and_narrow);
         let put_right = ["ip link set cable3 up", "1: tc qdisc delete dev eth0 root"];
         assert_eq!(lines(&steps(&wrong, &wrong.clone().healed())), put_right);
