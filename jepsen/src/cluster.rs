@@ -1,4 +1,4 @@
-//! The nodes under test: release processes that reach each other only through the relays.
+//! The nodes under test: release processes that reach each other only over the [`Network`] of the test.
 //!
 //! How they are started is in [`launch`], how they end and boot in [`process`], and what they say of themselves in [`probe`].
 
@@ -6,7 +6,6 @@ mod launch;
 mod probe;
 mod process;
 
-use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -21,7 +20,8 @@ use crate::clock::Clocks;
 use crate::disk::{Disk, Disks};
 use crate::fault::Fault;
 use crate::history::Position;
-use crate::link::{Links, Relay};
+use crate::namespace::Service;
+use crate::network::{self, Network};
 use crate::outage::Lock;
 use crate::postgres::Server;
 use crate::random::Random;
@@ -82,6 +82,8 @@ pub(crate) struct Place<'a> {
     pub(crate) bucket: bool,
     /// Several segments, and none for long: damage is noticed, or goes with its segment.
     pub(crate) small_log: bool,
+    /// Nodes reach each other through relays, even if they could have network namespaces.
+    pub(crate) relays: bool,
 }
 
 /// Three nodes. Dropping it ends them.
@@ -91,9 +93,7 @@ pub(crate) struct Cluster {
     binary: PathBuf,
     /// OTLP gRPC, OTLP HTTP, HTTP, Flight and peers.
     ports: [[u16; 5]; NODES],
-    /// By (from, to).
-    relays: BTreeMap<(usize, usize), Relay>,
-    pub(crate) links: Links,
+    pub(crate) network: Network,
     /// How often each node was started.
     lives: [AtomicU64; NODES],
     /// `None` while the nemesis has a node down.
@@ -125,14 +125,18 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts nodes.
     pub(crate) async fn start(binary: &Path, place: Place<'_>, random: &Random) -> anyhow::Result<Self> {
-        let Place { dir, catalog, disks, bucket, small_log } = place;
+        let Place { dir, catalog, disks, bucket, small_log, relays } = place;
+        // First of all: before, not even loopback works in a namespace that was just made for this process.
+        let namespaces = network::namespaces(&dir.join("network"), relays).await?;
         let free = free_ports(5 * NODES + 1)?;
         let ports: [[u16; 5]; NODES] = std::array::from_fn(|node| std::array::from_fn(|at| free[5 * node + at]));
+        let network = Network::make(namespaces, ports.map(|ports| ports[4])).await?;
         let postgres = match catalog {
             Catalog::Sqlite => None,
             Catalog::Postgres => {
                 let (port, log) = (free[5 * NODES], dir.join("postgres.log"));
-                Some(Arc::new(tokio::task::spawn_blocking(move || Server::start(port, &log)).await??))
+                let address = SocketAddr::from((network.service(Service::Catalog), port));
+                Some(Arc::new(tokio::task::spawn_blocking(move || Server::start(address, &log)).await??))
             }
         };
         let clocks = Clocks::find(dir).map_err(|error| format!("{error:#}"));
@@ -141,21 +145,18 @@ impl Cluster {
             false => Err("the scenario wants none".to_owned()),
         };
         let bucket = match bucket {
-            true => Some(Bucket::start(&dir.join("shared/bucket"), random.next()).await?),
+            true => {
+                let host = network.service(Service::Store);
+                Some(Bucket::start(&dir.join("shared/bucket"), host, random.next()).await?)
+            }
             false => None,
         };
-        let (links, mut relays) = (Links::default(), BTreeMap::new());
-        for (from, to) in pairs() {
-            let target = SocketAddr::from(([127, 0, 0, 1], ports[to][4]));
-            relays.insert((from, to), links.relay(from, to, target).await?);
-        }
         let http = reqwest::Client::builder().pool_idle_timeout(Duration::from_secs(5)).build()?;
         let cluster = Self {
             dir: dir.to_owned(),
             binary: std::path::absolute(binary)?,
             ports,
-            relays,
-            links,
+            network,
             lives: Default::default(),
             children: Mutex::default(),
             deaths: Mutex::default(),
@@ -183,12 +184,12 @@ impl Cluster {
     }
 
     pub(crate) fn url(&self, node: usize, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.ports[node][2])
+        format!("http://{}:{}{path}", self.network.host(node), self.ports[node][2])
     }
 
     /// Where a node takes OTLP over HTTP.
     pub(crate) fn otlp(&self, node: usize) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.ports[node][1]))
+        SocketAddr::from((self.network.host(node), self.ports[node][1]))
     }
 
     /// Why a fault cannot be made here, and what would change that.
@@ -196,7 +197,15 @@ impl Cluster {
         let disks =
             || Some(format!("root, loop devices and ext4 (sudo make jepsen-full): {}", self.disks.as_ref().err()?));
         let clocks = || Some(format!("clocks that can be moved: {}", self.clocks.as_ref().err()?));
+        let namespaces = || {
+            let why = self.network.lacks_namespaces()?;
+            Some(format!("root, network namespaces and nftables (sudo make jepsen-full): {why}"))
+        };
         match fault {
+            Fault::CatalogCut if self.postgres.is_none() => {
+                Some("a catalog that is reached over the network (CATALOG=postgres)".to_owned())
+            }
+            fault if fault.needs_namespaces() => namespaces(),
             fault if fault.needs_disks() => disks(),
             fault if fault.moves_clocks() => clocks(),
             // PostgreSQL is stopped instead.
@@ -254,9 +263,10 @@ impl Cluster {
         if let Ok(disks) = &self.disks {
             disks.mend();
         }
-        self.links.heal();
+        self.network.heal().await?;
         self.reset_clocks()?;
         self.set_store(Mode::Works);
+        self.network.connect_services().await?;
         self.set_catalog(true).await?;
         for node in 0..NODES {
             self.signal(node, "-CONT");
@@ -300,9 +310,9 @@ impl Cluster {
         }
     }
 
-    /// Requests that the store refused or lied about so far.
-    pub(crate) fn store_disturbed(&self) -> u64 {
-        self.bucket.as_ref().map_or(0, Bucket::disturbed)
+    /// Requests that the store refused or lied about so far, and packets that were lost on the way to store or catalog.
+    pub(crate) async fn tables_disturbed(&self) -> anyhow::Result<u64> {
+        Ok(self.bucket.as_ref().map_or(0, Bucket::disturbed) + self.network.lost_of_services().await?)
     }
 }
 

@@ -81,7 +81,7 @@ fn header(report: &Report<'_>, word: &str) -> String {
     let tiles: String = report.figures().iter().map(tile).collect();
     format!(
         "<h1>SignalDB under faults <span class=\"badge\">{word}</span></h1>\n<p>{lead} Scenario <b>{}</b>: {}.</p>\n<p \
-         class=\"quiet\">{} · {} · commit <code>{}</code> · catalog {}, tables on {} · {}</p>\n<ul class=\"tiles\">{tiles}</ul>",
+         class=\"quiet\">{} · {} · commit <code>{}</code> · catalog {}, tables on {}, nodes over {} · {}</p>\n<ul class=\"tiles\">{tiles}</ul>",
         escape(&about.scenario),
         escape(about.what.trim_end_matches('.')),
         escape(&about.started),
@@ -89,6 +89,7 @@ fn header(report: &Report<'_>, word: &str) -> String {
         escape(&about.commit),
         escape(&about.catalog),
         escape(&about.store),
+        escape(&about.network),
         escape(&about.machine),
     )
 }

@@ -299,6 +299,7 @@ pub(crate) mod testing {
                 seconds: 2,
                 catalog: text("sqlite"),
                 store: text("local files"),
+                network: text("relays"),
                 version: text("signaldb 0.1.0"),
                 commit: text("79e22c2"),
                 machine: text("2 cores"),

@@ -84,13 +84,21 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
         Some(out) => Store::at(out)?,
         None => Store::make(&args.store, now)?,
     };
-    let about = About::gather(&args, &scenario, seed, now);
+    let mut about = About::gather(&args, &scenario, seed, now);
     println!("scenario {}: {}", scenario.name, scenario.about);
     println!("seed {seed}, history and logs in {}", store.dir().display());
     let small_log = scenario.faults.iter().any(|one| one.fault.damages());
-    let place =
-        Place { dir: store.dir(), catalog: args.catalog, disks: scenario.disks, bucket: scenario.bucket, small_log };
+    let place = Place {
+        dir: store.dir(),
+        catalog: args.catalog,
+        disks: scenario.disks,
+        bucket: scenario.bucket,
+        small_log,
+        relays: args.relays,
+    };
     let cluster = Arc::new(Cluster::start(&args.node, place, &random).await?);
+    about.network = cluster.network.about();
+    println!("nodes reach each other over {}", about.network);
     let (weights, mut left_out) = possible(&scenario, &cluster);
     anyhow::ensure!(!weights.is_empty(), "none of the scenario's faults can be made here: {left_out:?}");
     let lengths = scenario.rounds(args.seconds.unwrap_or(scenario.seconds));
@@ -103,7 +111,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut watchers = JoinSet::new();
     watchers.spawn(watch(Arc::clone(&run.cluster), run.begun, Arc::clone(&stop)));
-    let (mut schedule, mut ledger) = (Schedule::new(weights), Ledger::default());
+    let (mut schedule, mut ledger) = (Schedule::new(weights, run.scenario.majority), Ledger::default());
     for (round, seconds) in lengths.into_iter().enumerate() {
         Box::pin(run.round(round, Duration::from_secs(seconds), &mut schedule, &mut ledger)).await?;
         if !ledger.troubles.is_empty() || !ledger.is_sound() {
@@ -221,7 +229,7 @@ impl Run {
         let mut clients = start_clients(&test, &self.scenario.workloads);
         // Whatever goes wrong from here on, the history is written and judged.
         let mut running = JoinSet::new();
-        if let Err(error) = self.break_things(&test, how_long, &mut running, schedule, ledger).await {
+        if let Err(error) = self.break_things(&test, (round, how_long), &mut running, schedule, ledger).await {
             ledger.troubles.push(format!("faults ended early: {error:#}"));
         }
         running.shutdown().await;
@@ -269,18 +277,18 @@ impl Run {
         Ok(())
     }
 
-    /// Makes faults for as long as there is time, and waits for the end of each; notes them in `ledger`.
+    /// Makes the faults of a round for as long as there is time, and waits for the end of each; notes them in `ledger`.
     async fn break_things(
         &self,
         test: &Test,
-        how_long: Duration,
+        (round, how_long): (usize, Duration),
         running: &mut JoinSet<Struck>,
         schedule: &mut Schedule,
         ledger: &mut Ledger,
     ) -> anyhow::Result<()> {
         let until = Instant::now() + how_long;
         loop {
-            while running.len() >= self.scenario.at_once {
+            while running.len() >= self.scenario.at_once.of(round) {
                 let Some(ended) = running.join_next().await else { break };
                 note(ended?, schedule, ledger)?;
             }

@@ -3,7 +3,8 @@
 //! Every group has a voter on each of the three nodes, so that one answer is true of all groups, and of whatever group is the
 //! home of a tenant: there is a majority as long as any two nodes run and reach each other in both directions. What slows
 //! nodes, links and disks down, or moves leaderships, takes none away. A node whose disk was damaged or lost its power
-//! counts as away until it is whole again: it may not vote before.
+//! counts as away until it is whole again: it may not vote before. So does one that loses packets, of which nobody knows how
+//! much arrives.
 
 use crate::cluster::NODES;
 use crate::fault::Fault;
@@ -21,11 +22,11 @@ pub(crate) struct Absence {
 }
 
 /// Which pairs of nodes are no pair: each is named by the node that is not in it.
-type Parted = [bool; NODES];
+pub(crate) type Parted = [bool; NODES];
 
 /// When no two nodes ran and reached each other: in their order, and none touches the next.
 pub(crate) fn outages(strikes: &[Strike], absences: &[Absence]) -> Vec<Span> {
-    let faults = strikes.iter().map(|strike| (span(strike), parted(strike)));
+    let faults = strikes.iter().map(|strike| (span(strike), parted(strike.fault, strike.node)));
     let ends = absences.iter().map(|absence| (with_start(absence.span), without(absence.node)));
     let taken: Vec<(Span, Parted)> = faults.chain(ends).filter(|(_, parted)| parted.contains(&true)).collect();
     let mut times: Vec<u64> = taken.iter().flat_map(|(span, _)| [span.begun, span.ended]).collect();
@@ -58,11 +59,11 @@ fn without(node: usize) -> Parted {
     std::array::from_fn(|third| third != node)
 }
 
-/// What a fault takes.
-fn parted(strike: &Strike) -> Parted {
+/// What a fault takes that is made at `node`.
+pub(crate) fn parted(fault: Fault, node: Option<usize>) -> Parted {
     // Where it was is always known of a fault of one node; else it might be anywhere.
-    let of_one = strike.node.map_or([true; NODES], without);
-    match strike.fault {
+    let of_one = node.map_or([true; NODES], without);
+    match fault {
         Fault::Kill
         | Fault::KillLeader
         | Fault::Pause
@@ -75,9 +76,13 @@ fn parted(strike: &Strike) -> Parted {
         | Fault::PowerLossLeader
         | Fault::DiskFull
         | Fault::BitFlip
-        | Fault::TruncateSegment => of_one,
+        | Fault::TruncateSegment
+        | Fault::Unplug
+        | Fault::UnplugLeader
+        | Fault::Flap
+        | Fault::Lossy => of_one,
         // The two others do not reach each other.
-        Fault::Ring => of_one.map(|with_it| !with_it || strike.node.is_none()),
+        Fault::Ring => of_one.map(|with_it| !with_it || node.is_none()),
         Fault::KillAll | Fault::Reset | Fault::PowerLossAll => [true; NODES],
         // One node at a time, and only while all others are ready.
         Fault::RollingRestart
@@ -88,7 +93,10 @@ fn parted(strike: &Strike) -> Parted {
         | Fault::CatalogDown
         | Fault::StoreDown
         | Fault::StoreLies
-        | Fault::TransferStorm => [false; NODES],
+        | Fault::TransferStorm
+        | Fault::StoreCut
+        | Fault::StoreCutLeader
+        | Fault::CatalogCut => [false; NODES],
     }
 }
 

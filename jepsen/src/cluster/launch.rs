@@ -10,7 +10,7 @@ use crate::bucket;
 
 use super::{Cluster, NODES, name};
 
-/// Both halves of the key to our bucket, which looks at none.
+/// The secret of the cluster, and both halves of the key to our bucket, which looks at none.
 const KEY: &str = "jepsen";
 
 impl Cluster {
@@ -19,10 +19,7 @@ impl Cluster {
         let shared = self.dir.join("shared");
         std::fs::create_dir_all(&dir)?;
         std::fs::create_dir_all(&shared)?;
-        let address = |to: usize| match self.relays.get(&(node, to)) {
-            Some(relay) => relay.address.to_string(),
-            None => format!("127.0.0.1:{}", self.ports[to][4]),
-        };
+        let address = |to: usize| self.network.peer(node, to, self.ports[to][4]);
         let peers: Vec<String> = (0..NODES).map(|to| format!("\"{}={}\"", to + 1, address(to))).collect();
         let (catalog, database) = match &self.postgres {
             Some(server) => (server.address(), server.address()),
@@ -35,6 +32,9 @@ impl Cluster {
         let mut settings = vec![
             format!("node.id={}", node + 1),
             "cluster.name=jepsen".to_owned(),
+            // Both are asked for beyond loopback.
+            format!("cluster.secret={KEY}"),
+            "auth.allow_anonymous=true".to_owned(),
             format!("cluster.peers=[{}]", peers.join(",")),
             format!("schema.catalog_uri={catalog}"),
             format!("database.dsn={database}"),
@@ -47,7 +47,7 @@ impl Cluster {
             settings.extend(["wal.max_segment_size=256KiB".to_owned(), "wal.keep_flushed=20s".to_owned()]);
         }
         for (name, port) in ["otlp_grpc", "otlp_http", "http", "flight", "peer"].iter().zip(self.ports[node]) {
-            settings.push(format!("listen.{name}=127.0.0.1:{port}"));
+            settings.push(format!("listen.{name}={}:{port}", self.network.host(node)));
         }
         let log = std::fs::File::options().create(true).append(true).open(dir.join("node.log"))?;
         let mut command = Command::new(&self.binary);
@@ -59,6 +59,7 @@ impl Cluster {
         if let Ok(clocks) = &self.clocks {
             clocks.load_into(&mut command, &name(node));
         }
+        let mut command = self.network.enter(node, command);
         self.lives[node].fetch_add(1, Ordering::Relaxed);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let child = child.with_context(|| format!("start {}", self.binary.display()))?;
