@@ -17,8 +17,9 @@ help:
 	@echo "make jepsen   break three release nodes for two minutes and judge what they did (exit 0 valid, 1 invalid, 2 unknown);"
 	@echo "              the report is jepsen/store/latest/index.html"
 	@echo "              CATALOG=postgres: with their catalog in a private PostgreSQL; SEED=7: the choices of an earlier run"
-	@echo "make jepsen-full  for an hour, as root: power losses, full, slow and damaged disks too"
-	@echo "              SECONDS=600, SCENARIO=full|overlap|outages|power-loss-all|damage|default or a file (jepsen/scenarios)"
+	@echo "make jepsen-full  for an hour, as root: power losses, full, slow and damaged disks, a network that loses packets too"
+	@echo "              SECONDS=600, SCENARIO=full|overlap|network|outages|power-loss-all|damage|default or a file (jepsen/scenarios)"
+	@echo "              RELAYS=1: nodes reach each other through relays, as they do without root"
 	@echo "make lint     format check and clippy"
 	@echo "make bench    measure a release node; appends to bench/RESULTS.md"
 	@echo "make install  install the binary and the names of its roles into PREFIX (default /usr/local)"
@@ -84,14 +85,19 @@ jepsen: jepsen-deps
 	"$$target/release/signaldb-jepsen" --node "$$target/release/signaldb" --catalog "$(CATALOG)" \
 	  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
-# Mounts are made in a namespace of their own: they end with the run, however it ends, and no other process keeps them.
+# Mounts and networks are made in namespaces of their own: they end with the last process of the run, however it ends, and no
+# other process sees them. Such a network has nothing at first but a loopback that is down, and never a proxy.
 SCENARIO ?= full
 jepsen-full: jepsen-deps
 	@$(ENV) cargo build --locked --release -p signaldb-node -p signaldb-bench -p signaldb-jepsen; \
 	target=$${CARGO_TARGET_DIR:-target}; export SIGNALDB_PYTHON="$$(scripts/venv.sh || true)"; \
-	alone=(); if unshare --mount true 2>/dev/null; then alone=(unshare --mount); fi; \
+	alone=(); \
+	if unshare --net --mount ip link set lo up 2>/dev/null; \
+	then alone=(env -u http_proxy -u https_proxy -u all_proxy -u HTTP_PROXY -u HTTPS_PROXY -u ALL_PROXY \
+	  unshare --net --mount sh -c 'ip link set lo up && exec "$$@"' sh); \
+	elif unshare --mount true 2>/dev/null; then alone=(unshare --mount); fi; \
 	"$${alone[@]}" "$$target/release/signaldb-jepsen" --node "$$target/release/signaldb" --catalog "$(CATALOG)" \
-	  --scenario "$(SCENARIO)" $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
+	  --scenario "$(SCENARIO)" $(if $(RELAYS),--relays) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--out "$(OUT)")
 
 lint: deps
 	@$(ENV) cargo fmt --all -- --check; cargo clippy --locked --workspace --all-targets -- -D warnings; \
