@@ -68,14 +68,22 @@ struct Client {
     resting: bool,
 }
 
+/// A read through a node.
+struct Read {
+    node: u64,
+    /// One of the last, which have to see everything.
+    last: bool,
+    call: Call<Result<(), String>>,
+}
+
 struct Simulation {
     around: Around,
     /// What goes wrong; apart from what the world draws, so that a change of the code leaves the faults as they are.
     chance: Chance,
     machines: BTreeMap<u64, Machine>,
     clients: Vec<Client>,
-    /// The read that is on its way: through which node, and whether it is one of the last, which all have to see everything.
-    reads: Option<(u64, bool, Call<Result<(), String>>)>,
+    /// On its way.
+    read: Option<Read>,
     /// Nodes that the last reads did not go through yet; `None` before there was one of files alone.
     unread: Option<BTreeSet<u64>>,
     files: Files,
@@ -142,7 +150,7 @@ impl Simulation {
             chance,
             machines,
             clients: (0..CLIENTS).map(|_| Client::default()).collect(),
-            reads: None,
+            read: None,
             unread: None,
             files: Files::default(),
             phase: Phase::Forming,
@@ -355,13 +363,13 @@ impl Simulation {
             let outcome = tokio::time::timeout(limit, Box::pin(read)).await;
             reply.give(outcome.unwrap_or_else(|_| Err("no answer in time".to_owned())));
         }));
-        self.reads = Some((node, checking, call));
+        self.read = Some(Read { node, last: checking, call });
         Some(node)
     }
 
     /// Takes the outcome of the read that was on its way.
     fn has_read(&mut self) {
-        let Some((node, last, call)) = self.reads.take() else { return };
+        let Some(Read { node, last, call }) = self.read.take() else { return };
         match call.take() {
             Some(Ok(())) => self.world().count("reads"),
             Some(Err(reason)) => {
