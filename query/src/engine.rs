@@ -13,7 +13,7 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::optimizer::Optimizer;
+use datafusion::optimizer::{Optimizer, OptimizerRule};
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::{EmptyRecordBatchStream, SendableRecordBatchStream};
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
@@ -27,6 +27,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::as_of;
+use crate::below::ComputeBelowView;
 use crate::error::{QueryError, QueryErrorKind, lake_error, read_error, unavailable};
 use crate::gate::Gate;
 use crate::kept::KeptParts;
@@ -562,18 +563,24 @@ fn template(config: &QueryConfig) -> SessionState {
     // It would move attributes['k'] below the view, out of reach of the rule that collapses it.
     options.optimizer.enable_leaf_expression_pushdown = false;
     options.execution.time_zone = Some("UTC".to_owned());
-    let mut rules = Optimizer::new().rules;
-    let before = rules.iter().position(|rule| rule.name() == "push_down_filter").unwrap_or(0);
-    rules.insert(before, Arc::new(CollapseView));
     let mut physical_rules = PhysicalOptimizer::new().rules;
     let before = physical_rules.iter().position(|rule| rule.name() == "EnsureCooperative");
     physical_rules.insert(before.unwrap_or(physical_rules.len()), Arc::new(NewestPages(kept)));
     let mut builder = SessionStateBuilder::new()
         .with_config(session)
         .with_default_features()
-        .with_optimizer_rules(rules)
+        .with_optimizer_rules(optimizer_rules())
         .with_physical_optimizer_rules(physical_rules);
     let functions = builder.scalar_functions().get_or_insert_default();
     functions.extend([Arc::clone(&HEX_ID), Arc::clone(&ATTRIBUTES), Arc::clone(&ATTRIBUTE)]);
     builder.build()
+}
+
+/// DataFusion's rules, and those that see through the logical view.
+pub(crate) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
+    let mut rules = Optimizer::new().rules;
+    let before = rules.iter().position(|rule| rule.name() == "push_down_filter").unwrap_or(0);
+    rules.insert(before, Arc::new(CollapseView));
+    rules.insert(before + 1, Arc::new(ComputeBelowView));
+    rules
 }

@@ -7,6 +7,7 @@
 //! Start with [`QueryEngine`].
 
 mod as_of;
+mod below;
 mod budget;
 mod copies;
 mod engine;

@@ -77,8 +77,13 @@ pub(crate) fn text(expression: &Expr) -> Option<&str> {
     }
 }
 
+/// What an expression of the view's columns collapses to, if it does.
+pub(crate) fn collapsed(expression: Expr) -> Option<Expr> {
+    collapse(expression).ok().filter(|collapsed| collapsed.transformed).map(|collapsed| collapsed.data)
+}
+
 /// The id column under a hex call, with its length in bytes.
-fn hex_column(expression: &Expr) -> Option<(&Expr, usize)> {
+pub(crate) fn hex_column(expression: &Expr) -> Option<(&Expr, usize)> {
     let Expr::ScalarFunction(function) = expression else { return None };
     let [column @ Expr::Column(inner)] = function.args.as_slice() else { return None };
     if function.func.name() != functions::HEX_ID {
