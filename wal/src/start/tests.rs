@@ -20,9 +20,13 @@ fn vote_of(wal: &Wal, group: u32) -> Option<String> {
 
 /// Three groups of nine entries in one unsealed segment, all synced, and where each record of one entry begins.
 fn filled(io: &SimIo) -> Vec<(u32, u64, usize)> {
+    filled_to(io, 9)
+}
+
+fn filled_to(io: &SimIo, last: u64) -> Vec<(u32, u64, usize)> {
     let wal = open(io, 1 << 20);
     let mut records = Vec::new();
-    for index in 1..=9 {
+    for index in 1..=last {
         for group in 1..=3 {
             records.push((group, index, io.file_len(&segment(1)).expect("exists")));
             append(&wal, group, index..=index, Durability::Synced).expect("appends");
@@ -243,12 +247,27 @@ fn damage_at_rest_is_found_by_a_read_and_quarantined_by_the_next_start() {
 #[test]
 fn a_sector_that_cannot_be_read_is_damage_and_not_a_torn_write() {
     let io = SimIo::new();
-    let records = filled(&io);
-    let at = offset_of(&records, 2, 5) + 75;
+    let records = filled_to(&io, 100);
+    let at = offset_of(&records, 2, 60) + 75;
+    assert!(at > 8192, "the segment begins with another sector");
     io.make_unreadable(&segment(1), at..at + 1);
     let (wal, found) = accept(&io);
     assert!(found.torn.is_none() && quarantined(&found).contains_key(&2));
-    assert!(wal.group_state(2).range.is_none_or(|(_, last)| last < 5));
+    assert!(wal.group_state(2).range.is_none_or(|(_, last)| last < 60));
+}
+
+/// Nobody can tell such a segment from one that a crash left unfinished, which a start removes.
+#[test]
+fn a_newest_segment_whose_first_sector_cannot_be_read_stops_the_start_and_stays() {
+    let io = SimIo::new();
+    filled(&io);
+    io.make_unreadable(&segment(1), 0..1);
+    let config = crate::wal::tests::config(1 << 20);
+    let opened =
+        Wal::open(std::sync::Arc::new(io.clone()), Path::new(DIR), config, "disk-1", |_| Ok(Default::default()));
+    let error = opened.expect_err("stops").to_string();
+    assert!(error.contains("000001.wal"), "{error}");
+    assert!(io.paths().contains(&segment(1)));
 }
 
 /// Scenario: in a start of a log of several segments one read after the other fails, alone or with the next few.
