@@ -307,6 +307,21 @@ mod tests {
         optimized("SELECT attributes['a'], count(*) FROM logs GROUP BY GROUPING SETS ((attributes['a']), ())").await;
     }
 
+    /// Columns are left out before the queries within a query are joined to it.
+    #[tokio::test]
+    async fn queries_within_queries_see_their_columns() {
+        for sql in [
+            "SELECT name FROM traces AS t WHERE EXISTS (SELECT 1 FROM logs AS l WHERE l.trace_id = t.trace_id)",
+            "SELECT (SELECT max(l.body) FROM logs AS l WHERE l.trace_id = t.trace_id) FROM traces AS t",
+            "SELECT name FROM traces AS t WHERE duration_nano > (SELECT avg(o.duration_nano) FROM traces AS o \
+                WHERE o.service_name = t.service_name)",
+            "SELECT count(*) FROM (SELECT service_name FROM traces UNION ALL SELECT service_name FROM logs)",
+            "WITH a AS (SELECT * FROM traces) SELECT x.name FROM a AS x JOIN a AS y ON x.span_id = y.parent_span_id",
+        ] {
+            optimized(sql).await;
+        }
+    }
+
     #[tokio::test]
     async fn joins_compare_the_bytes_of_ids() {
         for sql in [
