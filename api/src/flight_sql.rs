@@ -4,7 +4,6 @@
 //! and whose request it is comes from the metadata of every call. So a load balancer may send each call to another node.
 
 mod bind;
-mod edge;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod info;
@@ -42,6 +41,7 @@ use tonic::{Request, Response, Status};
 use self::statement::Statement;
 use self::wire::Wire;
 use crate::app::App;
+use crate::edge;
 use crate::error::{ApiError, Kind};
 use crate::format::{PARTIAL, missing_groups};
 use crate::identity::{header, identify};

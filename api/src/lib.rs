@@ -9,6 +9,7 @@
 
 mod app;
 mod decompress;
+mod edge;
 pub mod error;
 mod flight_sql;
 mod format;

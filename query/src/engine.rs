@@ -556,7 +556,6 @@ fn template(config: &QueryConfig) -> SessionState {
         .with_create_default_catalog_and_schema(false);
     let options = session.options_mut();
     options.sql_parser.collect_spans = true;
-    options.sql_parser.map_string_types_to_utf8view = false;
     options.execution.parquet.pushdown_filters = true;
     // Each of a query's sorts keeps it, and together they must leave room for what is sorted.
     let merges = config.query_memory_bytes / (4 * config.partitions.max(1));

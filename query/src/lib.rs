@@ -38,6 +38,7 @@ mod system;
 mod table;
 pub mod traceql;
 mod traces;
+mod views;
 mod whole;
 
 pub use budget::Budget;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::FlightClient;
 use arrow_flight::flight_service_client::FlightServiceClient;
@@ -17,7 +18,7 @@ use datafusion::physical_expr::projection::ProjectionExprs;
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayFormatType, ExecutionPlan, SendableRecordBatchStream};
-use futures::TryStreamExt;
+use futures::{Stream, StreamExt, TryStreamExt};
 use prost::Message;
 use signaldb_model::{GroupId, NodeId, TableId, TenantId};
 use signaldb_proto::peer::{
@@ -29,6 +30,7 @@ use signaldb_raft::{Lane, MESSAGE_BYTES_MAX, Peers};
 use tonic::Status;
 
 use crate::queries::{QueryId, QueryStatus};
+use crate::views;
 
 /// How long a leader may take to flush.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -164,13 +166,9 @@ pub(crate) fn scan(
     Ok(DataSourceExec::from_data_source(RemoteSource { rows: rows.clone(), schema, columns: columns.into() }))
 }
 
-/// One column of the rows, all of it.
+/// One column of the rows, all of it, as it is stored.
 #[cfg(feature = "testing")]
-pub(crate) async fn collect(
-    rows: &RemoteRows,
-    schema: &SchemaRef,
-    column: usize,
-) -> Result<Vec<arrow::array::RecordBatch>> {
+pub(crate) async fn collect(rows: &RemoteRows, schema: &SchemaRef, column: usize) -> Result<Vec<RecordBatch>> {
     let schema = Arc::new(schema.project(&[column])?);
     let source = RemoteSource { rows: rows.clone(), schema, columns: Arc::from([column]) };
     source.rows().await?.try_collect().await
@@ -185,7 +183,8 @@ struct RemoteSource {
 }
 
 impl RemoteSource {
-    async fn rows(self) -> Result<SendableRecordBatchStream> {
+    /// As they come: texts are not views yet.
+    async fn rows(self) -> Result<impl Stream<Item = Result<RecordBatch>> + Send + 'static> {
         let failed = |error: Status| DataFusionError::External(Box::new(error));
         let ticket = RowsTicket {
             view: self.rows.lease.view.clone(),
@@ -195,14 +194,14 @@ impl RemoteSource {
         let mut client = client(&self.rows.lease.peers, self.rows.lease.leader, Lane::Rows).map_err(failed)?;
         let batches = client.do_get(Ticket { ticket: ticket.encode_to_vec().into() }).await;
         let batches = batches.map_err(|error| failed(status(error)))?;
-        let batches = batches.map_err(move |error| failed(status(error)));
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema, batches)))
+        Ok(batches.map_err(move |error| failed(status(error))))
     }
 }
 
 impl DataSource for RemoteSource {
     fn open(&self, _partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let rows = futures::stream::once(self.clone().rows()).try_flatten();
+        let rows = rows.map(|rows| views::with_views(&rows?));
         Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows)))
     }
 
