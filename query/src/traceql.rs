@@ -12,6 +12,7 @@
 
 mod ast;
 mod by_id;
+mod bytes;
 mod eval;
 mod lexer;
 mod parser;

@@ -45,6 +45,14 @@ fn get(node: &Node, path: &str, parameters: &[(&str, &str)]) -> reqwest::Request
     node.http.get(node.url(path)).query(parameters).timeout(2 * DEADLINE)
 }
 
+async fn answered(request: reqwest::RequestBuilder) -> anyhow::Result<reqwest::Response> {
+    let response = request.send().await?;
+    if !response.status().is_success() {
+        anyhow::bail!("{}: {}", response.status(), response.text().await?);
+    }
+    Ok(response)
+}
+
 /// Status and text of a request that must fail.
 async fn refused(request: reqwest::RequestBuilder) -> anyhow::Result<(u16, String)> {
     let response = request.send().await?;
@@ -84,11 +92,11 @@ fn spans_in_json(resources: &Value) -> usize {
 /// How many spans of a trace each way to ask for it shows.
 async fn shown(node: &Node, id: &str) -> anyhow::Result<[usize; 4]> {
     let (v1, v2) = (format!("/api/traces/{id}"), format!("/api/v2/traces/{id}"));
-    let protobuf = |path: &str| get(node, path, &[]).header("accept", "application/protobuf").send();
-    let first: Value = get(node, &v1, &[]).send().await?.error_for_status()?.json().await?;
-    let second: Value = get(node, &v2, &[]).send().await?.error_for_status()?.json().await?;
-    let third = TracesData::decode(protobuf(&v1).await?.error_for_status()?.bytes().await?)?;
-    let fourth = tempo::TraceByIdResponse::decode(protobuf(&v2).await?.error_for_status()?.bytes().await?)?;
+    let protobuf = |path: &str| answered(get(node, path, &[]).header("accept", "application/protobuf"));
+    let first: Value = answered(get(node, &v1, &[])).await?.json().await?;
+    let second: Value = answered(get(node, &v2, &[])).await?.json().await?;
+    let third = TracesData::decode(protobuf(&v1).await?.bytes().await?)?;
+    let fourth = tempo::TraceByIdResponse::decode(protobuf(&v2).await?.bytes().await?)?;
     Ok([
         spans_in_json(&first["batches"]),
         spans_in_json(&second["trace"]["resourceSpans"]),
@@ -198,17 +206,17 @@ async fn a_trace_that_is_too_large_is_cut_and_says_so() -> anyhow::Result<()> {
     let node = Node::start(dir.path(), &["memory.limit=2GiB"]).await?;
     let id = send_trace(&node, 56, MEBI).await?;
     let (v1, v2) = (format!("/api/traces/{id}"), format!("/api/v2/traces/{id}"));
-    let all: Value = get(&node, &v1, &[]).send().await?.error_for_status()?.json().await?;
+    let all: Value = answered(get(&node, &v1, &[])).await?.json().await?;
     assert_eq!(spans_in_json(&all["batches"]), 56);
-    let cut: Value = get(&node, &v2, &[]).send().await?.error_for_status()?.json().await?;
+    let cut: Value = answered(get(&node, &v2, &[])).await?.json().await?;
     assert_eq!((spans_in_json(&cut["trace"]["resourceSpans"]), &cut["status"]), (47, &json!("PARTIAL")));
     assert!(cut["message"].as_str().is_some_and(|message| message.contains("larger")), "{}", cut["message"]);
-    let protobuf = get(&node, &v2, &[]).header("accept", "application/protobuf").send().await?.error_for_status()?;
+    let protobuf = answered(get(&node, &v2, &[]).header("accept", "application/protobuf")).await?;
     let cut = tempo::TraceByIdResponse::decode(protobuf.bytes().await?)?;
     assert_eq!((cut.status, cut.trace.as_ref().map(spans_of)), (1, Some(47)));
 
     for killed in [true, false] {
-        let mut response = get(&node, &v1, &[]).send().await?.error_for_status()?;
+        let mut response = answered(get(&node, &v1, &[])).await?;
         response.chunk().await?.context("a part")?;
         // The rest waits for its reader.
         let queries = wait_listed(&node, |queries| queries.len() == 1).await?;
@@ -244,10 +252,10 @@ async fn all_portions_of_a_search_read_within_one_budget() -> anyhow::Result<()>
     let search = |node: &Node| {
         get(node, "/api/search", &[("q", "{ name = \"span 0\" || span:childCount >= 0 }"), ("limit", "600")])
     };
-    let found: Value = search(&node).send().await?.error_for_status()?.json().await?;
+    let found: Value = answered(search(&node)).await?.json().await?;
     assert_eq!(found["traces"].as_array().map(Vec::len), Some(600));
     let scanned = scanned_bytes(&node).await?;
-    search(&node).send().await?.error_for_status()?.bytes().await?;
+    answered(search(&node)).await?.bytes().await?;
     let once = scanned_bytes(&node).await? - scanned;
     // A bit less than what all of it reads, and more than any of its plans.
     node.set(&format!("query.scan={}B", once - once / 8));

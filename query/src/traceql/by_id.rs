@@ -7,7 +7,8 @@ use prost::Message;
 use signaldb_proto::otlp::trace::v1::{ResourceSpans, ScopeSpans};
 use signaldb_signals::{SignalTable, encode, schema};
 
-use super::scan::{self, Asked, Reader, Window, bytes_of, of_traces};
+use super::bytes::bytes_of;
+use super::scan::{self, Asked, Reader, Window, of_traces};
 use super::search::Inspected;
 use crate::engine::{Answers, Progress, QueryEngine};
 use crate::error::QueryError;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use datafusion::common::ScalarValue;
 use datafusion::execution::memory_pool::MemoryReservation;
@@ -13,6 +13,7 @@ use signaldb_catalog::Identity;
 use signaldb_model::Position;
 use signaldb_signals::SignalTable;
 
+use super::bytes::bytes_of;
 use super::search::Inspected;
 use crate::engine::{Allowance, Answers, Consistency, Portions, Progress, Query, QueryEngine, Scan, Shape};
 use crate::error::QueryError;
@@ -181,13 +182,6 @@ impl Reader {
         }
         Ok(found)
     }
-}
-
-/// Bytes of the rows themselves: a slice of a memtable shares its buffers with all others.
-pub(super) fn bytes_of(batch: &RecordBatch) -> usize {
-    let of =
-        |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size());
-    batch.columns().iter().map(of).sum()
 }
 
 fn read_candidates(batch: &RecordBatch) -> Vec<Candidate> {

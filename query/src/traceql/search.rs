@@ -10,9 +10,10 @@ use datafusion::logical_expr::Expr as Filter;
 use signaldb_signals::promoted;
 
 use super::ast::{Expr, Field, Function, Intrinsic, Metrics, Scalar, Spanset as SpansetExpr, Stage, Traceql};
+use super::bytes::bytes_of;
 use super::eval::{self, At};
 use super::pushdown;
-use super::scan::{self, Answered, Asked, Candidate, Reader, TraceId, Window, bytes_of, of_traces};
+use super::scan::{self, Answered, Asked, Candidate, Reader, TraceId, Window, of_traces};
 use super::series::compare;
 use super::spans::{ALWAYS, SpanColumns, columns_of};
 use super::trace::{SpanRef, Trace};

@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use datafusion::logical_expr::{ident, lit};
 
 use super::ast::{Field, Function, Metrics, Rank, Spanset, Stage, Traceql};
+use super::bytes::bytes_of;
 use super::eval::{self, At};
 use super::pushdown;
-use super::scan::{self, Answered, Asked, Reader, Window, and, bytes_of};
+use super::scan::{self, Answered, Asked, Reader, Window, and};
 use super::search::{Inspected, Traces, add_columns};
 use super::spans::{ALWAYS, SpanColumns};
 use super::value::Value;

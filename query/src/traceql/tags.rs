@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use signaldb_signals::promoted;
 
 use super::ast::{Expr, Field, Intrinsic, Kind, Literal, Operator, Scope, Spanset, Stage, Status, Traceql};
+use super::bytes::bytes_of;
 use super::eval::{self, At};
 use super::pushdown;
-use super::scan::{self, Answered, Asked, Reader, Window, bytes_of, in_window};
+use super::scan::{self, Answered, Asked, Reader, Window, in_window};
 use super::search::{Inspected, add_columns};
 use super::spans::{ALWAYS, SpanColumns, columns_of};
 use super::value::Value;
