@@ -199,6 +199,9 @@ async fn answers_do_not_depend_on_where_rows_are() {
         ("CAST(attributes['http.route'] AS VARCHAR) = '/x'", 15),
         ("CAST(service_name AS VARCHAR) = 'a'", 40),
         ("resource_attributes['service.name'] = 'a'", 40),
+        ("attributes[CAST('http.route' AS VARCHAR)] = '/x'", 15),
+        ("attributes[CAST('own' AS VARCHAR)] = 'work 7'", 3),
+        ("scope_attributes[CAST('own' AS VARCHAR)] IS NULL", 60),
         ("trace_id = '01010101010101010101010101010101'", 3),
         ("CAST(trace_id AS VARCHAR) = '01010101010101010101010101010101'", 3),
     ] {
