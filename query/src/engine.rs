@@ -47,6 +47,8 @@ mod describe;
 pub(crate) mod maintain;
 mod portions;
 pub(crate) mod running;
+#[cfg(test)]
+mod tests;
 
 pub use describe::Description;
 pub use portions::Answers;

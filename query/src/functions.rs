@@ -214,6 +214,15 @@ mod tests {
     }
 
     #[test]
+    fn an_attribute_is_the_columns_text_or_else_the_maps() {
+        let in_map = StringArray::from(vec![Some("m"), Some("in the map as well"), None, Some("m")]);
+        let long = "in the column, and longer than a view";
+        let column = StringViewArray::from(vec![None, Some(long), Some("c"), None]);
+        let expected = [Some("m"), Some(long), Some("c"), Some("m")];
+        assert_eq!(either(&column, &in_map).iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
     fn promoted_lists_differ_in_length() {
         assert_ne!(promoted::RESOURCE.len(), promoted::RECORD.len());
     }

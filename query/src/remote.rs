@@ -234,3 +234,33 @@ impl DataSource for RemoteSource {
         Ok(None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::new_null_array;
+    use arrow_flight::decode::FlightRecordBatchStream;
+    use arrow_flight::encode::FlightDataEncoderBuilder;
+    use futures::stream;
+    use signaldb_signals::{SignalTable, schema};
+
+    use super::*;
+
+    /// What a leader sends has the types of its memtable, whatever queries make of them: nodes of other builds read it.
+    #[tokio::test]
+    async fn rows_that_came_from_another_node_have_the_columns_of_the_scan() {
+        for table in SignalTable::ALL {
+            let stored = Arc::clone(&schema::of(table).arrow);
+            let columns = stored.fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
+            let row = RecordBatch::try_new(Arc::clone(&stored), columns).expect("a row of nulls");
+            let encoded = FlightDataEncoderBuilder::new().with_schema(stored).build(stream::iter([Ok(row)]));
+            let mut came = FlightRecordBatchStream::new_from_flight_data(encoded);
+            let mut batches = 0;
+            while let Some(batch) = came.try_next().await.expect("decodes") {
+                let seen = views::with_views(&batch).expect("casts");
+                assert_eq!(seen.schema().fields(), views::of(table).arrow.fields(), "{table:?}");
+                batches += 1;
+            }
+            assert_eq!(batches, 1, "{table:?}");
+        }
+    }
+}

@@ -227,6 +227,7 @@ mod tests {
         check(attribute("server_port").eq(lit("80")), col("server_port").eq(lit(80_i64)));
         check(lit("80").not_eq(attribute("server_port")), col("server_port").not_eq(lit(80_i64)));
         check(attribute("server_port").eq(lit("080")), false_or_null(&col("server_port")));
+        check(cast(col("server_port"), DataType::Utf8View).eq(lit("80")), col("server_port").eq(lit(80_i64)));
         let list = |column: Expr, items: Vec<Expr>| column.in_list(items, false);
         check(
             list(attribute("server_port"), vec![lit("80"), lit("443")]),

@@ -19,7 +19,7 @@ use arrow_flight::sql::{
 };
 use arrow_flight::{
     Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, Criteria, Empty, FlightData,
-    FlightDescriptor, FlightInfo, Ticket,
+    FlightDescriptor, FlightInfo, IpcMessage, Ticket,
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -32,7 +32,7 @@ use tonic::{Code, Request, Status};
 use crate::cluster::Cluster;
 use crate::fixtures::{python, run_script};
 use crate::node::{Node, flight_number};
-use crate::spans::batch;
+use crate::spans::{batch, send_batch};
 
 const AUTH: [&str; 2] = [
     "auth.enabled=true",
@@ -508,6 +508,48 @@ async fn types_leave_the_node_as_clients_read_them() -> anyhow::Result<()> {
     assert_eq!(texts, ["a", "b", "[\"c\"]", "d"]);
     let (schema, _) = client.rows(&statement("SELECT * FROM traces")).await?;
     assert!(schema.fields().iter().all(|field| !field.data_type().is_nested()), "{schema}");
+    Ok(())
+}
+
+/// Scenario: spans in memory, then in a file. Their texts are selected, described and compared with a parameter.
+/// Guarantees: a column of texts is `Utf8` in rows, information, lists of tables and prepared statements.
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_texts_are_plain_texts_to_clients() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let node = Node::start(dir.path(), &[]).await?;
+    let mut client = Balanced::connect(&[&node], &[]).await?;
+    send_batch(&node.http, &[node.otlp_http("/v1/traces")], 3).await?;
+    for _ in 0..2 {
+        let sql = "SELECT service_name, attributes['http.route'] AS route, CAST(kind AS VARCHAR) AS kind FROM traces";
+        let (schema, rows) = client.rows(&statement(sql)).await?;
+        assert!(schema.fields().iter().all(|field| *field.data_type() == DataType::Utf8), "{schema}");
+        let all = |column: usize, text: &str| {
+            rows.iter().all(|batch| batch.column(column).as_string::<i32>().iter().all(|found| found == Some(text)))
+        };
+        assert_eq!(rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 3);
+        assert!(all(0, "shop") && all(1, "/checkout"), "{rows:?}");
+        node.flush().await?;
+    }
+    let tables = CommandGetTables {
+        table_name_filter_pattern: Some("traces".to_owned()),
+        include_schema: true,
+        ..CommandGetTables::default()
+    };
+    let tables = client.rows(&tables).await?.1;
+    let listed = tables.first().context("a table")?.column(4).as_binary::<i32>().value(0).to_vec();
+    let create = ActionCreatePreparedStatementRequest {
+        query: "SELECT name FROM traces WHERE name = $1".to_owned(),
+        transaction_id: None,
+    };
+    let created = client.action("CreatePreparedStatement", create.as_any().encode_to_vec()).await??;
+    let created = Any::decode(created.first().context("an answer")?.clone())?;
+    let created: ActionCreatePreparedStatementResult = created.unpack()?.context("a result")?;
+    for (message, column) in
+        [(Bytes::from(listed), "name"), (created.dataset_schema, "name"), (created.parameter_schema, "$1")]
+    {
+        let schema = Schema::try_from(IpcMessage(message))?;
+        assert_eq!(schema.field_with_name(column)?.data_type(), &DataType::Utf8, "{schema}");
+    }
     Ok(())
 }
 
