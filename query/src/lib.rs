@@ -19,6 +19,7 @@ mod functions;
 pub mod fuzzing;
 mod gate;
 mod kept;
+mod likes;
 mod logical_view;
 mod memory;
 pub mod metrics;

@@ -40,7 +40,7 @@ use crate::files::DataFiles;
 use crate::kept::KeptParts;
 use crate::remote::{self, RemoteRows};
 use crate::traces::{self, Place, Places, Pruned, TraceIndexes};
-use crate::{memory, prune, views, whole};
+use crate::{likes, memory, prune, views, whole};
 
 /// One consistent state of a table. Made for one query.
 #[derive(Debug)]
@@ -289,6 +289,7 @@ fn physical_filter(state: &dyn Session, schema: &SchemaRef, filters: &[Expr]) ->
 /// A filter over rows of `schema`. What of it is known now is computed: bounds and bloom filters serve literals alone, and
 /// where a column took the place of an attribute, which is a text, the literal beside it has to become a view.
 fn predicate(state: &dyn Session, schema: &SchemaRef, filter: Expr) -> Result<Arc<dyn PhysicalExpr>> {
+    let filter = likes::prunable(filter)?;
     let filter = state.create_physical_expr(filter, &DFSchema::try_from(Arc::clone(schema))?)?;
     PhysicalExprSimplifier::new(schema).simplify(filter)
 }

@@ -183,6 +183,9 @@ async fn answers_do_not_depend_on_where_rows_are() {
         ("attributes['http.route'] <> '/x'", 20),
         ("attributes['http.route'] > '/b'", 20),
         ("attributes['http.route'] LIKE '/a/route%'", 15),
+        ("attributes['http.route'] LIKE '/a%bytes'", 15),
+        ("attributes['http.route'] NOT LIKE '/a/route%'", 20),
+        ("attributes['http.route'] NOT LIKE '/a%bytes'", 20),
         ("attributes['http.route'] ~ '^/a.*bytes$'", 15),
         ("attributes['http.route'] IN ('/x', '5')", 20),
         ("attributes['http.route'] IN ('/x', '/y', '/z', '/5', '5')", 20),
@@ -243,7 +246,9 @@ async fn a_filter_on_an_attribute_is_one_of_a_bare_column_and_a_literal() {
     let either = "attributes['http.route'] IN ('/x', '/u', '/v', '/w')";
     check(either, &["pruning_predicate=", "required_guarantees=[http_route in (/u, /v, /w, /x)]"]).await;
     check("attributes['http.route'] > '/b'", &[" > /b,", "pruning_predicate="]).await;
-    check("attributes['http.route'] LIKE '/x%'", &[" LIKE /x%,", "pruning_predicate="]).await;
+    check("attributes['http.route'] LIKE '/x%'", &[" >= /x AND ", " < /y,", "pruning_predicate="]).await;
+    let other = physical_plan(&context, "SELECT count(*) FROM traces WHERE http_route LIKE '/x%z'").await;
+    assert!(other.contains("pruning_predicate=") && other.contains("http_route_max@"), "{other}");
     // Bounds leave the file out.
     let sql = "SELECT count(*) FROM traces WHERE attributes['http.route'] = '/y'";
     let plan = physical_plan(&context, sql).await;
