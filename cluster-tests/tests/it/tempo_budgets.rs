@@ -172,6 +172,7 @@ async fn a_trace_larger_than_the_memory_of_a_query_goes_out_in_parts() -> anyhow
     assert_eq!(shown(&node, &id).await?, [spans; 4]);
 
     node.set("query.memory=1MiB");
+    node.kill()?;
     node.restart().await?;
     let of_half = "{ span.half = \"a\" } | count_over_time() by (span:id)";
     for (path, parameters) in [
@@ -259,6 +260,7 @@ async fn all_portions_of_a_search_read_within_one_budget() -> anyhow::Result<()>
     let once = scanned_bytes(&node).await? - scanned;
     // A bit less than what all of it reads, and more than any of its plans.
     node.set(&format!("query.scan={}B", once - once / 8));
+    node.kill()?;
     node.restart().await?;
     let (status, text) = refused(search(&node)).await?;
     assert_eq!(status, 422, "{text}");
