@@ -130,13 +130,14 @@ fn examine(sent: &[Sent], logs: &[Log], blackouts: &[Blackout]) -> Entries {
             found.accounted += account(at, log, sent, &placed, &mut found.anomalies);
         }
     }
-    for (position, sent) in &placed {
-        let holders = logs.iter().filter(|log| holds(log, *position, sent)).count();
+    // Not only `placed`: a position may have been acknowledged to two, in different rounds.
+    for (position, sent) in sent.iter().filter_map(|sent| Some((sent.position?, sent))) {
+        let holders = logs.iter().filter(|log| holds(log, position, sent)).count();
         if holders <= logs.len() / 2 {
             let what = format!("{} is not at {position}, where it was acknowledged, in most logs", sent.name());
             found.anomalies.note("misplaced", what);
         }
-        found.placed += u64::from(logs.iter().any(|log| shows(log, *position, sent)));
+        found.placed += u64::from(logs.iter().any(|log| shows(log, position, sent)));
     }
     found
 }
@@ -333,6 +334,15 @@ mod tests {
         assert_eq!(other(|rows| rows.tenant = "b".to_owned()), ["misplaced"]);
         assert_eq!(other(|rows| rows.dataset = "other".to_owned()), ["misplaced"]);
         assert_eq!(other(|rows| rows.rows = 2), ["misplaced"]);
+    }
+
+    #[test]
+    fn of_two_that_were_acknowledged_at_one_position_one_is_misplaced() {
+        let other = Operation { tenant: "b", ..write(1, "s", "y", 2) };
+        let sent = sent(&[other, write(3, "r", "x", 2)], &[]);
+        assert_eq!(sent.len(), 2);
+        let found = examine(&sent, &[log("- r"), log("- r"), log("- r")], &[]);
+        assert_eq!(found.anomalies.kinds(), ["misplaced"]);
     }
 
     #[test]
