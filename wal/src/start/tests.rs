@@ -276,8 +276,12 @@ fn a_repair_goes_on_past_a_newest_segment_whose_first_sector_cannot_be_read() {
     let io = SimIo::new();
     filled_to(&io, 100);
     io.make_unreadable(&segment(1), 0..1);
+    // Before a repair and after it, the command reads whose entries they are.
+    let readable = || crate::readable_entries(&io, Path::new(DIR), |_, index, _| index).expect("reads what is there");
+    assert!(readable().get(&1).is_some_and(|entries| entries.contains_key(&100)));
     let report = crate::repair(std::sync::Arc::new(io.clone()), Path::new(DIR)).expect("repairs");
     assert!(!report.lost.is_empty() && report.copies.len() == 1, "{report:?}");
+    readable();
     let (wal, found) = accept(&io);
     assert!(found.torn.is_none());
     vote(&wal, 1, 8);
