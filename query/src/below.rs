@@ -315,6 +315,8 @@ mod tests {
             "SELECT (SELECT max(l.body) FROM logs AS l WHERE l.trace_id = t.trace_id) FROM traces AS t",
             "SELECT name FROM traces AS t WHERE duration_nano > (SELECT avg(o.duration_nano) FROM traces AS o \
                 WHERE o.service_name = t.service_name)",
+            "SELECT t.name, l.n FROM traces AS t, LATERAL (SELECT count(*) AS n FROM logs AS l \
+                WHERE l.trace_id = t.trace_id) AS l",
             "SELECT count(*) FROM (SELECT service_name FROM traces UNION ALL SELECT service_name FROM logs)",
             "WITH a AS (SELECT * FROM traces) SELECT x.name FROM a AS x JOIN a AS y ON x.span_id = y.parent_span_id",
         ] {
