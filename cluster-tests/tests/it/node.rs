@@ -60,6 +60,7 @@ impl Node {
 
     /// Starts the process again, without waiting.
     pub(crate) fn relaunch(&mut self) -> anyhow::Result<()> {
+        self.end();
         self.child = spawn(&self.dir, &self.settings, self.ports)?;
         Ok(())
     }
@@ -91,8 +92,15 @@ impl Node {
 
     /// Starts the process again on the same directory, after it ended.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
-        self.child = spawn(&self.dir, &self.settings, self.ports)?;
+        self.relaunch()?;
         self.wait_ready().await
+    }
+
+    /// Nobody would end a process that another one takes the place of.
+    fn end(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// The end of the node's log.
@@ -249,9 +257,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It may be gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 
