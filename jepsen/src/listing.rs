@@ -1,10 +1,13 @@
-//! The log of a node that does not run, entry by entry, as `signaldb wal inspect --entries` lists it: it reads the records
-//! of the segments one after the other, not what the node made of them.
+//! The log of a node that does not run, entry by entry, as `signaldb wal inspect --entries --requests` lists it: it reads the
+//! records of the segments one after the other, not what the node made of them. What a request says is read from the bytes
+//! that the log holds, not by the server.
 
 use std::collections::BTreeMap;
 
 use anyhow::Context;
 use serde_json::Value;
+
+use crate::workload::content;
 
 /// One node's log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,6 +41,8 @@ pub(crate) struct Rows {
     pub(crate) tenant: String,
     pub(crate) dataset: String,
     pub(crate) rows: u64,
+    /// Key and row of each element; of bytes that are no request of ours, why they are none.
+    pub(crate) content: Vec<(String, String)>,
     /// What repeats of the request have in common with it.
     pub(crate) request: String,
 }
@@ -74,8 +79,20 @@ impl Entry {
             return Ok(Self::Own(kind));
         }
         let (tenant, dataset) = (text(line, "tenant")?, text(line, "dataset")?);
-        Ok(Self::Rows(Rows { tenant, dataset, rows: number(line, "rows")?, request: text(line, "request")? }))
+        let (rows, request) = (number(line, "rows")?, text(line, "request")?);
+        let tables = line["tables"].as_array().with_context(|| format!("tables in {line}"))?;
+        let sent = line.get("content").with_context(|| format!("content in {line}"))?;
+        // Other bytes than were sent are what is looked for, and no trouble with the listing.
+        let unreadable = |error: anyhow::Error| vec![(String::new(), format!("unreadable: {error:#}"))];
+        let content = elements(tables, sent).unwrap_or_else(unreadable);
+        Ok(Self::Rows(Rows { tenant, dataset, rows, content, request }))
     }
+}
+
+/// What a request says.
+fn elements(tables: &[Value], sent: &Value) -> anyhow::Result<Vec<(String, String)>> {
+    let [table] = tables else { anyhow::bail!("it has rows for {} tables", tables.len()) };
+    content::elements(table.as_str().unwrap_or_default(), sent.as_str().context("it does not decompress")?)
 }
 
 fn number(line: &Value, name: &str) -> anyhow::Result<u64> {
@@ -100,7 +117,7 @@ mod tests {
 
     const LISTING: &str = r#"{"sound":true}
 {"group":1,"first":5,"last":6,"committed":6,"purged":4}
-{"group":1,"index":5,"entry":"rows","tenant":"a","dataset":"d","tables":["logs"],"rows":2,"bytes":9,"request":"00ff"}
+{"group":1,"index":5,"entry":"rows","tenant":"a","dataset":"d","tables":["logs"],"rows":2,"bytes":9,"request":"00ff","content":"0a270a150a130a0c736572766963652e6e616d6512030a016b120e12052a030a017812052a030a0179"}
 {"group":1,"index":6,"entry":"cut"}
 {"group":2,"first":null,"last":null,"committed":null,"purged":null}
 "#;
@@ -109,7 +126,8 @@ mod tests {
     fn a_listing_is_read_as_the_node_writes_it() -> anyhow::Result<()> {
         let log = Log::parse(LISTING)?;
         let [tenant, dataset, request] = ["a", "d", "00ff"].map(str::to_owned);
-        let rows = Entry::Rows(Rows { tenant, dataset, rows: 2, request });
+        let content = ["x", "y"].map(|row| ("k".to_owned(), row.to_owned())).to_vec();
+        let rows = Entry::Rows(Rows { tenant, dataset, rows: 2, content, request });
         let entries = BTreeMap::from([(5, rows), (6, Entry::Own("cut".to_owned()))]);
         let group = Group { committed: Some(6), purged: Some(4), entries };
         assert_eq!(log, Log { sound: true, groups: BTreeMap::from([(1, group), (2, Group::default())]) });
@@ -118,12 +136,25 @@ mod tests {
 
     #[test]
     fn a_field_that_is_missing_is_an_error_that_names_it() {
-        for name in ["sound", "group", "index", "entry", "tenant", "dataset", "rows", "request", "committed", "purged"]
-        {
+        let of_rows = ["entry", "tenant", "dataset", "tables", "rows", "request", "content"];
+        for name in ["sound", "group", "index", "committed", "purged"].into_iter().chain(of_rows) {
             let renamed = LISTING.replace(&format!("\"{name}\":"), "\"other\":");
             let error = Log::parse(&renamed).map(|_| ()).expect_err(name);
             assert!(!format!("{error:#}").is_empty(), "{name}");
         }
         assert!(Log::parse("").is_err(), "nothing is no log");
+    }
+
+    #[test]
+    fn bytes_that_are_no_request_of_ours_are_no_element_of_anybody() -> anyhow::Result<()> {
+        for (from, to) in
+            [("0a270a15", "0a280a15"), ("[\"logs\"]", "[\"logs\",\"traces\"]"), ("[\"logs\"]", "[\"other\"]")]
+        {
+            let log = Log::parse(&LISTING.replace(from, to))?;
+            let entry = log.groups[&1].entries[&5].clone();
+            let Entry::Rows(Rows { content, .. }) = entry else { anyhow::bail!("no rows") };
+            assert!(matches!(&content[..], [(key, why)] if key.is_empty() && why.starts_with("unreadable: ")), "{to}");
+        }
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //! Those of other workloads are in files of their own; what all are asked for at the end of a round is here.
 
 pub(crate) mod audit;
+pub(crate) mod content;
 pub(crate) mod isolation;
 pub(crate) mod log;
 pub(crate) mod register;

@@ -42,7 +42,7 @@ pub use error::LakeError;
 pub use flush::flush_of;
 pub use lake::Lake;
 pub use maintain::{TableTask, Task, TaskReport};
-pub use memtable::{MemBatch, TableView};
+pub use memtable::{MemBatch, TableView, request_of};
 pub use pointers::TablePointers;
 pub use promote::{Attribute, PROMOTED_MAX, PromoteError, Promotion, copies_of};
 pub use shape::{FileShape, FilesShape, PromotedShape, TableFilter, TableShape};

@@ -17,6 +17,7 @@ mod decode;
 mod table;
 
 pub use batch::MemBatch;
+pub use decode::request_of;
 
 use decode::decode_all;
 use table::Table;

@@ -44,6 +44,9 @@ pub(crate) struct InspectArgs {
     /// List every entry, one a line.
     #[arg(long, conflicts_with = "tenant")]
     entries: bool,
+    /// With each entry of rows, the OTLP request that it holds, in hex. They are all in memory at once.
+    #[arg(long, requires = "entries")]
+    requests: bool,
     #[arg(long, value_parser = ["table", "json"], default_value = "table")]
     format: String,
 }
@@ -129,12 +132,12 @@ fn inspect(args: InspectArgs) -> anyhow::Result<Verdict> {
     let log = StoppedLog::open(args.server, false)?;
     let report = engine::inspect(&log.dir)?;
     if args.entries {
-        listing::print(&report, &engine::entries(&log.dir)?, args.format == "json")?;
+        listing::print(&report, &engine::entries(&log.dir, args.requests)?, args.format == "json")?;
         return Ok(verdict(&report));
     }
     let filter = args.tenant.map(|tenant| Filter { tenant: Some(tenant), dataset: args.dataset, signal: args.signal });
     let shares = match &filter {
-        Some(filter) => Some(rows::by_dataset(&engine::entries(&log.dir)?, filter)),
+        Some(filter) => Some(rows::by_dataset(&engine::entries(&log.dir, false)?, filter)),
         None => None,
     };
     if args.format == "json" {
@@ -184,7 +187,7 @@ fn repair(args: RepairArgs) -> anyhow::Result<Verdict> {
         }
         return Ok(Verdict::Damaged);
     }
-    let readable = engine::entries(&log.dir)?;
+    let readable = engine::entries(&log.dir, false)?;
     let mut ahead = Vec::new();
     for (group, first_lost) in before.lost() {
         let flushed = rows::flushed_beyond(&readable, group, first_lost);
@@ -192,7 +195,7 @@ fn repair(args: RepairArgs) -> anyhow::Result<Verdict> {
     }
     let copies = engine::repair(&log.dir)?;
     let after = engine::inspect(&log.dir).context("look at the repaired log")?;
-    let kept = engine::entries(&log.dir).context("look at the repaired log")?;
+    let kept = engine::entries(&log.dir, false).context("look at the repaired log")?;
     let loss = Loss::between((&before, &readable), (&after, &kept));
     if args.format == "json" {
         println!("{:#}", json!({"damages": before.damages, "loss": loss, "copies": copies, "tables_ahead": ahead}));

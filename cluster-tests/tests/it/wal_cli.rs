@@ -93,12 +93,20 @@ async fn the_log_of_a_stopped_node_is_shown_and_is_whole() -> anyhow::Result<()>
         rows.iter().all(|line| line["request"].is_string()) && rows[0]["request"] != rows[1]["request"],
         "{rows:?}"
     );
+    assert!(rows.iter().all(|line| line.get("content").is_none()), "nobody asked for the requests: {rows:?}");
     let group = listed.iter().find(|line| line["group"] == rows[0]["group"]).context("its group")?;
     let indexes =
         listed.iter().filter(|line| line["group"] == rows[0]["group"]).filter_map(|line| line["index"].as_u64());
     let indexes: Vec<u64> = indexes.collect();
     let whole = group["first"].as_u64().context("first")?..=group["last"].as_u64().context("last")?;
     assert_eq!(indexes, whole.collect::<Vec<_>>(), "every index, in their order");
+    let listed = wal(dir.path(), &["inspect", "--entries", "--requests", "--format", "json"])?;
+    let listed = listed.text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let contents: Vec<&str> = listed.iter().filter_map(|line| line["content"].as_str()).collect();
+    let [first, second] = contents[..] else { anyhow::bail!("two entries hold requests: {contents:?}") };
+    let (firsts, seconds) = ids.split_at(10);
+    assert!(firsts.iter().all(|id| first.contains(id) && !second.contains(id)), "{firsts:?} in {first}");
+    assert!(seconds.iter().all(|id| second.contains(id) && !first.contains(id)), "{seconds:?} in {second}");
     let whole = wal(dir.path(), &["verify"])?;
     assert_eq!(whole.code, Some(0), "{}", whole.text);
     let nothing = wal(dir.path(), &["repair", "--accept-data-loss"])?;

@@ -11,16 +11,19 @@
 //! | `differs` | two logs have different entries at an index that both know to be committed |
 //! | `misplaced` | fewer than most logs hold a request, or have given it up after a flush, at the index that was acknowledged |
 //! | `repeated` | an acknowledgment names the index of a repeat, not of the first entry of its request |
-//! | `unaccounted` | the log holds more requests of a tenant's dataset than were sent |
+//! | `unaccounted` | the log holds a request that nobody sent, or one anew that is elsewhere |
+//!
+//! What is at an index is a request if it is of its tenant and dataset and has exactly its elements, in their order, as they are
+//! read from the bytes that the log holds.
 //!
 //! The last two need a log that still has everything, which a run of a few minutes has. The entry at each index is then a
 //! request at the position that its acknowledgment named, a repeat of one that is at a lower index, a request whose outcome
-//! nobody knows (no more of these than there are), or the log's own: nothing was lost, doubled or invented between two
-//! acknowledged positions.
+//! nobody knows (each of these once), or the log's own: nothing was lost, doubled or invented between two acknowledged
+//! positions.
 //!
 //! A power loss of all nodes may take the end of the log. Requests at that risk prove nothing, and are not counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::history::{Operation, Outcome, Position};
 use crate::listing::{Entry, Group, Log, Rows};
@@ -37,9 +40,10 @@ const BEGINNING: u64 = 1;
 pub(crate) struct Sent {
     tenant: &'static str,
     dataset: String,
-    /// Its first row.
-    row: String,
-    rows: u64,
+    /// Empty for spans.
+    key: String,
+    /// No other request of the dataset has any of them.
+    rows: Vec<String>,
     /// Where it was acknowledged; `None` if it was not, or if a power loss of all nodes may have taken it from there.
     position: Option<Position>,
 }
@@ -50,8 +54,8 @@ pub(crate) fn sent(operations: &[Operation], blackouts: &[Blackout]) -> Vec<Sent
     let sent = requests.map(|request| Sent {
         tenant: request.tenant,
         dataset: request.dataset.to_owned(),
-        row: request.rows.first().cloned().unwrap_or_default(),
-        rows: request.rows.len() as u64,
+        key: request.key.to_owned(),
+        rows: request.rows.to_vec(),
         position: request.position().filter(|_| !request.is_at_risk(blackouts)),
     });
     sent.collect()
@@ -59,12 +63,26 @@ pub(crate) fn sent(operations: &[Operation], blackouts: &[Blackout]) -> Vec<Sent
 
 impl Sent {
     fn is(&self, rows: &Rows) -> bool {
-        (self.tenant, self.dataset.as_str(), self.rows) == (rows.tenant.as_str(), rows.dataset.as_str(), rows.rows)
+        let elements = self.rows.iter().map(|row| (self.key.as_str(), row.as_str()));
+        (self.tenant, self.dataset.as_str(), self.rows.len() as u64) == (&*rows.tenant, &*rows.dataset, rows.rows)
+            && elements.eq(rows.content.iter().map(|(key, row)| (key.as_str(), row.as_str())))
+    }
+
+    fn identity(&self) -> Identity<'_> {
+        (self.tenant, self.dataset.as_str(), self.rows.first().map_or("", String::as_str))
     }
 
     fn name(&self) -> String {
-        format!("{}/{} {} and {} more rows", self.tenant, self.dataset, self.row, self.rows.saturating_sub(1))
+        let Self { tenant, dataset, key, rows, .. } = self;
+        format!("{tenant}/{dataset} {key} {rows:?}")
     }
+}
+
+/// Tenant, dataset and first row: no two requests have all of them in common.
+type Identity<'a> = (&'a str, &'a str, &'a str);
+
+fn identity(rows: &Rows) -> Identity<'_> {
+    (rows.tenant.as_str(), rows.dataset.as_str(), rows.content.first().map_or("", |(_, row)| row.as_str()))
 }
 
 /// What the logs said of what was sent, in all rounds.
@@ -117,6 +135,7 @@ impl Entries {
 fn examine(sent: &[Sent], logs: &[Log], blackouts: &[Blackout]) -> Entries {
     let mut found = Entries { logs: logs.len() as u64, ..Entries::default() };
     let placed: BTreeMap<Position, &Sent> = sent.iter().filter_map(|sent| Some((sent.position?, sent))).collect();
+    let by_identity: BTreeMap<Identity<'_>, &Sent> = sent.iter().map(|sent| (sent.identity(), sent)).collect();
     for (at, log) in logs.iter().enumerate().filter(|(_, log)| log.sound) {
         found.sound += 1;
         for (number, group) in &log.groups {
@@ -127,7 +146,7 @@ fn examine(sent: &[Sent], logs: &[Log], blackouts: &[Blackout]) -> Entries {
             note_differences((at, log), (other, others), &mut found.anomalies);
         }
         if blackouts.is_empty() {
-            found.accounted += account(at, log, sent, &placed, &mut found.anomalies);
+            found.accounted += account(at, log, &by_identity, &placed, &mut found.anomalies);
         }
     }
     // Not only `placed`: a position may have been acknowledged to two, in different rounds.
@@ -201,10 +220,16 @@ fn shows(log: &Log, position: Position, sent: &Sent) -> bool {
 }
 
 /// Accounts for what is in a log, as far as it still has all of a group; returns the number of its indexes.
-fn account(at: usize, log: &Log, sent: &[Sent], placed: &BTreeMap<Position, &Sent>, anomalies: &mut Anomalies) -> u64 {
+fn account(
+    at: usize,
+    log: &Log,
+    sent: &BTreeMap<Identity<'_>, &Sent>,
+    placed: &BTreeMap<Position, &Sent>,
+    anomalies: &mut Anomalies,
+) -> u64 {
     let mut accounted = 0;
-    // By tenant and dataset, requests that are in the log, and nobody was told where.
-    let mut untold: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    // Requests that are in the log, and nobody was told where.
+    let mut untold: BTreeSet<Identity<'_>> = BTreeSet::new();
     for (number, group) in log.groups.iter().filter(|(_, group)| group.purged.is_none()) {
         let mut firsts: BTreeMap<&str, u64> = BTreeMap::new();
         let committed = group.committed.map(|committed| group.entries.range(..=committed));
@@ -213,29 +238,35 @@ fn account(at: usize, log: &Log, sent: &[Sent], placed: &BTreeMap<Position, &Sen
             let Entry::Rows(rows) = entry else { continue };
             let first = *firsts.entry(rows.request.as_str()).or_insert(*index);
             let told = placed.get(&Position { group: *number, index: *index });
+            let place = format!("{number}:{index} on node {}", at + 1);
             if first != *index {
                 if let Some(told) = told {
-                    let what = format!("{} was acknowledged at {number}:{index}, and is at {first}", told.name());
+                    let what = format!("{} was acknowledged at {place}, and is at {first}", told.name());
                     anomalies.note("repeated", what);
                 }
             } else if told.is_none() {
-                *untold.entry((rows.tenant.as_str(), rows.dataset.as_str())).or_default() += 1;
+                let identity = identity(rows);
+                if let Err(why) = explain(rows, sent.get(&identity).copied(), untold.insert(identity)) {
+                    anomalies.note("unaccounted", format!("at {place}: {why}"));
+                }
             }
         }
     }
-    for ((tenant, dataset), count) in untold {
-        let here = |one: &&Sent| one.tenant == tenant && one.dataset == dataset;
-        let unknown = sent.iter().filter(here).filter(|one| one.position.is_none()).count() as u64;
-        if count > unknown {
-            let what = format!(
-                "node {} holds {count} requests of {tenant}/{dataset} at indexes that nobody was told, but {unknown} were sent \
-                 whose index nobody was told",
-                at + 1
-            );
-            anomalies.note("unaccounted", what);
-        }
-    }
     accounted
+}
+
+/// Accounts for the first entry of a request at an index that nobody was told: a request of which nobody knows where it is, if
+/// anywhere, and which was not met in this log yet. `sent` is the one that has its name.
+fn explain(rows: &Rows, sent: Option<&Sent>, is_new: bool) -> Result<(), String> {
+    let Rows { tenant, dataset, content, .. } = rows;
+    let Some(sent) = sent.filter(|sent| sent.is(rows)) else {
+        return Err(format!("nobody sent {tenant}/{dataset} {content:?}"));
+    };
+    match sent.position {
+        Some(position) => Err(format!("{} was acknowledged at {position}", sent.name())),
+        None if !is_new => Err(format!("{} is at a lower index too, as another request", sent.name())),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -243,13 +274,15 @@ mod tests {
     use super::*;
     use crate::checker::testing::{SECOND, refused, unknown, write};
 
-    /// An entry of group 1 as a word: rows of `a` by the name of their request, or `-` for one of the log's own.
+    /// An entry of group 1 as a word: rows of `a` by the name of their request, or `-` for one of the log's own. `r'` is row r
+    /// once more, as another request.
     fn entry(word: &str) -> Entry {
         if word == "-" {
             return Entry::Own("cut".to_owned());
         }
         let [tenant, dataset, request] = ["a", "default", word].map(str::to_owned);
-        Entry::Rows(Rows { tenant, dataset, rows: 1, request })
+        let content = vec![("k".to_owned(), word.trim_end_matches('\'').to_owned())];
+        Entry::Rows(Rows { tenant, dataset, rows: 1, content, request })
     }
 
     /// A log of group 1 from index 1 on, all of it committed.
@@ -267,7 +300,7 @@ mod tests {
 
     /// Requests r and s were acknowledged at 2 and 4; nobody knows of u.
     fn history() -> Vec<Sent> {
-        sent(&[write(1, "r", "x", 2), write(3, "s", "y", 4), unknown(5, "u", "z"), refused(6, "v", "w")], &[])
+        sent(&[write(1, "r", "r", 2), write(3, "s", "s", 4), unknown(5, "u", "u"), refused(6, "v", "v")], &[])
     }
 
     fn kinds(logs: &[Log]) -> Vec<&'static str> {
@@ -312,15 +345,20 @@ mod tests {
             (vec!["differs"], vec![whole(), whole(), log("- r - s -")]),
             (vec!["misplaced"], vec![log("- r"), log("- r"), whole()]),
             (vec!["misplaced", "unaccounted"], vec![log("r - u s"), log("r - u s"), log("r - u s")]),
-            (vec!["repeated"], vec![log("r r - s"), log("r r - s"), log("r r - s")]),
+            (vec!["misplaced"], vec![log("- n - s"), log("- n - s"), log("- n - s")]),
+            (vec!["repeated", "unaccounted"], vec![log("r r - s"), log("r r - s"), log("r r - s")]),
+            // Nobody sent it, it was refused, or it is a request that is elsewhere.
             (vec!["unaccounted"], vec![log("- r n s u"), log("- r n s u"), log("- r n s u")]),
+            (vec!["unaccounted"], vec![log("- r v s"), log("- r v s"), log("- r v s")]),
+            (vec!["unaccounted"], vec![log("- r r' s"), log("- r r' s"), log("- r r' s")]),
+            (vec!["unaccounted"], vec![log("- r u s u'"), log("- r u s u'"), log("- r u s u'")]),
         ] {
             assert_eq!(kinds(&bad), kind, "{bad:?}");
         }
     }
 
     #[test]
-    fn rows_of_another_tenant_or_another_number_are_another_request() {
+    fn rows_of_another_tenant_or_other_elements_are_another_request() {
         let other = |change: fn(&mut Rows)| {
             let change = |group: &mut Group| {
                 if let Some(Entry::Rows(rows)) = group.entries.get_mut(&2) {
@@ -334,23 +372,48 @@ mod tests {
         assert_eq!(other(|rows| rows.tenant = "b".to_owned()), ["misplaced"]);
         assert_eq!(other(|rows| rows.dataset = "other".to_owned()), ["misplaced"]);
         assert_eq!(other(|rows| rows.rows = 2), ["misplaced"]);
+        assert_eq!(other(|rows| rows.content.clear()), ["misplaced"]);
+        assert_eq!(other(|rows| rows.content[0].0 = "l".to_owned()), ["misplaced"]);
+        assert_eq!(other(|rows| rows.content[0].1 = "s".to_owned()), ["misplaced"]);
+        assert_eq!(other(|rows| rows.content.extend_from_within(..)), ["misplaced"]);
+    }
+
+    #[test]
+    fn all_elements_are_compared_in_their_order() {
+        let sent = sent(&[write(1, "r", "r q", 2)], &[]);
+        let kinds = |rows: &[&str]| {
+            let content: Vec<(String, String)> = rows.iter().map(|row| ("k".to_owned(), (*row).to_owned())).collect();
+            let one = || {
+                with_group(log("- r"), |group| {
+                    if let Some(Entry::Rows(found)) = group.entries.get_mut(&2) {
+                        (found.rows, found.content) = (2, content.clone());
+                    }
+                })
+            };
+            examine(&sent, &[one(), one(), one()], &[]).anomalies.kinds()
+        };
+        assert_eq!(kinds(&["r", "q"]), Vec::<&str>::new());
+        for other in [&["r", "s"][..], &["s", "q"], &["q", "r"], &["r"], &["r", "q", "q"]] {
+            assert_eq!(kinds(other), ["misplaced"], "{other:?}");
+        }
     }
 
     #[test]
     fn of_two_that_were_acknowledged_at_one_position_one_is_misplaced() {
-        let other = Operation { tenant: "b", ..write(1, "s", "y", 2) };
-        let sent = sent(&[other, write(3, "r", "x", 2)], &[]);
-        assert_eq!(sent.len(), 2);
-        let found = examine(&sent, &[log("- r"), log("- r"), log("- r")], &[]);
-        assert_eq!(found.anomalies.kinds(), ["misplaced"]);
+        for other in [Operation { tenant: "b", ..write(1, "s", "s", 2) }, write(1, "s", "s", 2)] {
+            let sent = sent(&[other, write(3, "r", "r", 2)], &[]);
+            assert_eq!(sent.len(), 2);
+            let found = examine(&sent, &[log("- r"), log("- r"), log("- r")], &[]);
+            assert_eq!(found.anomalies.kinds(), ["misplaced"]);
+        }
     }
 
     #[test]
     fn a_power_loss_of_all_may_take_the_end_and_everything_is_accounted_for_no_more() {
         let blackout = Blackout { begun: 100 * SECOND, ended: 102 * SECOND };
         let at = |ended: u64, operation: Operation| Operation { invoked: ended - 5, ended, ..operation };
-        let old = at(90 * SECOND, write(0, "r", "x", 2));
-        let late = at(blackout.begun - SECOND / 10, write(0, "s", "y", 4));
+        let old = at(90 * SECOND, write(0, "r", "r", 2));
+        let late = at(blackout.begun - SECOND / 10, write(0, "s", "s", 4));
         let sent = sent(&[old, late], &[blackout]);
         let kinds = |words: &str| examine(&sent, &[log(words), log(words), log(words)], &[blackout]).anomalies.kinds();
         assert_eq!(kinds("- r - s"), Vec::<&str>::new());

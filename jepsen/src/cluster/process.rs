@@ -137,8 +137,9 @@ impl Cluster {
     /// The log of a node that does not run, as its own tool lists it. Blocking.
     pub(crate) fn log(&self, node: usize) -> anyhow::Result<Log> {
         let mut command = Command::new(&self.binary);
-        command.current_dir(self.dir.join(name(node))).args(["wal", "inspect", "--entries", "--format", "json"]);
-        let output = command.args(["--data-dir", "data"]).output().context("run signaldb wal inspect")?;
+        command.current_dir(self.dir.join(name(node))).args(["wal", "inspect", "--entries", "--requests"]);
+        let output =
+            command.args(["--format", "json", "--data-dir", "data"]).output().context("run signaldb wal inspect")?;
         // 1 is damage, of which the listing tells.
         let said = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
         ensure!(matches!(output.status.code(), Some(0 | 1)), "signaldb wal inspect: {}", said());

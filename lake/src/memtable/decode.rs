@@ -16,7 +16,7 @@ pub(super) fn decode_all(queue: VecDeque<(u64, Append)>) -> Vec<(TableId, Decode
     for (index, append) in queue {
         let Some(id) = append.table_ids().next() else { continue };
         let id = TableId { code: signaldb_model::TableCode(0), ..id };
-        match decompress(&append) {
+        match request_of(&append) {
             Some(payload) => groups.entry((id, append.kind)).or_default().push((index, payload)),
             // Checked before it was proposed and by the log's checksums since.
             None => tracing::error!(index, "a log entry does not decompress; its rows are left out"),
@@ -50,7 +50,9 @@ fn chunk_len(kind: SignalKind, payloads: &[(u64, Vec<u8>)]) -> usize {
     fits.count().max(1)
 }
 
-fn decompress(append: &Append) -> Option<Vec<u8>> {
+/// The request of an entry, as its client sent it; of one beyond the size of an entry, the part that the entry holds. `None` if
+/// it does not decompress.
+pub fn request_of(append: &Append) -> Option<Vec<u8>> {
     match append.compression {
         Compression::None => Some(append.payload.to_vec()),
         Compression::Lz4 => lz4_flex::block::decompress(&append.payload, append.raw_len as usize).ok(),

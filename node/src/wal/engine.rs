@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use signaldb_lake::request_of;
 use signaldb_raft::Command;
 use signaldb_raft::inspect::{LogEntry, decode_entry, decode_index, decode_vote};
 use signaldb_raft::recovery::Trust;
 use signaldb_wal::{GroupInfo, Inspection, RealIo, readable_entries};
 
 use super::report::{Damage, Group, Report, Segment, Torn};
-use super::rows::{Entries, Entry, Rows};
+use super::rows::{Entries, Entry, Rows, hex};
 
 /// Reads the whole log in `dir` and changes nothing.
 pub(super) fn inspect(dir: &Path) -> anyhow::Result<Report> {
@@ -69,11 +70,11 @@ pub(super) fn repair(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(signaldb_wal::repair(Arc::new(RealIo), dir).context("repair the log")?.copies)
 }
 
-/// The entries that can still be read.
-pub(super) fn entries(dir: &Path) -> anyhow::Result<Entries> {
+/// The entries that can still be read, with or without the requests that they hold.
+pub(super) fn entries(dir: &Path, requests: bool) -> anyhow::Result<Entries> {
     let read = readable_entries(&RealIo, dir, |_, index, bytes| {
         let len = bytes.len() as u64;
-        decode_entry(index, &bytes).map(|decoded| entry(decoded, len))
+        decode_entry(index, &bytes).map(|decoded| entry(decoded, len, requests))
     });
     let mut out = Entries::new();
     for (group, found) in read.context("read the log")? {
@@ -85,12 +86,13 @@ pub(super) fn entries(dir: &Path) -> anyhow::Result<Entries> {
     Ok(out)
 }
 
-fn entry(decoded: LogEntry, bytes: u64) -> Entry {
+fn entry(decoded: LogEntry, bytes: u64, requests: bool) -> Entry {
     match decoded {
         LogEntry::Command(Command::Append(append)) => Entry::Rows(Rows {
             bytes,
             tables: append.tables.iter().map(|stats| (stats.table, stats.rows)).collect(),
-            request: append.dedup.map(|(digest, _)| digest.0.iter().map(|byte| format!("{byte:02x}")).collect()),
+            request: append.dedup.map(|(digest, _)| hex(&digest.0)),
+            content: requests.then(|| request_of(&append)),
             tenant: append.tenant,
             dataset: append.dataset,
         }),

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use super::report::{Group, Report};
-use super::rows::{Entries, Entry, table_name};
+use super::rows::{Entries, Entry, hex, table_name};
 
 /// Prints a line of the whole log, one of each group, and one of each of its entries that can be read: as JSON, or for
 /// people.
@@ -33,11 +33,15 @@ fn line(group: u32, index: u64, entry: &Entry) -> Value {
         Entry::Rows(rows) => {
             let count: u64 = rows.tables.iter().map(|(_, count)| u64::from(*count)).sum();
             let tables: Vec<String> = rows.tables.iter().map(|(code, _)| table_name(*code)).collect();
-            json!({
+            let mut line = json!({
                 "group": group, "index": index, "entry": "rows", "tenant": rows.tenant.to_string(),
                 "dataset": rows.dataset.to_string(), "tables": tables, "rows": count, "bytes": rows.bytes,
                 "request": rows.request,
-            })
+            });
+            if let Some(content) = &rows.content {
+                line["content"] = json!(content.as_deref().map(hex));
+            }
+            line
         }
         Entry::Flushed { table, hi } => json!({
             "group": group, "index": index, "entry": "flushed", "tenant": table.tenant.to_string(),
@@ -57,7 +61,7 @@ fn text(line: &Value) -> String {
         other => other.to_string(),
     };
     let order = ["sound", "group", "index", "entry", "tenant", "dataset", "tables", "rows", "bytes", "request", "upto"];
-    let order = order.into_iter().chain(["first", "last", "committed", "purged"]);
+    let order = order.into_iter().chain(["first", "last", "committed", "purged", "content"]);
     let cells = order.filter_map(|name| Some(format!("{name} {}", value(line.get(name)?))));
     cells.collect::<Vec<_>>().join("  ")
 }
@@ -72,15 +76,30 @@ mod tests {
     use super::super::rows::Rows;
     use super::*;
 
-    #[test]
-    fn a_listing_has_the_log_its_groups_and_each_entry() {
-        let rows = Entry::Rows(Rows {
+    fn rows(content: Option<Option<Vec<u8>>>) -> Rows {
+        Rows {
             tenant: TenantId::new("acme").expect("name"),
             dataset: DatasetId::new("production").expect("name"),
             bytes: 89,
             tables: vec![(SignalTable::Traces.code(), 4)],
             request: Some("00ff".to_owned()),
-        });
+            content,
+        }
+    }
+
+    #[test]
+    fn requests_are_listed_when_they_are_asked_for() {
+        let content = |content| line(1, 5, &Entry::Rows(rows(content))).get("content").cloned();
+        assert_eq!(content(None), None);
+        assert_eq!(content(Some(None)), Some(Value::Null), "it does not decompress");
+        assert_eq!(content(Some(Some(vec![0, 10, 255]))), Some(json!("000aff")));
+        let people = text(&line(1, 5, &Entry::Rows(rows(Some(Some(vec![1]))))));
+        assert!(people.ends_with("request 00ff  content 01"), "{people}");
+    }
+
+    #[test]
+    fn a_listing_has_the_log_its_groups_and_each_entry() {
+        let rows = Entry::Rows(rows(None));
         let group =
             Group { group: 1, first: Some(5), last: Some(7), committed: Some(7), purged: Some(4), ..Group::default() };
         let report = Report {

@@ -1,7 +1,7 @@
 //! Whose rows the entries of a log hold, and whose are lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::Serialize;
 use signaldb_model::{DatasetId, TableCode, TableId, TenantId};
@@ -34,6 +34,8 @@ pub(super) struct Rows {
     pub(super) tables: Vec<(TableCode, u32)>,
     /// What it is recognized by when it is sent again, unless it opted out.
     pub(super) request: Option<String>,
+    /// What the client sent, when that was asked for; `None` in it does not decompress.
+    pub(super) content: Option<Option<Vec<u8>>>,
 }
 
 /// Entries by group and index.
@@ -89,6 +91,15 @@ impl Filter {
             && self.dataset.as_ref().is_none_or(|dataset| *dataset == rows.dataset)
             && self.signal.as_ref().is_none_or(|signal| rows.tables.iter().any(|table| is(table, signal)))
     }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 pub(super) fn table_name(code: TableCode) -> String {
@@ -255,6 +266,7 @@ mod tests {
             bytes: 10,
             tables: vec![(table.code(), count)],
             request: None,
+            content: None,
         })
     }
 
