@@ -1,10 +1,12 @@
 //! The nodes under test: release processes that reach each other only over the [`Network`] of the test.
 //!
-//! How they are started is in [`launch`], how they end and boot in [`process`], and what they say of themselves in [`probe`].
+//! How they are started is in [`launch`], how they end and boot in [`process`], what they say of themselves in [`probe`], and
+//! what that proves of an outage in [`progress`].
 
 mod launch;
 mod probe;
 mod process;
+mod progress;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -25,6 +27,8 @@ use crate::network::{self, Network};
 use crate::outage::Lock;
 use crate::postgres::Server;
 use crate::random::Random;
+
+pub(crate) use progress::Progress;
 
 pub(crate) const NODES: usize = 3;
 
@@ -62,13 +66,6 @@ pub(crate) enum Cut {
     ProcessFirst,
     /// The disk is shut down, and the process meets errors for a moment.
     DiskFirst(Duration),
-}
-
-/// Sums of indexes over all groups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Progress {
-    pub(crate) committed: u64,
-    pub(crate) flushed: u64,
 }
 
 /// Where nodes keep what they write.
@@ -303,6 +300,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Whether the catalog was kept from taking commits since [`Cluster::set_catalog`] said so: whoever does it still does.
+    pub(crate) async fn catalog_is_held(&self) -> anyhow::Result<bool> {
+        if let Some(server) = self.postgres.clone() {
+            return Ok(!tokio::task::spawn_blocking(move || server.answers()).await?);
+        }
+        Ok(self.lock.lock().unwrap_or_else(PoisonError::into_inner).as_mut().is_some_and(Lock::holds))
+    }
+
     /// How the store of the tables behaves from now on; local files always work.
     pub(crate) fn set_store(&self, mode: Mode) {
         if let Some(bucket) = &self.bucket {
@@ -310,9 +315,9 @@ impl Cluster {
         }
     }
 
-    /// Requests that the store refused or lied about so far, and packets that were lost on the way to store or catalog.
-    pub(crate) async fn tables_disturbed(&self) -> anyhow::Result<u64> {
-        Ok(self.bucket.as_ref().map_or(0, Bucket::disturbed) + self.network.lost_of_services().await?)
+    /// Requests that the store refused or lied about so far.
+    pub(crate) fn store_disturbed(&self) -> u64 {
+        self.bucket.as_ref().map_or(0, Bucket::disturbed)
     }
 }
 

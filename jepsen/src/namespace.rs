@@ -240,9 +240,9 @@ impl Namespaces {
         Ok(disturbed)
     }
 
-    /// Packets that were lost between services and nodes so far.
-    pub(crate) fn lost_of_services(&self) -> anyhow::Result<u64> {
-        Ok(self.counted(Service::Store.counter())? + self.counted(Service::Catalog.counter())?)
+    /// Packets that were lost between a service and nodes so far.
+    pub(crate) fn lost_of(&self, service: Service) -> anyhow::Result<u64> {
+        self.counted(service.counter())
     }
 
     fn counted(&self, counter: &str) -> anyhow::Result<u64> {

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use crate::bucket::Mode;
 use crate::clock;
-use crate::cluster::{Cluster, Cut, NODES, pairs};
+use crate::cluster::{Cluster, Cut, NODES, Progress, pairs};
 use crate::damage::{self, Damage};
 use crate::fault::{Fault, Target};
 use crate::link;
@@ -290,11 +290,11 @@ async fn restart_all(cluster: &Cluster) -> anyhow::Result<Outcome> {
     Ok(Outcome { effective: restarted == NODES, detail, ..Outcome::default() })
 }
 
-/// Takes what holds the tables. It had an effect if nothing got into them although writes went on, or if a store that lies
-/// was asked, or if packets were lost.
+/// Takes what holds the tables. It had an effect if a store refused or lied, or packets to the service that was cut off were
+/// lost; of a catalog that is down, if rows waited at their leaders all the time although writes went on.
 async fn take_tables(cluster: &Cluster, plan: Plan, hold: Duration) -> anyhow::Result<Outcome> {
     let (fault, all) = (plan.fault, (0..NODES).collect());
-    let asked = cluster.tables_disturbed().await?;
+    let before = tables_disturbed(cluster, fault).await?;
     match fault {
         Fault::CatalogDown => cluster.set_catalog(false).await?,
         Fault::StoreDown => cluster.set_store(Mode::Down),
@@ -305,26 +305,41 @@ async fn take_tables(cluster: &Cluster, plan: Plan, hold: Duration) -> anyhow::R
     }
     // What was on its way is through.
     tokio::time::sleep(FLUSHES_END).await;
-    let begun = cluster.progress().await;
+    let begun = cluster.accounts().await;
     tokio::time::sleep(hold).await;
-    let ended = cluster.progress().await;
+    let progress = begun.until(&cluster.accounts().await);
+    let held = fault != Fault::CatalogDown || cluster.catalog_is_held().await?;
     cluster.set_store(Mode::Works);
     cluster.network.connect_services().await?;
     cluster.set_catalog(true).await?;
-    let disturbed = cluster.tables_disturbed().await?.saturating_sub(asked);
-    let (committed, flushed) =
-        (ended.committed.saturating_sub(begun.committed), ended.flushed.saturating_sub(begun.flushed));
+    let disturbed = tables_disturbed(cluster, fault).await?.saturating_sub(before);
     let effective = match fault {
-        Fault::CatalogDown => committed > 0 && flushed == 0,
+        Fault::CatalogDown => held && progress.shows_outage(),
+        // Packets that are lost while rows get through are somebody else's.
+        Fault::CatalogCut => disturbed > 0 && progress.flushed == 0,
         _ => disturbed > 0,
     };
+    let Progress { committed, flushed, withheld } = progress;
     let requests = match fault {
+        Fault::CatalogDown if !held => ", but the catalog was not held".to_owned(),
         Fault::CatalogDown => String::new(),
         fault if fault.needs_namespaces() => format!(", {disturbed} packets lost"),
         _ => format!(", {disturbed} requests disturbed"),
     };
-    let detail = format!("{committed} entries were committed meanwhile, {flushed} flushed{requests}");
+    let detail = format!(
+        "{committed} entries were committed meanwhile at leaders that stayed; rows that waited got into the tables in \
+         {flushed} groups, and not in {withheld}{requests}"
+    );
     Ok(Outcome { effective, detail, ..Outcome::default() })
+}
+
+/// What a fault of catalog or store disturbed so far, and others like it: packets, or requests.
+async fn tables_disturbed(cluster: &Cluster, fault: Fault) -> anyhow::Result<u64> {
+    match fault {
+        Fault::StoreCut | Fault::StoreCutLeader => cluster.network.lost_of(Service::Store).await,
+        Fault::CatalogCut => cluster.network.lost_of(Service::Catalog).await,
+        _ => Ok(cluster.store_disturbed()),
+    }
 }
 
 /// Gives the leadership of the busiest group away as often as it goes. It had an effect if it moved again and again.

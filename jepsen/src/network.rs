@@ -142,11 +142,11 @@ impl Network {
         }
     }
 
-    /// Packets that were lost between services and nodes so far.
-    pub(crate) async fn lost_of_services(&self) -> anyhow::Result<u64> {
+    /// Packets that were lost between a service and nodes so far.
+    pub(crate) async fn lost_of(&self, service: Service) -> anyhow::Result<u64> {
         match self {
             Self::Relays { .. } => Ok(0),
-            Self::Namespaces(_) => self.act(Namespaces::lost_of_services).await,
+            Self::Namespaces(_) => self.act(move |namespaces| namespaces.lost_of(service)).await,
         }
     }
 

@@ -47,6 +47,11 @@ impl Lock {
         ensure!(line.trim() == "locked", "the catalog could not be locked");
         Ok(lock)
     }
+
+    /// Whether it still is one: nobody ended its holder.
+    pub(crate) fn holds(&mut self) -> bool {
+        matches!(self.holder.try_wait(), Ok(None))
+    }
 }
 
 impl Drop for Lock {
@@ -77,11 +82,15 @@ connection.commit()";
             return Ok(());
         }
         try_to_write()?;
-        let lock = Lock::take(&[path.as_path()])?;
+        let mut lock = Lock::take(&[path.as_path()])?;
         let refused = try_to_write().expect_err("is locked").to_string();
-        assert!(refused.contains("locked"), "{refused}");
+        assert!(refused.contains("locked") && lock.holds(), "{refused}");
         drop(lock);
         try_to_write()?;
+        let mut lost = Lock::take(&[path.as_path()])?;
+        lost.holder.kill()?;
+        lost.holder.wait()?;
+        assert!(!lost.holds(), "it ended before its time");
         Ok(())
     }
 }

@@ -65,7 +65,7 @@ impl Server {
         postgres.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = running.insert(postgres.spawn().context("start postgres")?);
         let until = Instant::now() + Duration::from_secs(60);
-        while run(Command::new(self.bin.join("pg_isready")).args(["-h", &host, "-p", &port])).is_err() {
+        while !self.answers() {
             if let Some(status) = child.try_wait()? {
                 bail!("PostgreSQL ended with {status}");
             }
@@ -73,6 +73,12 @@ impl Server {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    /// Whether it takes connections. Blocking.
+    pub(crate) fn answers(&self) -> bool {
+        let (host, port) = (self.address.ip().to_string(), self.address.port().to_string());
+        run(Command::new(self.bin.join("pg_isready")).args(["-h", &host, "-p", &port])).is_ok()
     }
 
     /// Ends it at once, as a crash would. Blocking.

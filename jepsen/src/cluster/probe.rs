@@ -1,6 +1,5 @@
 //! What nodes say when they are asked, and waiting until they say it.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,8 @@ use serde_json::{Value, json};
 use crate::clock;
 use crate::workload;
 
-use super::{Cluster, Consistency, NODES, Progress};
+use super::progress::Accounts;
+use super::{Cluster, Consistency, NODES};
 
 /// How long a clock that was moved may take to show it.
 const CLOCK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -88,23 +88,19 @@ impl Cluster {
         }
     }
 
-    /// How far all groups together are committed, and how far they are in the tables, as far as nodes answer.
-    pub(crate) async fn progress(&self) -> Progress {
-        let mut groups: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+    /// What those who lead say of their groups now, as far as nodes answer.
+    pub(crate) async fn accounts(&self) -> Accounts {
+        let mut accounts = Accounts::default();
         for node in 0..NODES {
-            let Some(state) = self.state(node).await else { continue };
-            for group in state["groups"].as_array().into_iter().flatten() {
-                let number = |name: &str| group[name].as_u64();
-                let said = number("group").zip(number("commit_index")).zip(number("flushed_index"));
-                // What is not said is no progress, and an outage without progress had no effect.
-                let Some(((group, commit), flush)) = said else { continue };
-                let (committed, flushed) = groups.entry(group).or_default();
-                *committed = (*committed).max(commit);
-                *flushed = (*flushed).max(flush);
+            let life = self.life(node);
+            // An account that came while the node was started again is of nobody knows which life.
+            if let Some(state) = self.state(node).await
+                && self.life(node) == life
+            {
+                accounts.sample(&state, life);
             }
         }
-        let sum = |of: fn(&(u64, u64)) -> u64| groups.values().map(of).sum::<u64>();
-        Progress { committed: sum(|(committed, _)| *committed), flushed: sum(|(_, flushed)| *flushed) }
+        accounts
     }
 
     /// Has the leader of the busiest group give it away; whether it did. `None` when nobody leads.
