@@ -42,6 +42,7 @@ mod recovery_model;
 mod rust_sdk;
 mod scans;
 mod sim_arguments;
+mod sim_lasting;
 mod spans;
 mod sql_shell;
 mod store_faults;

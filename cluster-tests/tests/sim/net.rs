@@ -18,6 +18,7 @@ use tonic::codegen::http::Uri;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::lasting::Wire;
 use crate::os;
 use crate::world::{Event, MILLI, SECOND, State, World, digest_of};
 
@@ -72,8 +73,6 @@ struct Connection {
 pub(crate) struct Network {
     connections: BTreeMap<u64, Connection>,
     made: u64,
-    /// Wires, from and to, on which nothing moves.
-    held: BTreeSet<(u64, u64)>,
     listeners: BTreeMap<u64, Listener>,
     /// Machines that are switched on; a call to another is not answered at all.
     machines: BTreeSet<u64>,
@@ -122,17 +121,16 @@ impl State {
         // Bytes do not overtake each other.
         let at = pipe.on_the_way.back().map_or(0, |(at, _)| *at).max(os::now() + latency);
         pipe.on_the_way.push_back((at, chunk));
-        if !self.network.held.contains(&wire) {
+        if !self.lastings.is_held(wire) {
             self.at(at, Event::Deliver { connection, to_called });
         }
     }
 
     /// Chunks arrive; returns the node that has something to do now.
     pub(crate) fn deliver(&mut self, connection: u64, to_called: bool) -> Option<u64> {
-        let held = &self.network.held;
         let found = self.network.connections.get_mut(&connection)?;
         let (from, to) = found.wire(to_called);
-        if held.contains(&(from, to)) {
+        if self.lastings.is_held((from, to)) {
             return None;
         }
         let deaf = found.is_deaf(to_called);
@@ -176,7 +174,7 @@ impl State {
             self.forget(connection);
             return None;
         }
-        if self.network.held.contains(&(caller, called)) || !self.network.machines.contains(&called) {
+        if self.lastings.is_held((caller, called)) || !self.network.machines.contains(&called) {
             self.after(CALL_AGAIN, Event::Connect { connection });
             return None;
         }
@@ -201,7 +199,7 @@ impl State {
     pub(crate) fn call_answered(&mut self, connection: u64, accepted: bool) -> Option<u64> {
         let found = self.network.connections.get(&connection)?;
         let (caller, called) = (found.caller, found.called);
-        if self.network.held.contains(&(called, caller)) {
+        if self.lastings.is_held((called, caller)) {
             self.after(CALL_AGAIN, Event::Connected { connection, accepted });
             return None;
         }
@@ -240,20 +238,14 @@ impl State {
         }
     }
 
-    /// Nothing moves from one node to the other from now on.
-    pub(crate) fn hold(&mut self, from: u64, to: u64) {
-        self.network.held.insert((from, to));
-    }
-
-    /// What was held moves on.
-    pub(crate) fn release_all(&mut self) {
-        let held = std::mem::take(&mut self.network.held);
+    /// What was held on these wires moves on.
+    pub(crate) fn move_on(&mut self, free: &BTreeSet<Wire>) {
         let ids: Vec<u64> = self.network.connections.keys().copied().collect();
         for connection in ids {
             for to_called in [true, false] {
                 let Some(found) = self.network.connections.get_mut(&connection) else { continue };
-                let was_held = held.contains(&found.wire(to_called));
-                if was_held && let Some((at, _)) = found.pipe(to_called).on_the_way.back() {
+                let is_free = free.contains(&found.wire(to_called));
+                if is_free && let Some((at, _)) = found.pipe(to_called).on_the_way.back() {
                     let at = (*at).max(os::now() + MILLI);
                     self.at(at, Event::Deliver { connection, to_called });
                 }

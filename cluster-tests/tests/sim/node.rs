@@ -60,6 +60,7 @@ impl Settings {
 pub(crate) struct Machine {
     pub(crate) node: u64,
     pub(crate) disk: SimIo,
+    /// Whole after a power loss, too: what a call of a state store wrote is durable when it returns.
     state: Arc<MemoryStateStore>,
     boots: u32,
     pub(crate) clocks: Clocks,

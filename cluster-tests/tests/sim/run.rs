@@ -238,8 +238,8 @@ impl Simulation {
                 self.touch_all();
                 None
             }
-            Event::End(lasting) => {
-                self.end(lasting);
+            Event::End(lasting, number) => {
+                self.end(lasting, number);
                 self.touch_all();
                 None
             }

@@ -7,6 +7,7 @@ use std::task::Waker;
 use signaldb_catalog::Swap;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
+use crate::lasting::{Lasting, Lastings};
 use crate::net::Network;
 use crate::os;
 
@@ -85,22 +86,10 @@ pub(crate) enum Event {
     Start(u64),
     /// The next fault is due.
     Fault,
-    /// Something that lasts is over.
-    End(Lasting),
+    /// Something that lasts is over, if nothing newer took its place.
+    End(Lasting, u64),
     /// Looks at all nodes.
     Look,
-}
-
-/// A fault that lasts for a while.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lasting {
-    Partition,
-    SlowDisk(u64),
-    /// Operations that did not fail by then do not fail any more.
-    FailingDisk(u64),
-    FullDisk(u64),
-    Catalog,
-    Store,
 }
 
 /// What the log asks of its disk.
@@ -138,6 +127,7 @@ pub(crate) struct State {
     events: BTreeMap<(u64, u64), Event>,
     scheduled: u64,
     pub(crate) network: Network,
+    pub(crate) lastings: Lastings,
     pub(crate) trouble: Trouble,
     /// The first thing that must not be.
     violation: Option<String>,
@@ -170,6 +160,7 @@ impl World {
             events: BTreeMap::new(),
             scheduled: 0,
             network: Network::default(),
+            lastings: Lastings::default(),
             trouble: Trouble::default(),
             violation: None,
             faults: BTreeMap::new(),
@@ -242,6 +233,13 @@ impl State {
     pub(crate) fn at(&mut self, at: u64, event: Event) {
         self.scheduled += 1;
         self.events.insert((at, self.scheduled), event);
+    }
+
+    /// Something begins that is over in `nanos`; returns its number.
+    pub(crate) fn last(&mut self, lasting: Lasting, nanos: u64) -> u64 {
+        let number = self.lastings.begin(lasting);
+        self.after(nanos, Event::End(lasting, number));
+        number
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {

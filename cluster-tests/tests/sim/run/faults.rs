@@ -5,9 +5,10 @@ use std::time::Duration;
 use signaldb_wal::sim::Loss;
 
 use super::Simulation;
+use crate::lasting::Lasting;
 use crate::node::NODES;
 use crate::work::GROUP;
-use crate::world::{Event, FailingDisk, Lasting, MILLI, Operation, SECOND};
+use crate::world::{Event, FailingDisk, MILLI, Operation, SECOND};
 
 impl Simulation {
     /// Whether another node may lose what it did not sync: at level `quorum` one of three at a time.
@@ -52,7 +53,7 @@ impl Simulation {
                 let slow = self.chance.between(50 * MILLI, 1500 * MILLI);
                 world.with(|state| {
                     state.trouble.slow_disks.insert(node, slow);
-                    state.after(last, Event::End(Lasting::SlowDisk(node)));
+                    state.last(Lasting::SlowDisk(node), last);
                 });
                 "slow disk"
             }
@@ -76,7 +77,7 @@ impl Simulation {
                         state.trouble.catalog = failing;
                     }
                     let lasting = if of_store { Lasting::Store } else { Lasting::Catalog };
-                    state.after(last, Event::End(lasting));
+                    state.last(lasting, last);
                 });
                 if of_store { "store fails" } else { "catalog fails" }
             }
@@ -126,7 +127,7 @@ impl Simulation {
         self.distrust(node);
         self.world().with(|state| {
             state.trouble.failing_disks.insert(node, FailingDisk { operation, left });
-            state.after(last, Event::End(Lasting::FailingDisk(node)));
+            state.last(Lasting::FailingDisk(node), last);
         });
     }
 
@@ -139,7 +140,7 @@ impl Simulation {
         machine.disk.set_capacity(Some(machine.disk.used_bytes() + room));
         self.world().with(|state| {
             state.trouble.full_disks.insert(node);
-            state.after(last, Event::End(Lasting::FullDisk(node)));
+            state.last(Lasting::FullDisk(node), last);
         });
     }
 
@@ -169,16 +170,16 @@ impl Simulation {
     fn partition(&mut self, node: u64) {
         let (last, kind) = (self.chance.between(300 * MILLI, 7 * SECOND), self.chance.below(3));
         self.world().with(|state| {
+            let number = state.last(Lasting::Partition, last);
             for other in NODES.into_iter().filter(|other| *other != node) {
                 // Nothing comes from it, nothing comes to it, or neither.
                 if kind != 1 {
-                    state.hold(node, other);
+                    state.lastings.hold(number, (node, other));
                 }
                 if kind != 0 {
-                    state.hold(other, node);
+                    state.lastings.hold(number, (other, node));
                 }
             }
-            state.after(last, Event::End(Lasting::Partition));
         });
     }
 
@@ -194,7 +195,19 @@ impl Simulation {
         }
     }
 
-    pub(super) fn end(&mut self, lasting: Lasting) {
+    /// What began under this number is over, if nothing newer of its kind took its place.
+    pub(super) fn end(&mut self, lasting: Lasting, number: u64) {
+        let over = self.world().with(|state| match lasting {
+            Lasting::Partition => {
+                let free = state.lastings.release(number);
+                state.move_on(&free);
+                !free.is_empty()
+            }
+            _ => state.lastings.end(lasting, number),
+        });
+        if !over {
+            return;
+        }
         if let Lasting::FullDisk(node) = lasting
             && let Some(machine) = self.machines.get(&node)
         {
@@ -202,7 +215,7 @@ impl Simulation {
         }
         self.world().with(|state| {
             match lasting {
-                Lasting::Partition => state.release_all(),
+                Lasting::Partition => {}
                 Lasting::SlowDisk(node) => {
                     state.trouble.slow_disks.remove(&node);
                 }

@@ -64,7 +64,8 @@ impl Simulation {
 
     fn heal(&mut self) {
         self.world().with(|state| {
-            state.release_all();
+            let free = state.lastings.end_all();
+            state.move_on(&free);
             state.trouble = crate::world::Trouble::default();
         });
         for machine in self.machines.values_mut() {
