@@ -32,6 +32,28 @@ pub(crate) fn feed(command: &mut Command, input: &str) -> anyhow::Result<String>
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// `command` behind the program of `front`: all programs in front become the next one, so that the process is that of `command`. The
+/// environment is set by the last of them: what a library does when it is loaded into a process may not be done twice.
+pub(crate) fn behind(mut front: Command, command: &Command) -> Command {
+    front.arg("env");
+    for (name, _) in command.get_envs().filter(|(_, value)| value.is_none()) {
+        front.arg("-u").arg(name);
+    }
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            let mut pair = name.to_owned();
+            pair.push("=");
+            pair.push(value);
+            front.arg(pair);
+        }
+    }
+    front.arg(command.get_program()).args(command.get_args());
+    if let Some(dir) = command.get_current_dir() {
+        front.current_dir(dir);
+    }
+    front
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,7 @@ mod figures;
 mod history;
 mod invariants;
 mod leaders;
+mod leftover;
 mod link;
 mod listing;
 mod namespace;

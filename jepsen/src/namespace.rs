@@ -23,7 +23,7 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use crate::cluster::{NODES, pairs};
-use crate::command::{feed, run};
+use crate::command::{behind, feed, run};
 use crate::link::Mode;
 
 /// Forwards packets between the interfaces of a namespace.
@@ -309,27 +309,10 @@ fn option(name: &str, path: &Path) -> OsString {
     option
 }
 
-/// Both programs in front become the next one, so that the process is the node's. The environment is set by the last of
-/// them: what a library does when it is loaded into a process may not be done twice.
 fn enter(file: &Path, command: &Command) -> Command {
-    let mut inside = Command::new("nsenter");
-    inside.arg(option("--net=", file)).args(["--", "env"]);
-    for (name, _) in command.get_envs().filter(|(_, value)| value.is_none()) {
-        inside.arg("-u").arg(name);
-    }
-    for (name, value) in command.get_envs() {
-        if let Some(value) = value {
-            let mut pair = name.to_owned();
-            pair.push("=");
-            pair.push(value);
-            inside.arg(pair);
-        }
-    }
-    inside.arg(command.get_program()).args(command.get_args());
-    if let Some(dir) = command.get_current_dir() {
-        inside.current_dir(dir);
-    }
-    inside
+    let mut front = Command::new("nsenter");
+    front.arg(option("--net=", file)).arg("--");
+    behind(front, command)
 }
 
 /// Cables, addresses, routes and rules, for namespaces that are kept by these files.

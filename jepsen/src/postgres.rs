@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 use crate::command::run;
+use crate::leftover;
 
 /// Who may connect, beside loopback: the addresses of [`crate::namespace`], which nothing else here has.
 const NEIGHBOURS: &str = "10.77.0.0/16";
@@ -97,6 +98,7 @@ impl Server {
             command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(&program);
         }
         command.current_dir(self.dir.path());
+        leftover::mark(&mut command);
         command
     }
 

@@ -28,7 +28,7 @@ use crate::store::{self, Store};
 use crate::timeline::Timeline;
 use crate::verdict::{LeftOut, Verdict};
 use crate::workload::{self, Tenants, Test, isolation, log, register};
-use crate::{Args, page};
+use crate::{Args, leftover, page};
 
 /// Whether the tables hold what was acknowledged, by another reader.
 const FLUSH_AUDIT: &str = "flush-audit";
@@ -87,6 +87,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     let mut about = About::gather(&args, &scenario, seed, now);
     println!("scenario {}: {}", scenario.name, scenario.about);
     println!("seed {seed}, history and logs in {}", store.dir().display());
+    match tokio::task::spawn_blocking(leftover::end_all).await? {
+        Ok(0) => {}
+        Ok(ended) => println!("an earlier run was killed: {ended} processes that it had left were ended"),
+        // They have ports and disks of their own.
+        Err(error) => println!("{error:#}"),
+    }
     let small_log = scenario.faults.iter().any(|one| one.fault.damages());
     let place = Place {
         dir: store.dir(),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 
-use crate::bucket;
+use crate::{bucket, leftover};
 
 use super::{Cluster, NODES, name};
 
@@ -59,7 +59,10 @@ impl Cluster {
         if let Ok(clocks) = &self.clocks {
             clocks.load_into(&mut command, &name(node));
         }
-        let mut command = self.network.enter(node, command);
+        leftover::mark(&mut command);
+        let command = self.network.enter(node, command);
+        // Nodes are started by threads of the runtime, which live as long as it does.
+        let mut command = leftover::mortal(&command).unwrap_or(command);
         self.lives[node].fetch_add(1, Ordering::Relaxed);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let child = child.with_context(|| format!("start {}", self.binary.display()))?;
