@@ -43,6 +43,7 @@ mod rust_sdk;
 mod scans;
 mod sim_arguments;
 mod sim_lasting;
+mod sim_thresholds;
 mod spans;
 mod sql_shell;
 mod store_faults;

@@ -193,8 +193,15 @@ impl Workers for SimWorkers {
                     }
                 }
                 let takes = world.with(|state| {
-                    let usual = if syncs { state.chance.between(MILLI, 4 * MILLI) } else { 0 };
-                    usual + if syncs { state.trouble.slow_disks.get(&node).copied().unwrap_or(0) } else { 0 }
+                    if !syncs {
+                        return 0;
+                    }
+                    let (usual, slow) =
+                        (state.chance.between(MILLI, 4 * MILLI), state.trouble.slow_disks.get(&node).copied());
+                    if slow.is_some() {
+                        state.count("slow syncs");
+                    }
+                    usual + slow.unwrap_or(0)
                 });
                 if takes > 0 {
                     tokio::time::sleep(Duration::from_nanos(takes)).await;

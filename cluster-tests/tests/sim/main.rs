@@ -36,6 +36,8 @@ mod run;
 #[cfg(target_os = "linux")]
 mod tables;
 #[cfg(target_os = "linux")]
+mod thresholds;
+#[cfg(target_os = "linux")]
 mod work;
 #[cfg(target_os = "linux")]
 mod world;

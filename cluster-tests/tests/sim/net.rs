@@ -121,7 +121,9 @@ impl State {
         // Bytes do not overtake each other.
         let at = pipe.on_the_way.back().map_or(0, |(at, _)| *at).max(os::now() + latency);
         pipe.on_the_way.push_back((at, chunk));
-        if !self.lastings.is_held(wire) {
+        if self.lastings.is_held(wire) {
+            self.count("chunks held");
+        } else {
             self.at(at, Event::Deliver { connection, to_called });
         }
     }
@@ -267,6 +269,7 @@ impl State {
             woken.extend(found.wakers());
             broken += 1;
         }
+        (0..broken).for_each(|_| self.count("connections broken"));
         broken
     }
 

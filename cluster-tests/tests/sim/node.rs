@@ -158,7 +158,11 @@ impl Machine {
         process.gone.store(true, Ordering::Relaxed);
         match loss {
             Some(loss) => {
+                let before = self.disk.used_bytes();
                 self.disk.lose_power(loss);
+                if self.disk.used_bytes() < before {
+                    world.count("power losses that took bytes");
+                }
                 self.boots += 1;
                 self.untrusted = true;
             }
@@ -179,7 +183,7 @@ impl Machine {
     }
 
     /// Sets one of its clocks, in a way that a machine's clocks go wrong.
-    pub(crate) fn derange_clock(&mut self, chance: &mut Chance) -> &'static str {
+    pub(crate) fn derange_clock(&mut self, chance: &mut Chance, world: &World) -> &'static str {
         if chance.percent(50) {
             // A machine that is badly off is so by a second a day; this is for elections.
             let drifts = [-100_000, -10_000, -200, 0, 200, 10_000, 100_000];
@@ -188,7 +192,12 @@ impl Machine {
         }
         let hour = (3600 * SECOND).cast_signed();
         let ahead = [-2 * hour, -hour / 60, -SECOND.cast_signed(), 0, SECOND.cast_signed(), hour / 60, 2 * hour];
+        let shown = |clocks: Clocks| os::with_clocks(clocks, || SystemClock.now()).0;
+        let before = shown(self.clocks);
         self.clocks.set_wall(chance.pick(&ahead).unwrap_or(0));
+        if shown(self.clocks).abs_diff(before) > SECOND / 10 {
+            world.count("clocks set");
+        }
         "clock jumps"
     }
 
@@ -291,7 +300,7 @@ impl Life {
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .add_routes(Routes::new(PeerService::new(peers)).add_service(flight))
-            .serve_with_incoming(Incoming::listen(world, node));
+            .serve_with_incoming(Incoming::listen(world.clone(), node));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { drop(server.await) });
         let sink = Arc::new(Sink { node, lake: lake.clone(), ledger });
@@ -313,7 +322,10 @@ impl Life {
             if let Some(reason) = groups.failure().or_else(|| lake.failure()) {
                 return reason;
             }
-            level = disk::level(level, room.free_bytes());
+            let before = std::mem::replace(&mut level, disk::level(level, room.free_bytes()));
+            if before == DiskLevel::Normal && level != before {
+                world.count("disks short of room");
+            }
             groups.set_disk_level(level);
             tokio::time::sleep(WATCH_INTERVAL).await;
         }

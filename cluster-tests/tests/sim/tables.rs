@@ -90,6 +90,7 @@ impl Tables {
             pointers.insert(key(swap), swap.new.clone());
         }
         drop(pointers);
+        world.count("commits");
         swaps.iter().for_each(|swap| self.check(world, swap));
         SwapOutcome::Moved
     }

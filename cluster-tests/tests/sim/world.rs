@@ -260,7 +260,12 @@ impl State {
             self.trouble.failing_disks.remove(&node);
         }
         self.note(format_args!("disk {node} EIO {operation:?}"));
-        self.count("I/O errors");
+        self.count(match operation {
+            Operation::Sync => "failed syncs",
+            Operation::Change => "failed changes",
+            Operation::Open => "failed opens",
+            Operation::Read => "failed reads",
+        });
         true
     }
 

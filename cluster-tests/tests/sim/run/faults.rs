@@ -105,7 +105,7 @@ impl Simulation {
                 "disk full"
             }
             18 | 19 => match self.machines.get_mut(&node) {
-                Some(machine) => machine.derange_clock(&mut self.chance),
+                Some(machine) => machine.derange_clock(&mut self.chance, &world),
                 None => return,
             },
             _ => {
@@ -188,9 +188,12 @@ impl Simulation {
         for machine in self.machines.values().filter(|machine| machine.node != target) {
             let (Some(parts), Some(process)) = (machine.parts(), machine.process.as_ref()) else { continue };
             let Some(group) = parts.groups.group(GROUP).filter(|group| group.leadership().here) else { continue };
+            let world = self.around.world.clone();
             drop(process.runtime.spawn(async move {
                 // That it may fail is the point.
-                let _ = Box::pin(group.transfer(target, Duration::from_secs(2))).await;
+                if Box::pin(group.transfer(target, Duration::from_secs(2))).await.is_ok() {
+                    world.count("leaderships given away");
+                }
             }));
         }
     }

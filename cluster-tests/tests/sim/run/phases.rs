@@ -53,7 +53,9 @@ impl Simulation {
                 continue;
             };
             self.world().note(format_args!("ended {node} {reason}"));
-            if reason != STOPPED {
+            if reason == STOPPED {
+                self.world().count("orderly stops");
+            } else {
                 self.last_failure = format!("node {node} ended: {reason}");
                 self.world().count("of them by themselves");
                 self.distrust(node);
