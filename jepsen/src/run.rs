@@ -1,6 +1,12 @@
-//! A run: rounds of clients and faults around the same nodes, each judged at its end, and all of them once more at the end.
+//! A run: rounds of clients and faults around the same nodes, each judged at its end ([`round`]), and all of them once more at the
+//! end ([`again`]).
 
-use std::collections::BTreeSet;
+mod again;
+mod clients;
+mod faults;
+mod round;
+mod watch;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,16 +16,14 @@ use tokio::task::JoinSet;
 
 use crate::about::About;
 use crate::checker::availability::Availability;
-use crate::checker::entries::{self, Entries, Sent};
-use crate::checker::{Blackout, Broken, Checks, Findings, examine};
-use crate::cluster::{Cluster, NODES, Place};
+use crate::checker::entries::{Entries, Sent};
+use crate::checker::{Blackout, Broken, Checks, Findings};
+use crate::cluster::{Cluster, Place};
 use crate::damage::Damage;
 use crate::fault::Fault;
-use crate::history::{self, History, Kind, Operation, Purpose};
+use crate::history::{History, Operation};
 use crate::invariants::Invariants;
-use crate::leaders::Leaders;
-use crate::listing::Log;
-use crate::nemesis::{self, Strike};
+use crate::nemesis::Strike;
 use crate::random::Random;
 use crate::report::{self, Counts, Report};
 use crate::scenario::{Scenario, Workload};
@@ -27,17 +31,16 @@ use crate::schedule::Schedule;
 use crate::store::{self, Store};
 use crate::timeline::Timeline;
 use crate::verdict::{LeftOut, Verdict};
-use crate::workload::{self, Tenants, Test, isolation, log, register};
+use crate::workload::{Tenants, Test};
 use crate::{Args, leftover, page};
+
+use watch::watch;
 
 /// Whether the tables hold what was acknowledged, by another reader.
 const FLUSH_AUDIT: &str = "flush-audit";
 /// Why the tables were not looked at through another reader.
 const NO_PYTHON: &str = "it needs PyIceberg: python3 and its venv module, with which make jepsen makes .venv and sets \
                          SIGNALDB_PYTHON";
-
-/// How long what earlier rounds wrote is read again at the end of a run.
-const AGAIN: Duration = Duration::from_secs(15 * 60);
 
 /// Everything that a run learned so far.
 #[derive(Default)]
@@ -58,9 +61,6 @@ struct Ledger {
     sent: Vec<Sent>,
     entries: Entries,
 }
-
-/// A fault that is over, as the schedule knows it, and what came of it.
-type Struck = (u64, anyhow::Result<Strike>);
 
 /// What the rounds of a run share.
 struct Run {
@@ -222,273 +222,4 @@ impl Run {
     fn blackouts(&self) -> Vec<Blackout> {
         self.blackouts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-
-    /// Clients with tenants of their own, faults, the last reads and a judgment.
-    async fn round(
-        &self,
-        round: usize,
-        how_long: Duration,
-        schedule: &mut Schedule,
-        ledger: &mut Ledger,
-    ) -> anyhow::Result<()> {
-        let test = self.test(workload::tenants(round));
-        let mut clients = start_clients(&test, &self.scenario.workloads);
-        // Whatever goes wrong from here on, the history is written and judged.
-        let mut running = JoinSet::new();
-        if let Err(error) = self.break_things(&test, (round, how_long), &mut running, schedule, ledger).await {
-            ledger.troubles.push(format!("faults ended early: {error:#}"));
-        }
-        running.shutdown().await;
-        if let Err(error) = self.cluster.heal().await {
-            ledger.troubles.push(format!("the cluster did not come back: {error:#}"));
-        }
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        test.stop.store(true, Ordering::Relaxed);
-        while let Some(client) = clients.join_next().await {
-            if let Err(error) = client? {
-                ledger.troubles.push(format!("a client ended early: {error:#}"));
-            }
-        }
-        let mut logs = Vec::new();
-        // Before the rest of it is flushed and given up.
-        if ledger.troubles.is_empty() {
-            match Box::pin(self.list_logs()).await {
-                Ok(listed) => logs = listed,
-                Err(error) => ledger.troubles.push(format!("the logs of the nodes: {error:#}")),
-            }
-        }
-        let keys = test.history.keys();
-        match Box::pin(workload::last_reads(&test, &keys, self.python.as_deref())).await {
-            Ok(missing) => ledger.troubles.extend(missing),
-            Err(error) => ledger.troubles.push(format!("{error:#}")),
-        }
-        let tenants = test.tenants;
-        let history = Arc::into_inner(test.history).context("clients are gone")?;
-        let mut operations = history.into_operations();
-        let (findings, checks) = (examine(&operations, &self.blackouts()), Checks::of(&operations, &self.blackouts()));
-        ledger.counts.add(&operations, &ledger.strikes);
-        ledger.timeline.add(&operations);
-        let absences = self.cluster.absences(self.begun);
-        ledger.availability.add(&operations, tenants, &ledger.strikes, &absences);
-        if self.scenario.round_seconds.is_some() && findings.is_sound() && checks.is_sound() {
-            // Thousands of whole sets, of which nothing more is to be learned.
-            operations.retain(|one| !is_spent(&one.kind));
-        }
-        self.store.write_history(round, tenants, &operations)?;
-        ledger.sent.extend(entries::sent(&operations, &self.blackouts()));
-        ledger.entries.add(&mut ledger.sent, &logs, &self.blackouts());
-        ledger.findings.add(findings);
-        ledger.checks.add(checks);
-        ledger.judged.push((tenants, operations));
-        Ok(())
-    }
-
-    /// Makes the faults of a round for as long as there is time, and waits for the end of each; notes them in `ledger`.
-    async fn break_things(
-        &self,
-        test: &Test,
-        (round, how_long): (usize, Duration),
-        running: &mut JoinSet<Struck>,
-        schedule: &mut Schedule,
-        ledger: &mut Ledger,
-    ) -> anyhow::Result<()> {
-        let until = Instant::now() + how_long;
-        loop {
-            while running.len() >= self.scenario.at_once.of(round) {
-                let Some(ended) = running.join_next().await else { break };
-                note(ended?, schedule, ledger)?;
-            }
-            tokio::time::sleep(Duration::from_millis(self.random.between(self.scenario.pause_ms))).await;
-            if Instant::now() > until {
-                break;
-            }
-            while let Some(ended) = running.try_join_next() {
-                note(ended?, schedule, ledger)?;
-            }
-            self.settle(schedule, ledger).await?;
-            let leader = self.cluster.leader().await;
-            let Some((id, plan)) = schedule.begin(&self.random, leader) else {
-                // Something runs beside which nothing fits, or damage is left that nothing goes with: a little later.
-                continue;
-            };
-            let hold = Duration::from_millis(self.random.between(self.scenario.hold_ms));
-            let test = test.clone();
-            running.spawn(async move { (id, Box::pin(nemesis::strike(&test, plan, hold)).await) });
-        }
-        while let Some(ended) = running.join_next().await {
-            note(ended?, schedule, ledger)?;
-        }
-        self.settle(schedule, ledger).await
-    }
-
-    /// Looks at damage that was left: a node that noticed it, or whose segment is gone, is whole again once it is ready.
-    async fn settle(&self, schedule: &mut Schedule, ledger: &mut Ledger) -> anyhow::Result<()> {
-        for node in left_nodes(ledger) {
-            if schedule.takes(node) {
-                continue;
-            }
-            // It may have ended as it noticed.
-            self.cluster.revive(node)?;
-            let whole = self.cluster.reasons(node).await.is_some_and(|reasons| reasons.is_empty());
-            ledger.left.retain(|(of, damage)| *of != node || !whole || damage.is_left());
-        }
-        let left = left_nodes(ledger);
-        for node in (0..NODES).filter(|node| !left.contains(node) && !schedule.takes(*node)) {
-            self.cluster.excuse(node, false);
-        }
-        schedule.set_damaged(left);
-        Ok(())
-    }
-
-    /// Reads what earlier rounds wrote, from the nodes and from the tables: nothing that came later may have taken it. What
-    /// there was no time for is returned.
-    async fn look_again(&self, ledger: &mut Ledger) -> Option<LeftOut> {
-        let (blackouts, until) = (self.blackouts(), Instant::now() + AGAIN);
-        let mut rounds = std::mem::take(&mut ledger.judged).into_iter().enumerate();
-        let all = rounds.len();
-        while Instant::now() < until {
-            let Some((round, (tenants, operations))) = rounds.next() else { break };
-            let test = self.test(tenants);
-            let keys = history::keys(&operations);
-            match Box::pin(workload::last_reads(&test, &keys, self.python.as_deref())).await {
-                Ok(missing) => ledger.troubles.extend(missing),
-                Err(error) => ledger.troubles.push(format!("{error:#}")),
-            }
-            let Some(history) = Arc::into_inner(test.history) else {
-                ledger.troubles.push(format!("what was read again of round {} is not known", round + 1));
-                continue;
-            };
-            let whole: Vec<Operation> = operations.into_iter().chain(history.into_operations()).collect();
-            let (findings, checks) = (examine(&whole, &blackouts), Checks::of(&whole, &blackouts));
-            if !(findings.is_sound() && checks.is_sound())
-                && let Err(error) = self.store.write_history(round, tenants, &whole)
-            {
-                ledger.troubles.push(format!("{error:#}"));
-            }
-            ledger.findings.add_again(findings);
-            ledger.checks.add_again(checks);
-        }
-        let left = rounds.len();
-        println!("nodes and tables were read again of {} of {all} rounds", all - left);
-        let why = format!("{left} of {all} rounds: there were {} minutes for all of them", AGAIN.as_secs() / 60);
-        (left > 0).then(|| LeftOut::checker("reading earlier rounds again", &why))
-    }
-
-    /// Kills all nodes, lists their logs, and starts them again: one more kill of all, with nobody there to see it.
-    async fn list_logs(&self) -> anyhow::Result<Vec<Log>> {
-        let cluster = Arc::clone(&self.cluster);
-        let list = move || (0..NODES).map(|node| cluster.log(node)).collect::<anyhow::Result<Vec<Log>>>();
-        for node in 0..NODES {
-            self.cluster.kill(node);
-        }
-        let logs = tokio::task::spawn_blocking(list).await?;
-        for node in 0..NODES {
-            self.cluster.revive(node)?;
-        }
-        for node in 0..NODES {
-            self.cluster.wait_whole(node).await?;
-        }
-        logs
-    }
-}
-
-/// A fault is over.
-fn note((id, strike): Struck, schedule: &mut Schedule, ledger: &mut Ledger) -> anyhow::Result<()> {
-    let mut strike = strike?;
-    println!("{}", report::line(&strike));
-    ledger.left.extend(strike.left.take());
-    schedule.end(id);
-    schedule.set_damaged(left_nodes(ledger));
-    ledger.strikes.push(strike);
-    Ok(())
-}
-
-fn left_nodes(ledger: &Ledger) -> BTreeSet<usize> {
-    ledger.left.iter().map(|(node, _)| *node).collect()
-}
-
-/// Whether an operation says nothing more once its round is judged: a read under faults.
-fn is_spent(kind: &Kind) -> bool {
-    match kind {
-        Kind::Read(_) => true,
-        Kind::Query(query) => query.purpose != Purpose::Last,
-        Kind::Add(_) | Kind::Write(_) | Kind::Final(_) | Kind::Audit(_) => false,
-    }
-}
-
-fn start_clients(test: &Test, workloads: &[Workload]) -> JoinSet<anyhow::Result<()>> {
-    let mut clients = JoinSet::new();
-    for workload in workloads {
-        match workload {
-            Workload::Ingest => start_ingest(test, &mut clients),
-            Workload::Log => start_log(test, &mut clients),
-            Workload::Register => start_register(test, &mut clients),
-            Workload::Isolation => start_isolation(test, &mut clients),
-        }
-    }
-    for (n, tenant) in test.tenants.into_iter().enumerate() {
-        for node in 0..NODES {
-            clients.spawn(workload::probe(test.clone(), 200 + n * NODES + node, tenant, node));
-        }
-    }
-    clients
-}
-
-fn start_ingest(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
-    // Two for each tenant and node: those of two nodes make the load while the third is away.
-    for process in 0..12 {
-        clients.spawn(workload::add(test.clone(), process));
-    }
-    for process in 100..103 {
-        clients.spawn(workload::read(test.clone(), process));
-    }
-}
-
-fn start_log(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
-    let logs = Arc::new(log::Logs::new());
-    // As many: of three nodes, two tenants, and one in four of another kind.
-    for process in 300..312 {
-        clients.spawn(log::append(test.clone(), process, Arc::clone(&logs)));
-    }
-    for process in 320..322 {
-        clients.spawn(log::poll(test.clone(), process, Arc::clone(&logs)));
-    }
-}
-
-fn start_register(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
-    let registers = Arc::new(register::Registers::new());
-    for process in 400..406 {
-        clients.spawn(register::write(test.clone(), process, Arc::clone(&registers)));
-    }
-    for process in 420..423 {
-        clients.spawn(register::read(test.clone(), process, Arc::clone(&registers)));
-    }
-}
-
-fn start_isolation(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
-    let keys = Arc::new(isolation::keys());
-    for process in 500..502 {
-        clients.spawn(isolation::write(test.clone(), process, Arc::clone(&keys)));
-    }
-    clients.spawn(isolation::read(test.clone(), 550, keys));
-}
-
-async fn watch(cluster: Arc<Cluster>, begun: Instant, stop: Arc<AtomicBool>) -> (Invariants, Leaders) {
-    let (mut invariants, mut leaders) = (Invariants::default(), Leaders::default());
-    while !stop.load(Ordering::Relaxed) {
-        // Soon after it happened: it is judged by the faults of that time.
-        cluster.excused_deaths();
-        for node in 0..NODES {
-            let life = cluster.life(node);
-            // An account that came while the node was started again is of nobody knows which life.
-            if let Some(state) = cluster.state(node).await
-                && cluster.life(node) == life
-            {
-                invariants.sample(&state, life);
-                leaders.sample(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX), &state);
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    (invariants, leaders)
 }
