@@ -12,6 +12,7 @@ use super::ast::{
 };
 use super::lexer::{Token, TokenKind, tokens};
 
+mod arithmetic;
 mod pipeline;
 
 /// Longest query, in bytes.

@@ -253,7 +253,7 @@ mod tests {
 
     fn check(query: &str, expected: &str) {
         let query = Traceql::parse(query).expect(query);
-        let filter = of_stages(&query.stages).map_or_else(|| "-".to_owned(), |filter| filter.to_string());
+        let filter = of_stages(query.stages()).map_or_else(|| "-".to_owned(), |filter| filter.to_string());
         assert_eq!(filter, expected, "{query}");
     }
 

@@ -98,7 +98,7 @@ fn found(query: &str, batch: &RecordBatch) -> Vec<Vec<String>> {
     let columns = SpanColumns::of(batch);
     let trace = Trace::new((0..columns.rows).map(|row| SpanRef { columns: &columns, row }).collect());
     let query = Traceql::parse(query).unwrap_or_else(|error| panic!("{query}: {error}"));
-    let sets = pipeline(&query.stages, &trace);
+    let sets = pipeline(query.stages(), &trace);
     let name = |at: &usize| trace.spans[*at].columns.name(trace.spans[*at].row).to_owned();
     sets.iter().map(|set| set.spans.iter().map(name).collect()).collect()
 }

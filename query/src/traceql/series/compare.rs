@@ -178,7 +178,7 @@ impl Collected for Comparing<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::ast::{Function, Traceql};
+    use super::super::super::ast::{Body, Function, SeriesExpr, Traceql};
     use super::*;
 
     /// `labels value@moment`, of each series.
@@ -195,13 +195,13 @@ mod tests {
     fn check(query: &str, spans: &[(bool, usize, &str, &str, u64)], expected: &[&str]) {
         let query = Traceql::parse(query).expect(query);
         let question = SeriesQuestion { query: query.clone(), start: 100, end: 200, step: 50, exemplars: 0 };
-        let metrics = query.metrics.expect("series");
-        let Function::Compare(comparison) = &metrics.function else { panic!("{metrics}") };
+        let Body::Series(SeriesExpr::Spans(spans)) = &query.body else { panic!("{query}") };
+        let Function::Compare(comparison) = &spans.metrics.function else { panic!("{query}") };
         let mut comparing = Comparing::new(comparison, &question);
         for (selected, scope, name, value, step) in spans {
             comparing.count(*selected, *scope, name, Value::text(*value), *step);
         }
-        assert_eq!(shown(&comparing), expected, "{metrics}");
+        assert_eq!(shown(&comparing), expected, "{query}");
     }
 
     #[test]
@@ -252,8 +252,8 @@ mod tests {
     fn values_beyond_a_bound_are_in_the_total_alone() {
         let query = Traceql::parse("{} | compare({ status = error }, 1)").expect("valid");
         let question = SeriesQuestion { query: query.clone(), start: 0, end: 1, step: 1, exemplars: 0 };
-        let metrics = query.metrics.expect("series");
-        let Function::Compare(comparison) = &metrics.function else { panic!("{metrics}") };
+        let Body::Series(SeriesExpr::Spans(spans)) = &query.body else { panic!("{query}") };
+        let Function::Compare(comparison) = &spans.metrics.function else { panic!("{query}") };
         let mut comparing = Comparing::new(comparison, &question);
         for n in 0..VALUES_MAX + 5 {
             comparing.count(false, 2, "id", Value::text(n.to_string()), 0);
