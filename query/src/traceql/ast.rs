@@ -84,6 +84,15 @@ impl Intrinsic {
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, intrinsic)| *intrinsic)
     }
 
+    /// How many hex digits it has, if it is an id.
+    pub(super) fn id_digits(self) -> Option<usize> {
+        match self {
+            Self::TraceId | Self::LinkTraceId => Some(32),
+            Self::SpanId | Self::ParentId | Self::LinkSpanId => Some(16),
+            _ => None,
+        }
+    }
+
     /// Whether other spans of the trace must be known.
     pub(super) fn needs_trace(self) -> bool {
         matches!(

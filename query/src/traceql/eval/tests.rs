@@ -150,6 +150,8 @@ fn filters_keep_the_right_spans() {
         ("{ link:spanID != \"0808080808080808\" }", &[]),
         ("{ instrumentation:name = \"lib\" && instrumentation:version = \"1.2\" && name = \"pay\" }", &["pay"]),
         ("{ span:id = \"0404040404040404\" }", &["select"]),
+        ("{ span:id = \"404040404040404\" }", &["select"]),
+        ("{ span:parentID = \"\" }", &["GET /"]),
         ("{ span:parentID = \"0303030303030303\" }", &["select", "insert"]),
         ("{ trace:id = \"07070707070707070707070707070707\" && name = \"pay\" }", &["pay"]),
         ("{ nestedSetParent < 0 }", &["GET /"]),
