@@ -37,7 +37,7 @@ use crate::narrow::NarrowEarly;
 use crate::newest::NewestPages;
 use crate::parameters::{self, Parameters};
 use crate::pool::{NodeMemory, QueryMemory, QueryPool};
-use crate::queries::{Listed, Queries, QueryId, Record};
+use crate::queries::{Listed, OpenResult, Queries, QueryId, Record};
 use crate::rewrite::CollapseView;
 use crate::scanned::Stores;
 use crate::snapshot::{LEADER_POLL, LEADER_TIMEOUT, Snapshotter};
@@ -59,6 +59,10 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Batches that wait for a slow client; then the query waits.
 const OUTPUT_QUEUE: usize = 2;
+
+/// Results of one tenant that may be open beside those that run or wait: they are computed, and not read to their end. Each
+/// has up to [`OUTPUT_QUEUE`] batches in memory, which nobody counts, for as long as its client holds on to it.
+const UNREAD_MAX: usize = 64;
 
 /// How often a query begins anew when what it reads of another node goes away before its first row.
 const RESTARTS_MAX: usize = 2;
@@ -165,6 +169,7 @@ pub struct RunningQuery {
     /// `None` says that the result is complete.
     batches: mpsc::Receiver<Result<Option<RecordBatch>, QueryError>>,
     record: Arc<Record>,
+    _open: OpenResult,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -241,8 +246,8 @@ impl QueryEngine {
     ///
     /// # Errors
     /// [`QueryErrorKind::Invalid`] with a position for bad SQL; [`QueryErrorKind::Unavailable`] when a strong read
-    /// cannot be served now, [`QueryErrorKind::Backlog`] when that may last; [`QueryErrorKind::Busy`] when too many wait;
-    /// [`QueryErrorKind::Deadline`].
+    /// cannot be served now, [`QueryErrorKind::Backlog`] when that may last; [`QueryErrorKind::Busy`] when too many wait, or
+    /// are not read; [`QueryErrorKind::Deadline`].
     ///
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run(&self, query: Query) -> Result<RunningQuery, QueryError> {
@@ -257,6 +262,7 @@ impl QueryEngine {
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run_ticket(&self, query: Query, ticket: Bytes) -> Result<RunningQuery, QueryError> {
         let allowed = self.allowed(query.allowance.deadline)?;
+        let open = self.open_result(&query.identity.tenant)?;
         let listed = self.list(&query, ticket, allowed);
         let record = Arc::clone(&listed);
         let (opened, schema) = oneshot::channel();
@@ -266,7 +272,17 @@ impl QueryEngine {
         let task = AbortOnDropHandle::new(task);
         let opened = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
         let (schema, missing_groups) = opened;
-        Ok(RunningQuery { schema, missing_groups, batches, record, _task: task })
+        Ok(RunningQuery { schema, missing_groups, batches, record, _open: open, _task: task })
+    }
+
+    /// One more result of a tenant: the line at the gate ends when the work is done, and this when somebody read the rows.
+    fn open_result(&self, tenant: &TenantId) -> Result<OpenResult, QueryError> {
+        let QueryConfig { tenant_concurrency, queue, .. } = self.0.config;
+        let most = tenant_concurrency.saturating_add(queue).saturating_add(UNREAD_MAX);
+        self.0.queries.open(tenant, most).inspect_err(|error| {
+            metrics::note_started();
+            metrics::note_failed(error);
+        })
     }
 
     fn list(&self, query: &Query, ticket: Bytes, allowed: Duration) -> Listed {
