@@ -301,7 +301,9 @@ impl FlightSql {
 /// The next rows as they are sent, `None` after the last.
 async fn next(running: &mut RunningQuery, schema: &SchemaRef) -> Result<Option<RecordBatch>, ApiError> {
     let Some(batch) = running.next().await else { return Ok(None) };
-    edge::convert(&batch?, schema).map(Some)
+    let batch = batch?;
+    running.hold(edge::made_bytes(&batch))?;
+    edge::convert(&batch, schema).map(Some)
 }
 
 /// A result on its way. Dictionaries go as they are, each with the rows that need it.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use datafusion::execution::memory_pool::MemoryPool;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 use metrics::{counter, gauge, histogram};
 use signaldb_catalog::Identity;
 use signaldb_model::{Clock, NodeId, TenantId, UnixNanos};
@@ -334,6 +334,13 @@ impl Record {
 
     pub(crate) fn runs(&self) {
         self.state.store(State::Running as u8, Ordering::Relaxed);
+    }
+
+    /// Counts as its memory what is none of its operators'. Nothing before its turn.
+    pub(crate) fn reservation(&self, what: &str) -> Option<MemoryReservation> {
+        let pool = Arc::clone(self.memory.get()?);
+        let pool: Arc<dyn MemoryPool> = pool;
+        Some(MemoryConsumer::new(what).register(&pool))
     }
 
     pub(crate) fn note_rows(&self, rows: usize) {
