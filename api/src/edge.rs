@@ -67,22 +67,34 @@ fn as_kind(column: &ArrayRef, kind: &DataType) -> Result<ArrayRef, ApiError> {
         return Ok(Arc::new(json_texts(column)?));
     }
     // Of views the kernel would panic.
-    if viewed_bytes_max(&column.to_data()) > i32::MAX as u64 {
+    let mut largest = 0_u64;
+    viewed_bytes(&column.to_data(), &mut |bytes| largest = largest.max(bytes));
+    if largest > i32::MAX as u64 {
         return Err(internal("the values of a column are larger than 2 GiB"));
     }
     let strict = CastOptions { safe: false, ..CastOptions::default() };
     cast_with_options(column, kind, &strict).map_err(internal)
 }
 
-/// Bytes that the values of views take up without them: of the largest such array, at any depth. Views may share a buffer, so
-/// that is not what they hold.
-fn viewed_bytes_max(data: &ArrayData) -> u64 {
+/// Bytes that [`convert`] and the writing behind it need beyond those of the rows: the values of views take up their own then.
+/// A batch has a few thousand rows, but all of them may show one text of megabytes.
+pub(crate) fn made_bytes(batch: &RecordBatch) -> usize {
+    let mut made = 0_u64;
+    for column in batch.columns().iter().filter(|column| has_views(column.data_type())) {
+        viewed_bytes(&column.to_data(), &mut |bytes| made += bytes);
+    }
+    usize::try_from(made).unwrap_or(usize::MAX)
+}
+
+/// Calls `each` with the bytes that the values of views take up without them, for each array of such at any depth. Views may
+/// share a buffer, so that is not what they hold.
+fn viewed_bytes(data: &ArrayData, each: &mut dyn FnMut(u64)) {
     match data.data_type() {
         // The lowest 32 bits of a view are the length.
         DataType::Utf8View | DataType::BinaryView => {
-            data.buffer::<u128>(0).iter().map(|view| u64::from(*view as u32)).sum()
+            each(data.buffer::<u128>(0).iter().map(|view| u64::from(*view as u32)).sum());
         }
-        _ => data.child_data().iter().map(viewed_bytes_max).max().unwrap_or(0),
+        _ => data.child_data().iter().for_each(|child| viewed_bytes(child, each)),
     }
 }
 
@@ -275,7 +287,17 @@ mod tests {
                 assert_eq!(refused.kind, Kind::Internal);
                 assert!(refused.message.contains("2 GiB"), "{}", refused.message);
             }
+            assert_eq!(made_bytes(&batch), 2048 << 20, "whatever they share");
         }
+    }
+
+    #[test]
+    fn what_stays_where_it_is_needs_no_more_memory() {
+        let batch = batch();
+        assert_eq!(made_bytes(&batch.project(&[1, 5, 6]).expect("three columns")), 0);
+        assert_eq!(made_bytes(&batch.project(&[0]).expect("a column")), 2);
+        let long = "a text of more than twelve bytes".len();
+        assert_eq!(made_bytes(&batch.project(&[2, 3, 4]).expect("three columns")), 1 + long + 3 + 2);
     }
 
     #[test]

@@ -55,6 +55,8 @@ const TABLE: &str = "BASE TABLE";
 const SYSTEM_TABLE: &str = "SYSTEM TABLE";
 
 const CANCEL_FLIGHT_INFO: &str = "CancelFlightInfo";
+/// Results that one call may give up: each of ours has one endpoint, and all nodes look for all of them.
+const CANCELLED_MAX: usize = 100;
 /// Asks for rows that clients of few types can show, Grafana's source among them (`edge.rs`).
 const FLATTEN: &str = "x-signaldb-flatten";
 
@@ -243,6 +245,10 @@ impl FlightSql {
     async fn cancel(&self, info: Option<&FlightInfo>, metadata: &MetadataMap) -> Result<CancelStatus, Status> {
         let identity = self.identify(metadata)?;
         let endpoints = info.map(|info| info.endpoint.as_slice()).unwrap_or_default();
+        if endpoints.len() > CANCELLED_MAX {
+            let message = format!("the FlightInfo has {} endpoints, more than {CANCELLED_MAX}", endpoints.len());
+            return Err(status(ApiError::invalid(message)));
+        }
         let tickets = endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref());
         let tickets: Result<Vec<Bytes>, ApiError> = tickets.map(|ticket| Ok(statement_of(ticket)?.id)).collect();
         let found = self.app.engine.cancel(&tickets.map_err(status)?, &identity.tenant).await.map_err(status)?;
@@ -295,7 +301,9 @@ impl FlightSql {
 /// The next rows as they are sent, `None` after the last.
 async fn next(running: &mut RunningQuery, schema: &SchemaRef) -> Result<Option<RecordBatch>, ApiError> {
     let Some(batch) = running.next().await else { return Ok(None) };
-    edge::convert(&batch?, schema).map(Some)
+    let batch = batch?;
+    running.hold(edge::made_bytes(&batch))?;
+    edge::convert(&batch, schema).map(Some)
 }
 
 /// A result on its way. Dictionaries go as they are, each with the rows that need it.

@@ -77,7 +77,7 @@ pub(crate) async fn respond(mut running: RunningQuery, format: Format, begun: In
     let (mut held, mut bytes) = (vec![head], 0);
     let whole = loop {
         let Some(batch) = running.next().await.transpose()? else { break true };
-        let rows = writer.rows(&batch)?;
+        let rows = written(&mut running, &mut writer, &batch)?;
         bytes += rows.len();
         held.push(rows);
         if bytes >= held_max {
@@ -91,7 +91,7 @@ pub(crate) async fn respond(mut running: RunningQuery, format: Format, begun: In
         let rest = stream::unfold(Some((running, writer)), |state| async move {
             let (mut running, mut writer) = state?;
             match running.next().await {
-                Some(Ok(batch)) => match writer.rows(&batch) {
+                Some(Ok(batch)) => match written(&mut running, &mut writer, &batch) {
                     Ok(rows) => Some((Ok(rows), Some((running, writer)))),
                     Err(error) => Some((Err(std::io::Error::other(error.message)), None)),
                 },
@@ -109,6 +109,12 @@ pub(crate) async fn respond(mut running: RunningQuery, format: Format, begun: In
         response.headers_mut().insert(HeaderName::from_static(QUERY_ID), id);
     }
     Ok(say_missing(response, &missing))
+}
+
+/// Writes rows; what is made of them for that counts as the query's memory.
+fn written(running: &mut RunningQuery, writer: &mut Writer, batch: &RecordBatch) -> Result<Bytes, ApiError> {
+    running.hold(edge::made_bytes(batch))?;
+    writer.rows(batch)
 }
 
 /// Writes one result, piece by piece.

@@ -18,7 +18,7 @@ use datafusion::logical_expr::{Expr, Filter, Join, LogicalPlan, Projection, Subq
 use datafusion::optimizer::{ApplyOrder, OptimizerConfig, OptimizerRule};
 
 use crate::functions::ATTRIBUTES;
-use crate::rewrite::{collapsed, hex_column, text};
+use crate::rewrite::{collapsed, entry, hex_column};
 
 /// The rule; runs before `push_down_filter` in each optimizer pass.
 #[derive(Debug)]
@@ -107,8 +107,7 @@ fn attributes_below(plan: &LogicalPlan) -> Result<Option<LogicalPlan>> {
 /// `map['key']` of a column.
 fn attribute_of(expression: &Expr) -> Option<(Column, Asked)> {
     let Expr::ScalarFunction(call) = expression else { return None };
-    let [Expr::Column(map), key] = call.args.as_slice() else { return None };
-    let key = text(key).filter(|_| call.func.name() == "get_field")?;
+    let (Expr::Column(map), key) = entry(call)? else { return None };
     Some((map.clone(), Asked::Attribute(key.to_owned())))
 }
 

@@ -10,6 +10,7 @@ use arrow::datatypes::{DataType, Schema, SchemaRef};
 use bytes::Bytes;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
@@ -28,6 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::as_of;
 use crate::below::ComputeBelowView;
+use crate::budget::{Budget, size};
 use crate::error::{QueryError, QueryErrorKind, lake_error, read_error, unavailable};
 use crate::gate::Gate;
 use crate::kept::KeptParts;
@@ -37,7 +39,7 @@ use crate::narrow::NarrowEarly;
 use crate::newest::NewestPages;
 use crate::parameters::{self, Parameters};
 use crate::pool::{NodeMemory, QueryMemory, QueryPool};
-use crate::queries::{Listed, Queries, QueryId, Record};
+use crate::queries::{Listed, OpenResult, Queries, QueryId, Record};
 use crate::rewrite::CollapseView;
 use crate::scanned::Stores;
 use crate::snapshot::{LEADER_POLL, LEADER_TIMEOUT, Snapshotter};
@@ -59,6 +61,10 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Batches that wait for a slow client; then the query waits.
 const OUTPUT_QUEUE: usize = 2;
+
+/// Results of one tenant that may be open beside those that run or wait: they are computed, and not read to their end. Each
+/// has up to [`OUTPUT_QUEUE`] batches in memory, which nobody counts, for as long as its client holds on to it.
+const UNREAD_MAX: usize = 64;
 
 /// How often a query begins anew when what it reads of another node goes away before its first row.
 const RESTARTS_MAX: usize = 2;
@@ -165,6 +171,10 @@ pub struct RunningQuery {
     /// `None` says that the result is complete.
     batches: mpsc::Receiver<Result<Option<RecordBatch>, QueryError>>,
     record: Arc<Record>,
+    /// What whoever reads makes of the rows that it has.
+    leaving: Option<MemoryReservation>,
+    memory_bytes_max: usize,
+    _open: OpenResult,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -188,6 +198,26 @@ impl RunningQuery {
             // The task went away in the middle: what was sent so far must not pass for the whole.
             None => Some(Err(self.record.gone())),
         }
+    }
+
+    /// Counts bytes that are made of the rows that came last as the query's memory, in place of those of the rows before.
+    /// Whatever its operators hold at the moment, they are granted: they are there as long as the rows are on their way.
+    ///
+    /// # Errors
+    /// [`QueryErrorKind::Resources`] when they alone are more than one query may hold.
+    pub fn hold(&mut self, bytes: usize) -> Result<(), QueryError> {
+        if bytes > self.memory_bytes_max {
+            let (most, wanted) = (size(self.memory_bytes_max as u64), size(bytes as u64));
+            let message = format!("query.memory allows {most}, and the next rows take {wanted} as they are sent");
+            return Err(Budget::Memory.exceeded(message));
+        }
+        if self.leaving.is_none() && bytes > 0 {
+            self.leaving = self.record.reservation("rows as they are sent");
+        }
+        if let Some(leaving) = &self.leaving {
+            leaving.resize(bytes);
+        }
+        Ok(())
     }
 
     /// All rows, for results that are known to be small or are formatted as a whole.
@@ -241,8 +271,8 @@ impl QueryEngine {
     ///
     /// # Errors
     /// [`QueryErrorKind::Invalid`] with a position for bad SQL; [`QueryErrorKind::Unavailable`] when a strong read
-    /// cannot be served now, [`QueryErrorKind::Backlog`] when that may last; [`QueryErrorKind::Busy`] when too many wait;
-    /// [`QueryErrorKind::Deadline`].
+    /// cannot be served now, [`QueryErrorKind::Backlog`] when that may last; [`QueryErrorKind::Busy`] when too many wait, or
+    /// are not read; [`QueryErrorKind::Deadline`].
     ///
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run(&self, query: Query) -> Result<RunningQuery, QueryError> {
@@ -257,6 +287,7 @@ impl QueryEngine {
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run_ticket(&self, query: Query, ticket: Bytes) -> Result<RunningQuery, QueryError> {
         let allowed = self.allowed(query.allowance.deadline)?;
+        let open = self.open_result(&query.identity.tenant)?;
         let listed = self.list(&query, ticket, allowed);
         let record = Arc::clone(&listed);
         let (opened, schema) = oneshot::channel();
@@ -266,7 +297,28 @@ impl QueryEngine {
         let task = AbortOnDropHandle::new(task);
         let opened = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
         let (schema, missing_groups) = opened;
-        Ok(RunningQuery { schema, missing_groups, batches, record, _task: task })
+        let memory_bytes_max = self.0.config.query_memory_bytes;
+        let leaving = None;
+        Ok(RunningQuery {
+            schema,
+            missing_groups,
+            batches,
+            record,
+            leaving,
+            memory_bytes_max,
+            _open: open,
+            _task: task,
+        })
+    }
+
+    /// One more result of a tenant: the line at the gate ends when the work is done, and this when somebody read the rows.
+    fn open_result(&self, tenant: &TenantId) -> Result<OpenResult, QueryError> {
+        let QueryConfig { tenant_concurrency, queue, .. } = self.0.config;
+        let most = tenant_concurrency.saturating_add(queue).saturating_add(UNREAD_MAX);
+        self.0.queries.open(tenant, most).inspect_err(|error| {
+            metrics::note_started();
+            metrics::note_failed(error);
+        })
     }
 
     fn list(&self, query: &Query, ticket: Bytes, allowed: Duration) -> Listed {

@@ -17,7 +17,7 @@ pub fn traceql(bytes: &[u8]) {
     let written = query.to_string();
     match Traceql::parse(&written) {
         Ok(again) => {
-            let tree = |query: &Traceql| format!("{:?} {:?} {:?}", query.stages, query.metrics, query.hints);
+            let tree = |query: &Traceql| format!("{:?} {:?}", query.body, query.hints);
             assert_eq!(tree(&again), tree(&query), "{text:?} is written as {written:?}");
         }
         // It is written with every bracket, and those may be too many.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use datafusion::execution::memory_pool::MemoryPool;
+use datafusion::execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation};
 use metrics::{counter, gauge, histogram};
 use signaldb_catalog::Identity;
 use signaldb_model::{Clock, NodeId, TenantId, UnixNanos};
@@ -142,6 +142,27 @@ struct Inner {
     node: NodeId,
     clock: Arc<dyn Clock>,
     running: Mutex<HashMap<u64, Arc<Record>>>,
+    /// How many results of each tenant are open.
+    open: Mutex<HashMap<TenantId, usize>>,
+}
+
+/// A result that somebody reads, or could: its last rows are kept although nobody works on it any more.
+#[derive(Debug)]
+pub(crate) struct OpenResult {
+    queries: Queries,
+    tenant: TenantId,
+}
+
+impl Drop for OpenResult {
+    fn drop(&mut self) {
+        let mut open = self.queries.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(results) = open.get_mut(&self.tenant) {
+            *results -= 1;
+            if *results == 0 {
+                open.remove(&self.tenant);
+            }
+        }
+    }
 }
 
 /// One of them.
@@ -192,7 +213,24 @@ impl Drop for Listed {
 impl Queries {
     /// None yet.
     pub fn new(node: NodeId, clock: Arc<dyn Clock>) -> Self {
-        Self(Arc::new(Inner { node, clock, running: Mutex::default() }))
+        Self(Arc::new(Inner { node, clock, running: Mutex::default(), open: Mutex::default() }))
+    }
+
+    /// Opens a result; until it is dropped, it is one of at most `most` of its tenant.
+    ///
+    /// # Errors
+    /// When so many are open.
+    pub(crate) fn open(&self, tenant: &TenantId, most: usize) -> Result<OpenResult, QueryError> {
+        let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let results = open.get(tenant).copied().unwrap_or(0);
+        if results >= most {
+            return Err(Budget::Queue.exceeded(format!(
+                "{results} results of the tenant are open, beyond query.tenant_concurrency and query.queue: read them to \
+                 their end, or close them"
+            )));
+        }
+        open.insert(tenant.clone(), results + 1);
+        Ok(OpenResult { queries: self.clone(), tenant: tenant.clone() })
     }
 
     /// A query arrived. `allowed` is all the time that it has, `ticket` what [`Self::cancel`] may name it by.
@@ -296,6 +334,13 @@ impl Record {
 
     pub(crate) fn runs(&self) {
         self.state.store(State::Running as u8, Ordering::Relaxed);
+    }
+
+    /// Counts as its memory what is none of its operators'. Nothing before its turn.
+    pub(crate) fn reservation(&self, what: &str) -> Option<MemoryReservation> {
+        let pool = Arc::clone(self.memory.get()?);
+        let pool: Arc<dyn MemoryPool> = pool;
+        Some(MemoryConsumer::new(what).register(&pool))
     }
 
     pub(crate) fn note_rows(&self, rows: usize) {
@@ -458,6 +503,20 @@ mod tests {
         assert!(without.reason().is_none());
         drop((first, again));
         assert!(!queries.cancel(&[ticket], &acme));
+    }
+
+    #[test]
+    fn results_that_nobody_reads_are_bounded_for_each_tenant() {
+        let queries = queries();
+        let (acme, other) = (identity("acme").tenant, identity("other").tenant);
+        let [first, _second] = [0, 1].map(|_| queries.open(&acme, 2).expect("opens"));
+        let refused = queries.open(&acme, 2).expect_err("too many");
+        assert_eq!((refused.kind, refused.budget), (QueryErrorKind::Busy, Some(Budget::Queue)));
+        let others = queries.open(&other, 2).expect("opens");
+        drop((first, others));
+        let _third = queries.open(&acme, 2).expect("opens");
+        assert_eq!(queries.open(&acme, 2).expect_err("too many").kind, QueryErrorKind::Busy);
+        assert_eq!(queries.0.open.lock().expect("no panic").len(), 1, "who has none is not remembered");
     }
 
     #[tokio::test]

@@ -78,6 +78,13 @@ pub(crate) fn text(expression: &Expr) -> Option<&str> {
     }
 }
 
+/// The map and the key of `map['key']`.
+pub(crate) fn entry(function: &ScalarFunction) -> Option<(&Expr, &str)> {
+    let [map, key] = function.args.as_slice() else { return None };
+    let key = text(key).filter(|_| function.func.name() == "get_field")?;
+    Some((map, key))
+}
+
 /// What an expression of the view's columns collapses to, if it does.
 pub(crate) fn collapsed(expression: Expr) -> Option<Expr> {
     collapse(expression).ok().filter(|collapsed| collapsed.transformed).map(|collapsed| collapsed.data)
@@ -126,18 +133,16 @@ fn collapse_in_list(list: &InList) -> Option<Expr> {
 }
 
 fn collapse_get_field(function: &ScalarFunction) -> Option<Expr> {
-    let [map, key] = function.args.as_slice() else { return None };
-    let key_text = text(key).filter(|_| function.func.name() == "get_field")?;
-    let value_in = |map: &Expr| {
-        Expr::ScalarFunction(ScalarFunction { args: vec![map.clone(), lit(key_text)], ..function.clone() })
-    };
+    let (map, key) = entry(function)?;
+    let value_in =
+        |map: &Expr| Expr::ScalarFunction(ScalarFunction { args: vec![map.clone(), lit(key)], ..function.clone() });
     let (map, columns) = match map {
         Expr::ScalarFunction(view) if view.func.name() == functions::ATTRIBUTES => view.args.split_first()?,
         // The keys of maps are no views, and are compared with what they are.
-        map => return (*key != lit(key_text)).then(|| value_in(map)),
+        map => return (function.args[1] != lit(key)).then(|| value_in(map)),
     };
     let in_map = value_in(map);
-    let at = promoted_list(columns.len()).iter().position(|promoted| promoted.key == key_text);
+    let at = promoted_list(columns.len()).iter().position(|promoted| promoted.key == key);
     match at {
         Some(at) => Some(ATTRIBUTE.call(vec![columns.get(at)?.clone(), in_map])),
         None => Some(in_map),

@@ -11,7 +11,10 @@
 //! `attributes['key']` yields, and with it `signaldb_attribute`.
 //!
 //! A view keeps alive all of the buffer that its text is in, and memory that is counted batch by batch counts the buffer
-//! with each of them.
+//! with each of them: a sort reserves for each batch twice what its buffers hold, though batches share the pages that they
+//! were read from. It spills earlier than it had to; what it spills, and what a filter leaves little of, has buffers of its
+//! own. Copying every batch before a sort would not do: a page of a dictionary that a thousand rows show would become a
+//! thousand texts. What leaves the node is made plain batch by batch, and counted: [`crate::RunningQuery::hold`].
 
 use std::sync::{Arc, LazyLock};
 

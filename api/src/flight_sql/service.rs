@@ -17,7 +17,8 @@ use arrow_flight::sql::{
     CommandGetCatalogs, CommandGetCrossReference, CommandGetDbSchemas, CommandGetExportedKeys, CommandGetImportedKeys,
     CommandGetPrimaryKeys, CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables, CommandGetXdbcTypeInfo,
     CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementIngest, CommandStatementQuery,
-    CommandStatementSubstraitPlan, CommandStatementUpdate, DoPutPreparedStatementResult, SqlInfo, TicketStatementQuery,
+    CommandStatementSubstraitPlan, CommandStatementUpdate, DoPutPreparedStatementResult, ProstMessageExt, SqlInfo,
+    TicketStatementQuery,
 };
 use arrow_flight::{
     Action, CancelFlightInfoRequest, CancelFlightInfoResult, FlightDescriptor, FlightInfo, HandshakeRequest,
@@ -84,8 +85,7 @@ impl FlightSqlService for FlightSql {
         _query: CommandStatementSubstraitPlan,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CommandStatementSubstraitPlan")
+        self.refused("CommandStatementSubstraitPlan", &request)
     }
 
     async fn get_flight_info_fallback(
@@ -194,8 +194,7 @@ impl FlightSqlService for FlightSql {
         _query: ActionCreatePreparedSubstraitPlanRequest,
         request: Request<Action>,
     ) -> Result<ActionCreatePreparedStatementResult, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CreatePreparedSubstraitPlan")
+        self.refused("CreatePreparedSubstraitPlan", &request)
     }
 
     async fn do_action_begin_transaction(
@@ -203,8 +202,7 @@ impl FlightSqlService for FlightSql {
         _query: ActionBeginTransactionRequest,
         request: Request<Action>,
     ) -> Result<ActionBeginTransactionResult, Status> {
-        self.identify(request.metadata())?;
-        unsupported("BeginTransaction")
+        self.refused("BeginTransaction", &request)
     }
 
     async fn do_action_end_transaction(
@@ -212,8 +210,7 @@ impl FlightSqlService for FlightSql {
         _query: ActionEndTransactionRequest,
         request: Request<Action>,
     ) -> Result<(), Status> {
-        self.identify(request.metadata())?;
-        unsupported("EndTransaction")
+        self.refused("EndTransaction", &request)
     }
 
     async fn do_action_begin_savepoint(
@@ -221,8 +218,7 @@ impl FlightSqlService for FlightSql {
         _query: ActionBeginSavepointRequest,
         request: Request<Action>,
     ) -> Result<ActionBeginSavepointResult, Status> {
-        self.identify(request.metadata())?;
-        unsupported("BeginSavepoint")
+        self.refused("BeginSavepoint", &request)
     }
 
     async fn do_action_end_savepoint(
@@ -230,8 +226,7 @@ impl FlightSqlService for FlightSql {
         _query: ActionEndSavepointRequest,
         request: Request<Action>,
     ) -> Result<(), Status> {
-        self.identify(request.metadata())?;
-        unsupported("EndSavepoint")
+        self.refused("EndSavepoint", &request)
     }
 
     async fn do_put_statement_update(
@@ -239,8 +234,7 @@ impl FlightSqlService for FlightSql {
         _command: CommandStatementUpdate,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CommandStatementUpdate: SQL only reads, and changing data with it")
+        self.refused("CommandStatementUpdate: SQL only reads, and changing data with it", &request)
     }
 
     async fn do_put_prepared_statement_update(
@@ -248,8 +242,7 @@ impl FlightSqlService for FlightSql {
         _command: CommandPreparedStatementUpdate,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CommandPreparedStatementUpdate: SQL only reads, and changing data with it")
+        self.refused("CommandPreparedStatementUpdate: SQL only reads, and changing data with it", &request)
     }
 
     async fn do_put_statement_ingest(
@@ -257,8 +250,7 @@ impl FlightSqlService for FlightSql {
         _command: CommandStatementIngest,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CommandStatementIngest: rows come in over OTLP, and bulk ingestion over Flight")
+        self.refused("CommandStatementIngest: rows come in over OTLP, and bulk ingestion over Flight", &request)
     }
 
     async fn do_put_substrait_plan(
@@ -266,8 +258,7 @@ impl FlightSqlService for FlightSql {
         _command: CommandStatementSubstraitPlan,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CommandStatementSubstraitPlan")
+        self.refused("CommandStatementSubstraitPlan", &request)
     }
 
     async fn do_put_fallback(
@@ -275,8 +266,7 @@ impl FlightSqlService for FlightSql {
         request: Request<PeekableFlightDataStream>,
         message: Any,
     ) -> Result<Response<DoPut>, Status> {
-        self.identify(request.metadata())?;
-        unsupported(&format!("DoPut of {:?}", short_name(&message.type_url)))
+        self.refused(&format!("DoPut of {:?}", short_name(&message.type_url)), &request)
     }
 
     async fn do_put_error_callback(
@@ -292,8 +282,7 @@ impl FlightSqlService for FlightSql {
         query: CommandGetCatalogs,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.into_builder().schema(), &query, request.into_inner())
+        self.info_of(&query.into_builder().schema(), &query, request)
     }
 
     async fn do_get_catalogs(
@@ -312,8 +301,7 @@ impl FlightSqlService for FlightSql {
         query: CommandGetDbSchemas,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.clone().into_builder().schema(), &query, request.into_inner())
+        self.info_of(&query.clone().into_builder().schema(), &query, request)
     }
 
     async fn do_get_schemas(
@@ -334,8 +322,7 @@ impl FlightSqlService for FlightSql {
         query: CommandGetTables,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.clone().into_builder().schema(), &query, request.into_inner())
+        self.info_of(&query.clone().into_builder().schema(), &query, request)
     }
 
     async fn do_get_tables(
@@ -370,8 +357,7 @@ impl FlightSqlService for FlightSql {
         query: CommandGetTableTypes,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.into_builder().schema(), &query, request.into_inner())
+        self.info_of(&query.into_builder().schema(), &query, request)
     }
 
     async fn do_get_table_types(
@@ -392,8 +378,7 @@ impl FlightSqlService for FlightSql {
         query: CommandGetSqlInfo,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.clone().into_builder(&self.info).schema(), &query, request.into_inner())
+        self.info_of(&query.clone().into_builder(&self.info).schema(), &query, request)
     }
 
     async fn do_get_sql_info(
@@ -410,8 +395,7 @@ impl FlightSqlService for FlightSql {
         query: CommandGetXdbcTypeInfo,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.into_builder(&self.types).schema(), &query, request.into_inner())
+        self.info_of(&query.into_builder(&self.types).schema(), &query, request)
     }
 
     async fn do_get_xdbc_type_info(
@@ -428,8 +412,7 @@ impl FlightSqlService for FlightSql {
         query: CommandGetPrimaryKeys,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&info::PRIMARY_KEYS, &query, request.into_inner())
+        self.info_of(&info::PRIMARY_KEYS, &query, request)
     }
 
     async fn do_get_primary_keys(
@@ -437,8 +420,7 @@ impl FlightSqlService for FlightSql {
         _query: CommandGetPrimaryKeys,
         request: Request<Ticket>,
     ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        no_rows(&info::PRIMARY_KEYS)
+        self.no_rows(&info::PRIMARY_KEYS, &request)
     }
 
     async fn get_flight_info_exported_keys(
@@ -446,8 +428,7 @@ impl FlightSqlService for FlightSql {
         query: CommandGetExportedKeys,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&info::FOREIGN_KEYS, &query, request.into_inner())
+        self.info_of(&info::FOREIGN_KEYS, &query, request)
     }
 
     async fn do_get_exported_keys(
@@ -455,8 +436,7 @@ impl FlightSqlService for FlightSql {
         _query: CommandGetExportedKeys,
         request: Request<Ticket>,
     ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        no_rows(&info::FOREIGN_KEYS)
+        self.no_rows(&info::FOREIGN_KEYS, &request)
     }
 
     async fn get_flight_info_imported_keys(
@@ -464,8 +444,7 @@ impl FlightSqlService for FlightSql {
         query: CommandGetImportedKeys,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&info::FOREIGN_KEYS, &query, request.into_inner())
+        self.info_of(&info::FOREIGN_KEYS, &query, request)
     }
 
     async fn do_get_imported_keys(
@@ -473,8 +452,7 @@ impl FlightSqlService for FlightSql {
         _query: CommandGetImportedKeys,
         request: Request<Ticket>,
     ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        no_rows(&info::FOREIGN_KEYS)
+        self.no_rows(&info::FOREIGN_KEYS, &request)
     }
 
     async fn get_flight_info_cross_reference(
@@ -482,8 +460,7 @@ impl FlightSqlService for FlightSql {
         query: CommandGetCrossReference,
         request: Request<FlightDescriptor>,
     ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&info::FOREIGN_KEYS, &query, request.into_inner())
+        self.info_of(&info::FOREIGN_KEYS, &query, request)
     }
 
     async fn do_get_cross_reference(
@@ -491,8 +468,32 @@ impl FlightSqlService for FlightSql {
         _query: CommandGetCrossReference,
         request: Request<Ticket>,
     ) -> Result<Response<DoGet>, Status> {
+        self.no_rows(&info::FOREIGN_KEYS, &request)
+    }
+}
+
+/// Whoever asks is somebody, whatever is asked.
+impl FlightSql {
+    /// What is known of a command before it is run.
+    fn info_of(
+        &self,
+        schema: &Schema,
+        command: &impl ProstMessageExt,
+        request: Request<FlightDescriptor>,
+    ) -> Result<Response<FlightInfo>, Status> {
         self.identify(request.metadata())?;
-        no_rows(&info::FOREIGN_KEYS)
+        flight_info(schema, command, request.into_inner())
+    }
+
+    fn no_rows(&self, schema: &SchemaRef, request: &Request<Ticket>) -> Result<Response<DoGet>, Status> {
+        self.identify(request.metadata())?;
+        one_batch(Ok(RecordBatch::new_empty(Arc::clone(schema))))
+    }
+
+    /// What is not done here.
+    fn refused<T, M>(&self, what: &str, request: &Request<M>) -> Result<T, Status> {
+        self.identify(request.metadata())?;
+        unsupported(what)
     }
 }
 
@@ -501,10 +502,6 @@ fn one_batch(batch: Result<RecordBatch, FlightError>) -> Result<Response<DoGet>,
     let encoder = FlightDataEncoderBuilder::new().with_schema(batch.schema());
     let encoded = encoder.build(stream::iter([Ok(batch)]));
     Ok(Response::new(Box::pin(encoded.map_err(stream_status))))
-}
-
-fn no_rows(schema: &SchemaRef) -> Result<Response<DoGet>, Status> {
-    one_batch(Ok(RecordBatch::new_empty(Arc::clone(schema))))
 }
 
 fn refuse_transaction(id: Option<&Bytes>) -> Result<(), Status> {

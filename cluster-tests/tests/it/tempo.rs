@@ -277,6 +277,9 @@ async fn series_count_every_acknowledged_span() -> anyhow::Result<()> {
         ("{} | max_over_time(duration)", 0.1),
         ("{} | min_over_time(duration)", 0.01),
         ("{} | rate()", 15.0 / 605.0),
+        ("({ status = error } | rate()) / ({} | rate())", 1.0 / 3.0),
+        ("100 * ({ status = error } | count_over_time()) / ({} | count_over_time()) - 1 > 32", 100.0 / 3.0 - 1.0),
+        ("({ rootName = \"GET /\" } | count() > 2 | rate()) / ({} | rate())", 1.0),
     ] {
         let answer = ask(query).await?;
         assert!((value(&answer) - expected).abs() < 1e-9, "{query}: {answer}");
@@ -287,6 +290,11 @@ async fn series_count_every_acknowledged_span() -> anyhow::Result<()> {
     let top = ask("{} | max_over_time(duration) by(resource.service.name) | topk(1)").await?;
     let label = json!([{"key": "resource.service.name", "value": {"stringValue": "front"}}]);
     assert_eq!((top["series"].as_array().map(Vec::len), &top["series"][0]["labels"]), (Some(1), &label), "{top}");
+    let share = ask("({} | rate() by(resource.service.name)) / ({} | rate())").await?;
+    let shares: Vec<f64> =
+        share["series"].as_array().into_iter().flatten().filter_map(|one| one["value"].as_f64()).collect();
+    assert!(shares.len() == 3 && shares.iter().all(|share| (share - 1.0 / 3.0).abs() < 1e-9), "{share}");
+    assert_eq!(ask("{} | rate() by(name) > 1000").await?["series"], json!([]));
     let buckets = ask("{} | histogram_over_time(duration)").await?;
     assert_eq!(buckets["series"].as_array().map(Vec::len), Some(2), "{buckets}");
 
@@ -354,12 +362,8 @@ async fn bad_requests_are_told_where_they_are_wrong() -> anyhow::Result<()> {
         ("/api/metrics/query_range", &[], 400, "q is missing"),
         ("/api/metrics/query_range", &[("q", "{}")], 400, "no series"),
         ("/api/metrics/query_range", &[("q", "{} | rate()"), ("step", "1ms")], 400, "longer step"),
-        (
-            "/api/metrics/query_range",
-            &[("q", "({} | rate()) / ({} | rate())")],
-            501,
-            "col 7: not supported: arithmetic of series",
-        ),
+        ("/api/metrics/query_range", &[("q", "{} | rate() / ({} | rate())")], 400, "col 13: syntax error: / goes with"),
+        ("/api/metrics/query_range", &[("q", "{ parent = nil } | rate()")], 501, "col 3: not supported: parent"),
         ("/api/v2/traces/zz", &[], 400, "hex"),
     ] {
         let response = node.http.get(node.url(path)).query(query).send().await?;

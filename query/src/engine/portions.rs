@@ -25,7 +25,7 @@ use super::{Consistency, Inner, OUTPUT_QUEUE, Query, QueryEngine, RESTARTS_MAX};
 use crate::error::{QueryError, QueryErrorKind};
 use crate::metrics;
 use crate::pool::QueryMemory;
-use crate::queries::{QueryId, Record};
+use crate::queries::{OpenResult, QueryId, Record};
 use crate::snapshot::LEADER_POLL;
 use crate::table::StoredTable;
 
@@ -39,6 +39,7 @@ pub struct Answers<A> {
     answers: mpsc::Receiver<Result<Answer<A>, QueryError>>,
     record: Arc<Record>,
     ended: bool,
+    _open: OpenResult,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -118,7 +119,8 @@ impl QueryEngine {
     /// answers so far are wanted, if they are.
     ///
     /// # Errors
-    /// [`QueryErrorKind::Invalid`] for a deadline that is too long; others come as the answer.
+    /// [`QueryErrorKind::Invalid`] for a deadline that is too long, [`QueryErrorKind::Busy`] when too many answers are not
+    /// read; others come as the answer.
     pub(crate) fn in_portions<A, F>(
         &self,
         query: Query,
@@ -131,6 +133,7 @@ impl QueryEngine {
         F: Future<Output = Result<A, QueryError>> + Send + 'static,
     {
         let allowed = self.allowed(query.allowance.deadline)?;
+        let open = self.open_result(&query.identity.tenant)?;
         let listed = self.list(&query, Bytes::new(), allowed);
         let (sender, answers) = mpsc::channel(OUTPUT_QUEUE);
         let (inner, record) = (Arc::clone(&self.0), Arc::clone(&listed));
@@ -161,7 +164,7 @@ impl QueryEngine {
                 drop(tokio::time::timeout_at(record.deadline(), sender.send(last)).await);
             }
         });
-        Ok(Answers { answers, record, ended: false, _task: AbortOnDropHandle::new(task) })
+        Ok(Answers { answers, record, ended: false, _open: open, _task: AbortOnDropHandle::new(task) })
     }
 }
 

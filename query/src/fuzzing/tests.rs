@@ -5,7 +5,7 @@ mod inputs;
 
 const TRACEQL: &str = "{ } ( ) && || >> !~ &< | ! - . , = =~ ^ \" ` \\ \\n \n 5 5s 1e3 0.5 nil true é span. parent. \
     parent.span. resource. event: nestedSetParent<0 duration status error kind by( select( coalesce() count() avg( rate() \
-    quantile_over_time( topk(3) with(exemplars=5)";
+    ({}|rate()) / * 100 trace:id=\"A\" quantile_over_time( topk(3) with(exemplars=5)";
 
 const SQL: &str = "FOR\nTIMESTAMP\nAS\nOF FOR\nVERSION\nAS\nOF FOR\nSYSTEM_TIME\nAS\nOF FOR AS OF now() ( ) 7 '2026-01-01' ' \" \
     traces . , ? ?2 $1 $name -- /* \n é ; t";

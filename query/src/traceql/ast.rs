@@ -1,5 +1,6 @@
 //! A TraceQL query as a tree. `Display` writes it with every bracket, in a form that parses to the same tree.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use regex::Regex;
@@ -81,6 +82,15 @@ impl Intrinsic {
 
     pub(super) fn from_name(name: &str) -> Option<Self> {
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, intrinsic)| *intrinsic)
+    }
+
+    /// How many hex digits it has, if it is an id.
+    pub(super) fn id_digits(self) -> Option<usize> {
+        match self {
+            Self::TraceId | Self::LinkTraceId => Some(32),
+            Self::SpanId | Self::ParentId | Self::LinkSpanId => Some(16),
+            _ => None,
+        }
     }
 
     /// Whether other spans of the trace must be known.
@@ -544,6 +554,10 @@ impl<T: fmt::Display> fmt::Display for List<'_, T> {
     }
 }
 
+/// The labels of several series of one group.
+pub(super) const QUANTILE: &str = "p";
+pub(super) const BUCKET: &str = "__bucket";
+
 /// What makes series of spans.
 #[derive(Debug, Clone)]
 pub enum Function {
@@ -594,6 +608,15 @@ impl Function {
         }
     }
 
+    /// The label that tells several series of one group from each other.
+    pub(super) fn label(&self) -> Option<&'static str> {
+        match self {
+            Self::QuantileOverTime(..) => Some(QUANTILE),
+            Self::HistogramOverTime(_) => Some(BUCKET),
+            _ => None,
+        }
+    }
+
     /// What it is computed of.
     pub(super) fn field(&self) -> Option<&Field> {
         match self {
@@ -608,19 +631,32 @@ impl Function {
     }
 }
 
-/// Which series are kept at each moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rank {
+/// Which numbers of series are kept.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Keep {
+    /// The greatest, or the least, of each moment.
     Top(usize),
     Bottom(usize),
+    /// Those that compare like this.
+    Where(Operator, Literal),
 }
 
-/// The end of a query that asks for series.
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Top(count) => write!(f, " | topk({count})"),
+            Self::Bottom(count) => write!(f, " | bottomk({count})"),
+            Self::Where(op, than) => write!(f, " {} {than}", op.symbol()),
+        }
+    }
+}
+
+/// How series are made of spans.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     pub function: Function,
     pub by: Vec<Field>,
-    pub ranks: Vec<Rank>,
+    pub kept: Vec<Keep>,
 }
 
 impl fmt::Display for Metrics {
@@ -640,14 +676,104 @@ impl fmt::Display for Metrics {
         if !self.by.is_empty() {
             write!(f, " by({})", List(&self.by))?;
         }
-        for rank in &self.ranks {
-            match rank {
-                Rank::Top(count) => write!(f, " | topk({count})")?,
-                Rank::Bottom(count) => write!(f, " | bottomk({count})")?,
+        self.kept.iter().try_for_each(|keep| keep.fmt(f))
+    }
+}
+
+/// Series of the spans that the stages leave.
+#[derive(Debug, Clone)]
+pub struct SpanSeries {
+    pub stages: Vec<Stage>,
+    pub metrics: Metrics,
+}
+
+/// Series, and what is computed with them.
+#[derive(Debug, Clone)]
+pub enum SeriesExpr {
+    Spans(Box<SpanSeries>),
+    /// Every number with the same one, an integer or a fraction.
+    WithNumber {
+        op: Operator,
+        of: Box<SeriesExpr>,
+        number: Literal,
+        number_first: bool,
+    },
+    /// Numbers of the same moment and the same labels.
+    Between {
+        op: Operator,
+        left: Box<SeriesExpr>,
+        right: Box<SeriesExpr>,
+    },
+    /// Of what is computed; series of spans know themselves what is kept of them.
+    Kept {
+        of: Box<SeriesExpr>,
+        kept: Vec<Keep>,
+    },
+}
+
+impl SeriesExpr {
+    /// Whatever is made of spans, from left to right.
+    pub(super) fn of_spans(&self) -> Vec<&SpanSeries> {
+        match self {
+            Self::Spans(spans) => vec![spans],
+            Self::WithNumber { of, .. } | Self::Kept { of, .. } => of.of_spans(),
+            Self::Between { left, right, .. } => [left.of_spans(), right.of_spans()].concat(),
+        }
+    }
+
+    /// The labels that all its series have.
+    pub(super) fn labels(&self) -> BTreeSet<String> {
+        match self {
+            Self::Spans(spans) => {
+                let by = spans.metrics.by.iter().map(ToString::to_string);
+                by.chain(spans.metrics.function.label().map(str::to_owned)).collect()
+            }
+            Self::WithNumber { of, .. } | Self::Kept { of, .. } => of.labels(),
+            Self::Between { left, right, .. } => {
+                let labels = left.labels();
+                if labels.is_empty() { right.labels() } else { labels }
             }
         }
-        Ok(())
     }
+
+    /// The same, of which less is kept.
+    pub(super) fn keeping(self, more: Vec<Keep>) -> Self {
+        match self {
+            Self::Spans(mut spans) => {
+                spans.metrics.kept.extend(more);
+                Self::Spans(spans)
+            }
+            Self::Kept { of, mut kept } => {
+                kept.extend(more);
+                Self::Kept { of, kept }
+            }
+            of if more.is_empty() => of,
+            of => Self::Kept { of: Box::new(of), kept: more },
+        }
+    }
+}
+
+impl fmt::Display for SeriesExpr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Spans(spans) => write!(f, "{} | {}", Stages(&spans.stages), spans.metrics),
+            Self::WithNumber { op, of, number, number_first: true } => write!(f, "{number} {} ({of})", op.symbol()),
+            Self::WithNumber { op, of, number, .. } => write!(f, "({of}) {} {number}", op.symbol()),
+            Self::Between { op, left, right } => write!(f, "({left}) {} ({right})", op.symbol()),
+            Self::Kept { of, kept } => {
+                of.fmt(f)?;
+                kept.iter().try_for_each(|keep| keep.fmt(f))
+            }
+        }
+    }
+}
+
+/// What a query asks for.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// Traces with spans that the stages leave.
+    Traces(Vec<Stage>),
+    Series(SeriesExpr),
 }
 
 /// A whole query.
@@ -655,16 +781,26 @@ impl fmt::Display for Metrics {
 pub struct Traceql {
     /// As it was written.
     pub source: String,
-    pub stages: Vec<Stage>,
-    pub metrics: Option<Metrics>,
+    pub body: Body,
     pub hints: Vec<(String, Literal)>,
+}
+
+impl Traceql {
+    /// What selects its spans; nothing where several pipelines do.
+    pub(super) fn stages(&self) -> &[Stage] {
+        match &self.body {
+            Body::Traces(stages) => stages,
+            Body::Series(SeriesExpr::Spans(spans)) => &spans.stages,
+            Body::Series(_) => &[],
+        }
+    }
 }
 
 impl fmt::Display for Traceql {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Stages(&self.stages).fmt(f)?;
-        if let Some(metrics) = &self.metrics {
-            write!(f, " | {metrics}")?;
+        match &self.body {
+            Body::Traces(stages) => Stages(stages).fmt(f)?,
+            Body::Series(series) => series.fmt(f)?,
         }
         if !self.hints.is_empty() {
             let hints: Vec<String> = self.hints.iter().map(|(name, value)| format!("{name}={value}")).collect();

@@ -12,6 +12,7 @@ use super::ast::{
 };
 use super::lexer::{Token, TokenKind, tokens};
 
+mod arithmetic;
 mod pipeline;
 
 /// Longest query, in bytes.
@@ -378,6 +379,7 @@ impl Parser<'_> {
     }
 
     fn binary(&mut self, loosest: u8) -> Result<Expr, ParseError> {
+        let left_at = self.at();
         let mut left = self.unary()?;
         loop {
             let TokenKind::Symbol(symbol) = self.kind() else { return Ok(left) };
@@ -390,10 +392,46 @@ impl Parser<'_> {
             // Only powers group from the right.
             let right = self.binary(if tight == POWER { tight } else { tight + 1 })?;
             left = match op {
-                Some(op) => self.combine(op, left, right, at)?,
+                Some(op) => {
+                    let (left, right) = self.with_ids(op, left, right, (left_at, right_at))?;
+                    self.combine(op, left, right, at)?
+                }
                 None => self.matching(left, symbol == "!~", right, at, right_at)?,
             };
         }
+    }
+
+    /// Writes what an id is compared with as spans have their ids.
+    fn with_ids(
+        &self,
+        op: Operator,
+        left: Expr,
+        right: Expr,
+        (left_at, right_at): (usize, usize),
+    ) -> Result<(Expr, Expr), ParseError> {
+        if !matches!(op, Operator::Equal | Operator::NotEqual) {
+            return Ok((left, right));
+        }
+        let field = |intrinsic| Expr::Field(Field::Intrinsic(intrinsic));
+        let text = |text| Expr::Literal(Literal::Text(text));
+        Ok(match (left, right) {
+            (Expr::Field(Field::Intrinsic(of)), Expr::Literal(Literal::Text(id))) => {
+                (field(of), text(self.id(of, id, right_at)?))
+            }
+            (Expr::Literal(Literal::Text(id)), Expr::Field(Field::Intrinsic(of))) => {
+                (text(self.id(of, id, left_at)?), field(of))
+            }
+            sides => sides,
+        })
+    }
+
+    /// In lower case, and with the zeros that answers leave out. The empty text is that of no id.
+    fn id(&self, of: Intrinsic, text: String, at: usize) -> Result<String, ParseError> {
+        let Some(digits) = of.id_digits().filter(|_| !text.is_empty()) else { return Ok(text) };
+        if text.len() > digits || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(self.error(at, format!("{text:?} is no {of}: that has up to {digits} hex digits")));
+        }
+        Ok(format!("{:0>digits$}", text.to_ascii_lowercase()))
     }
 
     fn combine(&self, op: Operator, left: Expr, right: Expr, at: usize) -> Result<Expr, ParseError> {

@@ -133,9 +133,7 @@ fn of_intrinsic(op: Operator, intrinsic: Intrinsic, literal: &Literal) -> Option
         }
         (Intrinsic::TraceId, Literal::Text(hex)) if op == Operator::Equal => id_filter("trace_id", hex, 16),
         (Intrinsic::SpanId, Literal::Text(hex)) if op == Operator::Equal => id_filter("span_id", hex, 8),
-        (Intrinsic::ParentId, Literal::Text(hex)) if op == Operator::Equal && !hex.is_empty() => {
-            id_filter("parent_span_id", hex, 8)
-        }
+        (Intrinsic::ParentId, Literal::Text(hex)) if op == Operator::Equal => id_filter("parent_span_id", hex, 8),
         _ => None,
     }
 }
@@ -152,8 +150,9 @@ fn enum_filter(op: Operator, column: Filter, name: &str, default: bool) -> Optio
     Some(if (op == Operator::Equal) == default { filter.or(column.is_null()) } else { filter })
 }
 
+/// Says nothing of the empty text: that is no id.
 fn id_filter(column: &str, hex: &str, bytes: usize) -> Option<Filter> {
-    let Some(id) = crate::functions::unhex(hex, bytes) else { return Some(lit(false)) };
+    let id = crate::functions::unhex(hex, bytes)?;
     let id = datafusion::common::ScalarValue::FixedSizeBinary(i32::try_from(bytes).ok()?, Some(id));
     Some(ident(column).eq(lit(id)))
 }
@@ -253,7 +252,7 @@ mod tests {
 
     fn check(query: &str, expected: &str) {
         let query = Traceql::parse(query).expect(query);
-        let filter = of_stages(&query.stages).map_or_else(|| "-".to_owned(), |filter| filter.to_string());
+        let filter = of_stages(query.stages()).map_or_else(|| "-".to_owned(), |filter| filter.to_string());
         assert_eq!(filter, expected, "{query}");
     }
 
@@ -266,7 +265,7 @@ mod tests {
         check("{ status = error }", "status_code = Utf8(\"ERROR\")");
         check("{ status != error }", "status_code != Utf8(\"ERROR\") OR status_code IS NULL");
         check("{ kind = server }", "kind = Utf8(\"SERVER\")");
-        check("{ span:id = \"nonsense\" }", "Boolean(false)");
+        check("{ span:id = \"A1\" }", "span_id = FixedSizeBinary(8, \"0,0,0,0,0,0,0,161\")");
         let service = "signaldb_attribute(service_name, get_field(resource_attributes, Utf8(\"service.name\")))";
         check("{ resource.service.name = \"x\" }", &format!("{service} = Utf8(\"x\")"));
         check("{ resource.service.name != nil }", &format!("{service} IS NOT NULL"));
@@ -282,6 +281,7 @@ mod tests {
             "{ .a + 1 = 2 }",
             "{ name = \"x\" || .a + 1 = 2 }",
             "{ event.a = 1 }",
+            "{ span:id = \"\" }",
             "{ event:name = \"x\" }",
             "{ parent.a = 1 }",
             "{ traceDuration > 1s }",

@@ -94,7 +94,7 @@ where
     let Asked { identity, consistency, min_position, allowance, progress } = asked;
     let query = Query { identity, sql: text, parameters: Parameters::default(), consistency, min_position, allowance };
     engine.in_portions(query, SignalTable::Traces, progress, |portions, progress| {
-        work(Reader { portions, inspected: Inspected::default() }, progress)
+        work(Reader { portions, inspected: Inspected::default(), may_move: true }, progress)
     })
 }
 
@@ -102,6 +102,8 @@ where
 pub(super) struct Reader {
     portions: Portions,
     inspected: Inspected,
+    /// Whether a scan may begin anew at another moment of the table.
+    may_move: bool,
 }
 
 /// Spans as they come.
@@ -116,6 +118,11 @@ impl Reader {
     /// What was read so far.
     pub(super) fn inspected(&self) -> Inspected {
         Inspected { missing_groups: self.portions.missing().clone(), ..self.inspected.clone() }
+    }
+
+    /// From here on all is read of the moment of the table that is known.
+    pub(super) fn stays(&mut self) {
+        self.may_move = false;
     }
 
     pub(super) fn note_traces(&mut self, traces: usize) {
@@ -146,7 +153,7 @@ impl Reader {
             };
             scan.project(columns.clone())?.build()
         });
-        Ok(Spans(self.portions.scan(shape, true).await?))
+        Ok(Spans(self.portions.scan(shape, self.may_move).await?))
     }
 
     /// Traces with a span in the window that the filter keeps, newest first, up to `limit` of those behind `after`.
@@ -175,7 +182,7 @@ impl Reader {
                 .build()
         });
         // A trace that changed meanwhile may have moved before `after`.
-        let mut scan = self.portions.scan(shape, after.is_none()).await?;
+        let mut scan = self.portions.scan(shape, self.may_move && after.is_none()).await?;
         let mut found = Vec::new();
         while let Some(batch) = self.portions.next(&mut scan).await? {
             found.extend(read_candidates(&batch));

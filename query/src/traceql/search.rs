@@ -9,7 +9,7 @@ use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::logical_expr::Expr as Filter;
 use signaldb_signals::promoted;
 
-use super::ast::{Expr, Field, Function, Intrinsic, Metrics, Scalar, Spanset as SpansetExpr, Stage, Traceql};
+use super::ast::{Body, Expr, Field, Function, Intrinsic, Metrics, Scalar, Spanset as SpansetExpr, Stage, Traceql};
 use super::bytes::bytes_of;
 use super::eval::{self, At};
 use super::pushdown;
@@ -121,7 +121,7 @@ impl QueryEngine {
     /// [`QueryErrorKind::Invalid`] for a query that asks for series. Others come as the answer: those of
     /// [`QueryEngine::run`], and [`QueryErrorKind::Resources`] for one that is too large.
     pub fn search_traces(&self, asked: Asked, search: Search) -> Result<Answered<Vec<FoundTrace>>, QueryError> {
-        if search.query.metrics.is_some() {
+        if matches!(search.query.body, Body::Series(_)) {
             let message = "a query for series is not one for traces: ask /api/metrics/query_range";
             return Err(QueryError::new(QueryErrorKind::Invalid, message));
         }
@@ -132,10 +132,11 @@ impl QueryEngine {
 type Found = (Vec<FoundTrace>, Inspected);
 
 async fn find(reader: Reader, search: Search, mut progress: Progress<Found>) -> Result<Found, QueryError> {
+    let Body::Traces(stages) = &search.query.body else { return Ok((Vec::new(), Inspected::default())) };
     let limit = search.limit.min(TRACES_MAX);
-    let columns = columns_of_search(&search.query);
-    let shown = shown_fields(&search.query.stages);
-    let filter = pushdown::of_stages(&search.query.stages);
+    let columns = columns_of_search(stages);
+    let shown = shown_fields(stages);
+    let filter = pushdown::of_stages(stages);
     let held = reader.memory("traces that were found");
     let mut traces = Traces::new(reader, search.window, filter, columns);
     let mut found: Vec<FoundTrace> = Vec::new();
@@ -148,7 +149,7 @@ async fn find(reader: Reader, search: Search, mut progress: Progress<Found>) -> 
                 let fits = search.min_duration.is_none_or(|min| duration >= min)
                     && search.max_duration.is_none_or(|max| duration <= max);
                 if fits && found.len() < limit {
-                    let sets = eval::pipeline(&search.query.stages, trace);
+                    let sets = eval::pipeline(stages, trace);
                     if !sets.is_empty() {
                         let one = describe(id, trace, &sets, &shown, search.spans_per_spanset);
                         held.try_grow(one.bytes())?;
@@ -233,20 +234,20 @@ fn describe(
 }
 
 /// The stored columns that a search needs.
-fn columns_of_search(query: &Traceql) -> BTreeSet<&'static str> {
+fn columns_of_search(stages: &[Stage]) -> BTreeSet<&'static str> {
     let mut columns = BTreeSet::from(ALWAYS);
     // For what is told of every trace.
     columns.extend(["name", "service_name", "status_code"]);
-    add_columns(query, &mut columns);
+    add_columns(stages, None, &mut columns);
     columns
 }
 
 /// Adds the stored columns that hold what a query mentions.
-pub(super) fn add_columns(query: &Traceql, columns: &mut BTreeSet<&'static str>) {
-    for stage in &query.stages {
+pub(super) fn add_columns(stages: &[Stage], metrics: Option<&Metrics>, columns: &mut BTreeSet<&'static str>) {
+    for stage in stages {
         stage_fields(stage, &mut |field| columns_of(field, columns));
     }
-    if let Some(Metrics { function, by, .. }) = &query.metrics {
+    if let Some(Metrics { function, by, .. }) = metrics {
         by.iter().chain(Function::field(function)).for_each(|field| columns_of(field, columns));
         if let Function::Compare(comparison) = function {
             comparison.selection.fields(&mut |field| columns_of(field, columns));
@@ -357,6 +358,10 @@ impl Traces {
 
     pub(super) fn inspected(&self) -> Inspected {
         self.reader.inspected()
+    }
+
+    pub(super) fn into_reader(self) -> Reader {
+        self.reader
     }
 
     /// The next traces, `None` after the last. The portion before must be gone.

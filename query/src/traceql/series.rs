@@ -4,21 +4,27 @@
 //! come; what needs whole traces goes through [`super::search::Traces`]. What is counted is counted as the query's memory,
 //! too.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
+use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::logical_expr::{ident, lit};
 
-use super::ast::{Field, Function, Metrics, Rank, Spanset, Stage, Traceql};
+use super::ast::{
+    BUCKET, Body, Field, Function, Keep, Literal, Metrics, Operator, QUANTILE, SeriesExpr, SpanSeries, Spanset, Stage,
+    Traceql,
+};
 use super::bytes::bytes_of;
 use super::eval::{self, At};
 use super::pushdown;
 use super::scan::{self, Answered, Asked, Reader, Window, and};
 use super::search::{Inspected, Traces, add_columns};
 use super::spans::{ALWAYS, SpanColumns};
-use super::value::Value;
+use super::value::{Value, holds};
 use crate::engine::{Progress, QueryEngine};
 use crate::error::{QueryError, QueryErrorKind};
 
+mod arithmetic;
 pub(super) mod compare;
 
 /// Moments of a series.
@@ -32,6 +38,8 @@ const LABEL_BYTES_MAX: usize = 64 << 20;
 /// What a series takes without its labels, and a moment of it or a bucket of a quantile, while it grows and as a message.
 const SERIES_BYTES: usize = 300;
 const CELL_BYTES: usize = 96;
+/// The only label of series that are not grouped.
+const NAME: &str = "__name__";
 /// What an answer so far may take; a larger one is not said.
 const SO_FAR_BYTES_MAX: usize = 4 << 20;
 /// Buckets of a quantile from one power of two to the next: what it says is within 2.2 % of the truth.
@@ -75,7 +83,7 @@ impl QueryEngine {
     /// those of [`QueryEngine::run`], and [`QueryErrorKind::Resources`] for too many series.
     pub fn span_series(&self, asked: Asked, question: SeriesQuestion) -> Result<Answered<Vec<Series>>, QueryError> {
         let invalid = |message: String| Err(QueryError::new(QueryErrorKind::Invalid, message));
-        if question.query.metrics.is_none() {
+        if matches!(question.query.body, Body::Traces(_)) {
             return invalid(
                 "the query asks for no series: it ends with no rate(), count_over_time() or the like".into(),
             );
@@ -106,13 +114,35 @@ trait Collected {
     fn finish(&self) -> Vec<Series>;
 }
 
-async fn compute(reader: Reader, question: SeriesQuestion, progress: Progress<Found>) -> Result<Found, QueryError> {
-    let Some(metrics) = &question.query.metrics else { return Ok((Vec::new(), Inspected::default())) };
-    if let Function::Compare(comparison) = &metrics.function {
-        let comparing = compare::Comparing::new(comparison, &question);
-        return Box::pin(collect(reader, &question, metrics, comparing, progress)).await;
+async fn compute(
+    mut reader: Reader,
+    question: SeriesQuestion,
+    mut progress: Progress<Found>,
+) -> Result<Found, QueryError> {
+    let Body::Series(expr) = &question.query.body else { return Ok((Vec::new(), Inspected::default())) };
+    // What one side of a quotient is so far answers nothing.
+    let mut progress = matches!(expr, SeriesExpr::Spans(_)).then_some(&mut progress);
+    let (mut of_spans, mut held) = (Vec::new(), Vec::new());
+    for spans in expr.of_spans() {
+        let collected = match &spans.metrics.function {
+            Function::Compare(comparison) => {
+                let comparing = compare::Comparing::new(comparison, &question);
+                Box::pin(collect(reader, &question, spans, comparing, progress.as_deref_mut())).await?
+            }
+            _ => {
+                let tally = Tally::new(&spans.metrics, &question);
+                Box::pin(collect(reader, &question, spans, tally, progress.as_deref_mut())).await?
+            }
+        };
+        of_spans.push(collected.series);
+        held.push(collected.held);
+        reader = collected.reader;
+        // Both sides of a quotient are of one moment.
+        reader.stays();
     }
-    Box::pin(collect(reader, &question, metrics, Tally::new(metrics, &question), progress)).await
+    // They change in place, and none is made anew: what they take is counted.
+    let series = arithmetic::evaluate(expr, question.step, &mut of_spans.into_iter());
+    Ok((series, reader.inspected()))
 }
 
 /// Whether the labels and numbers of a span are known without the other spans of its trace.
@@ -125,18 +155,25 @@ fn is_local(metrics: &Metrics) -> bool {
     selects_locally && !metrics.by.iter().chain(Function::field(&metrics.function)).any(needs_trace)
 }
 
+/// Series of spans, and what they take.
+struct OfSpans {
+    series: Vec<Series>,
+    held: MemoryReservation,
+    reader: Reader,
+}
+
 async fn collect(
     mut reader: Reader,
     question: &SeriesQuestion,
-    metrics: &Metrics,
+    SpanSeries { stages, metrics }: &SpanSeries,
     mut tally: impl Collected,
-    mut progress: Progress<Found>,
-) -> Result<Found, QueryError> {
+    mut progress: Option<&mut Progress<Found>>,
+) -> Result<OfSpans, QueryError> {
     let mut columns = BTreeSet::from(ALWAYS);
-    add_columns(&question.query, &mut columns);
-    let filter = pushdown::of_stages(&question.query.stages);
+    add_columns(stages, Some(metrics), &mut columns);
+    let filter = pushdown::of_stages(stages);
     let held = reader.memory("series");
-    let condition = match question.query.stages.as_slice() {
+    let condition = match stages.as_slice() {
         [Stage::Spans(Spanset::Filter(expr))] if eval::is_local(expr) && is_local(metrics) => expr,
         stages => {
             let window = Window { start: Some(question.start), end: Some(question.end - 1) };
@@ -155,9 +192,9 @@ async fn collect(
                     held.try_resize(tally.bytes())?;
                     tokio::task::yield_now().await;
                 }
-                say(&tally, &mut progress, || traces.inspected());
+                say(&tally, progress.as_deref_mut(), || traces.inspected());
             }
-            return Ok((tally.finish(), traces.inspected()));
+            return Ok(OfSpans { series: tally.finish(), held, reader: traces.into_reader() });
         }
     };
     let nanos = |time: u64| lit(i64::try_from(time).unwrap_or(i64::MAX));
@@ -173,14 +210,15 @@ async fn collect(
                 tally.add(at, &columns, row)?;
             }
         }
-        say(&tally, &mut progress, || reader.inspected());
+        say(&tally, progress.as_deref_mut(), || reader.inspected());
     }
     held.try_resize(tally.bytes())?;
-    Ok((tally.finish(), reader.inspected()))
+    Ok(OfSpans { series: tally.finish(), held, reader })
 }
 
 /// Says the series so far when it is time, unless they are large.
-fn say(tally: &impl Collected, progress: &mut Progress<Found>, inspected: impl FnOnce() -> Inspected) {
+fn say(tally: &impl Collected, progress: Option<&mut Progress<Found>>, inspected: impl FnOnce() -> Inspected) {
+    let Some(progress) = progress else { return };
     if progress.is_due() && !tally.is_empty() && tally.bytes() <= SO_FAR_BYTES_MAX {
         progress.so_far((tally.finish(), Inspected { so_far: true, ..inspected() }));
     }
@@ -298,7 +336,7 @@ impl Collected for Tally<'_> {
         let mut labels: Vec<(String, Value<'_>)> =
             self.metrics.by.iter().map(|field| (field.to_string(), first(at.field(field)))).collect();
         if let (Function::HistogramOverTime(_), Some(value)) = (&self.metrics.function, value) {
-            labels.push(("__bucket".to_owned(), Value::Float(upper_bound(value))));
+            labels.push((BUCKET.to_owned(), Value::Float(upper_bound(value))));
         }
         let mut key = String::new();
         labels.iter().for_each(|(_, value)| value.group_key(&mut key));
@@ -352,9 +390,7 @@ impl Collected for Tally<'_> {
     fn finish(&self) -> Vec<Series> {
         let Self { metrics, question, series, .. } = self;
         let mut out: Vec<Series> = series.values().flat_map(|growing| finished(growing, metrics, question)).collect();
-        for rank in &metrics.ranks {
-            keep_ranked(&mut out, *rank);
-        }
+        keep(&mut out, &metrics.kept);
         out
     }
 }
@@ -408,7 +444,7 @@ fn finished(growing: &Growing, metrics: &Metrics, question: &SeriesQuestion) -> 
             .iter()
             .map(|quantile| {
                 let mut labels = labels.clone();
-                labels.push(("p".to_owned(), Value::Float(*quantile)));
+                labels.push((QUANTILE.to_owned(), Value::Float(*quantile)));
                 let value =
                     |cell: &Cell| if let Cell::Sketch(sketch) = cell { sketch.quantile(*quantile) } else { 0.0 };
                 let samples = cells.iter().map(|(step, cell)| (at(*step), value(cell))).collect();
@@ -433,7 +469,7 @@ fn finished(growing: &Growing, metrics: &Metrics, question: &SeriesQuestion) -> 
         cells.iter().map(|(step, cell)| (at(*step), value(cell))).collect()
     };
     if labels.is_empty() {
-        labels.push(("__name__".to_owned(), Value::text(metrics.function.name())));
+        labels.push((NAME.to_owned(), Value::text(metrics.function.name())));
     }
     // A count has no value of its own: an example is shown on the line.
     let shown = |exemplar: &SeriesExemplar| {
@@ -444,8 +480,20 @@ fn finished(growing: &Growing, metrics: &Metrics, question: &SeriesQuestion) -> 
     vec![Series { labels, samples, exemplars: exemplars.iter().map(shown).collect() }]
 }
 
-/// Keeps the greatest or the least values of each moment; a series without any goes.
-fn keep_ranked(series: &mut Vec<Series>, rank: Rank) {
+/// Keeps what is to be kept, one after the other; a series of which nothing is goes.
+fn keep(series: &mut Vec<Series>, kept: &[Keep]) {
+    for keep in kept {
+        match keep {
+            Keep::Top(count) => keep_ranked(series, *count, |left, right| right.total_cmp(&left)),
+            Keep::Bottom(count) => keep_ranked(series, *count, |left, right| left.total_cmp(&right)),
+            Keep::Where(op, than) => keep_where(series, *op, than),
+        }
+        series.retain(|one| !one.samples.is_empty());
+    }
+}
+
+/// Keeps the first values of each moment in an order.
+fn keep_ranked(series: &mut [Series], count: usize, order: impl Fn(f64, f64) -> Ordering) {
     let mut moments: BTreeMap<u64, Vec<(f64, usize)>> = BTreeMap::new();
     for (at, one) in series.iter().enumerate() {
         for (time, value) in &one.samples {
@@ -454,22 +502,19 @@ fn keep_ranked(series: &mut Vec<Series>, rank: Rank) {
     }
     let mut kept: BTreeSet<(usize, u64)> = BTreeSet::new();
     for (time, mut values) in moments {
-        let count = match rank {
-            Rank::Top(count) => {
-                values.sort_by(|left, right| right.0.total_cmp(&left.0).then(left.1.cmp(&right.1)));
-                count
-            }
-            Rank::Bottom(count) => {
-                values.sort_by(|left, right| left.0.total_cmp(&right.0).then(left.1.cmp(&right.1)));
-                count
-            }
-        };
+        values.sort_by(|left, right| order(left.0, right.0).then(left.1.cmp(&right.1)));
         kept.extend(values.into_iter().take(count).map(|(_, at)| (at, time)));
     }
     for (at, one) in series.iter_mut().enumerate() {
         one.samples.retain(|(time, _)| kept.contains(&(at, *time)));
     }
-    series.retain(|one| !one.samples.is_empty());
+}
+
+/// Durations compare as seconds, as they are in series.
+fn keep_where(series: &mut [Series], op: Operator, than: &Literal) {
+    let Some(than) = Value::of_literal(than).number() else { return };
+    let fits = |value: f64| value.partial_cmp(&than).is_some_and(|ordering| holds(op, ordering));
+    series.iter_mut().for_each(|one| one.samples.retain(|(_, value)| fits(*value)));
 }
 
 #[cfg(test)]
@@ -523,10 +568,30 @@ mod tests {
         let all =
             || vec![one("a", &[(0, 1.0), (1, 9.0)]), one("b", &[(0, 2.0), (1, 3.0)]), one("c", &[(0, 0.5), (1, 1.0)])];
         let mut top = all();
-        keep_ranked(&mut top, Rank::Top(1));
+        keep(&mut top, &[Keep::Top(1)]);
         assert_eq!(top, [one("a", &[(1, 9.0)]), one("b", &[(0, 2.0)])]);
         let mut bottom = all();
-        keep_ranked(&mut bottom, Rank::Bottom(2));
+        keep(&mut bottom, &[Keep::Bottom(2)]);
         assert_eq!(bottom, [one("a", &[(0, 1.0)]), one("b", &[(1, 3.0)]), one("c", &[(0, 0.5), (1, 1.0)])]);
+    }
+    #[test]
+    fn comparisons_are_of_each_moment_and_in_their_place() {
+        let of = |name: &str, samples: &[(u64, f64)]| Series {
+            labels: vec![(name.to_owned(), Value::Nil)],
+            samples: samples.to_vec(),
+            exemplars: Vec::new(),
+        };
+        let check = |kept: &[Keep], expected: &[Series]| {
+            let mut series = vec![of("a", &[(0, 1.0), (1, 9.0)]), of("b", &[(0, 2.0), (1, 3.0)]), of("c", &[(0, 0.5)])];
+            keep(&mut series, kept);
+            assert_eq!(series, expected, "{kept:?}");
+        };
+        let (two, three) = (Literal::Int(2), Literal::Duration(3_000_000_000));
+        check(&[Keep::Where(Operator::Greater, two.clone())], &[of("a", &[(1, 9.0)]), of("b", &[(1, 3.0)])]);
+        check(&[Keep::Where(Operator::Equal, two.clone())], &[of("b", &[(0, 2.0)])]);
+        check(&[Keep::Where(Operator::GreaterOrEqual, three)], &[of("a", &[(1, 9.0)]), of("b", &[(1, 3.0)])]);
+        let least = Keep::Bottom(1);
+        check(&[Keep::Where(Operator::GreaterOrEqual, two.clone()), least.clone()], &[of("b", &[(0, 2.0), (1, 3.0)])]);
+        check(&[least, Keep::Where(Operator::GreaterOrEqual, two)], &[of("b", &[(1, 3.0)])]);
     }
 }

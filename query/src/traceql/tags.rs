@@ -59,7 +59,7 @@ pub struct TagQuestion {
 
 impl TagQuestion {
     fn condition(&self) -> Option<&Expr> {
-        match self.filter.as_ref()?.stages.as_slice() {
+        match self.filter.as_ref()?.stages() {
             [Stage::Spans(Spanset::Filter(expr))] if eval::is_local(expr) => Some(expr),
             _ => None,
         }
@@ -116,7 +116,7 @@ fn so_far(reader: &Reader) -> Inspected {
 fn columns_of_question(question: &TagQuestion) -> BTreeSet<&'static str> {
     let mut columns = BTreeSet::from(ALWAYS);
     if let (Some(query), Some(_)) = (&question.filter, question.condition()) {
-        add_columns(query, &mut columns);
+        add_columns(query.stages(), None, &mut columns);
     }
     columns
 }

@@ -98,7 +98,7 @@ fn found(query: &str, batch: &RecordBatch) -> Vec<Vec<String>> {
     let columns = SpanColumns::of(batch);
     let trace = Trace::new((0..columns.rows).map(|row| SpanRef { columns: &columns, row }).collect());
     let query = Traceql::parse(query).unwrap_or_else(|error| panic!("{query}: {error}"));
-    let sets = pipeline(&query.stages, &trace);
+    let sets = pipeline(query.stages(), &trace);
     let name = |at: &usize| trace.spans[*at].columns.name(trace.spans[*at].row).to_owned();
     sets.iter().map(|set| set.spans.iter().map(name).collect()).collect()
 }
@@ -150,6 +150,8 @@ fn filters_keep_the_right_spans() {
         ("{ link:spanID != \"0808080808080808\" }", &[]),
         ("{ instrumentation:name = \"lib\" && instrumentation:version = \"1.2\" && name = \"pay\" }", &["pay"]),
         ("{ span:id = \"0404040404040404\" }", &["select"]),
+        ("{ span:id = \"404040404040404\" }", &["select"]),
+        ("{ span:parentID = \"\" }", &["GET /"]),
         ("{ span:parentID = \"0303030303030303\" }", &["select", "insert"]),
         ("{ trace:id = \"07070707070707070707070707070707\" && name = \"pay\" }", &["pay"]),
         ("{ nestedSetParent < 0 }", &["GET /"]),

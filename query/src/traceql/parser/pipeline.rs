@@ -1,13 +1,27 @@
 //! Pipelines: their stages, the numbers of a spanset, what makes series of spans, and hints.
 
 use super::super::ast::{
-    Aggregate, Comparison, Expr, Function, Literal, Metrics, Rank, Scalar, Spanset, Stage, Traceql,
+    Aggregate, Body, Comparison, Expr, Function, Keep, Literal, Metrics, Operator, Scalar, SeriesExpr, SpanSeries,
+    Spanset, Stage, Traceql,
 };
 use super::super::lexer::TokenKind;
 use super::{POWER, ParseError, Parser, Type, tightness};
 
 /// Hints that change how a query is sampled or ordered elsewhere; answers here are always exact, newest first.
 const HINTS: &[&str] = &["sample", "trace_sample", "span_sample", "exemplars", "most_recent", "extrapolate"];
+
+/// What makes series of spans.
+const FUNCTIONS: &[&str] = &[
+    "rate",
+    "count_over_time",
+    "min_over_time",
+    "max_over_time",
+    "avg_over_time",
+    "sum_over_time",
+    "quantile_over_time",
+    "histogram_over_time",
+    "compare",
+];
 
 /// Values of each attribute that `compare()` shows, when it does not say how many, and at most.
 const TOP: u64 = 10;
@@ -18,30 +32,36 @@ impl Parser<'_> {
         if *self.kind() == TokenKind::End {
             return Err(self.unexpected("a query"));
         }
+        let body = if self.computes_with_series() { Body::Series(self.computed_series()?) } else { self.body()? };
+        let hints = self.hints()?;
+        Ok(Traceql { source: self.source.to_owned(), body, hints })
+    }
+
+    /// A pipeline, and what makes series of its spans if it ends with that.
+    pub(super) fn body(&mut self) -> Result<Body, ParseError> {
         let mut stages = vec![self.stage(true)?];
-        let mut metrics = None;
         while self.accept("|") {
-            if let Some(found) = self.metrics()? {
-                metrics = Some(found);
-                break;
+            if let Some(metrics) = self.metrics()? {
+                if self.is_arithmetic() {
+                    let message =
+                        format!("{} goes with series in brackets: ({{}} | rate()) * 2", self.kind().describe());
+                    return Err(self.error(self.at(), message));
+                }
+                return Ok(Body::Series(SeriesExpr::Spans(Box::new(SpanSeries { stages, metrics }))));
             }
             stages.push(self.stage(false)?);
         }
-        if metrics.is_some() && tightness_of_series(self.kind()) {
-            let what = self.kind().describe();
-            return Err(self.unsupported(self.at(), format!("{what} on series")));
-        }
-        let hints = self.hints()?;
-        Ok(Traceql { source: self.source.to_owned(), stages, metrics, hints })
+        Ok(Body::Traces(stages))
     }
 
     /// Stages up to the closing bracket.
     pub(super) fn pipeline(&mut self) -> Result<Vec<Stage>, ParseError> {
         let mut stages = vec![self.stage(true)?];
         while self.accept("|") {
-            let at = self.at();
-            if self.metrics()?.is_some() {
-                return Err(self.unsupported(at, "arithmetic of series"));
+            if self.makes_series(0) {
+                return Err(
+                    self.error(self.at(), "series in brackets go with numbers, and with other series in brackets")
+                );
             }
             stages.push(self.stage(false)?);
         }
@@ -90,17 +110,20 @@ impl Parser<'_> {
     /// `count() > 2`: a number of the spanset, compared.
     fn having(&mut self, at: usize) -> Result<Stage, ParseError> {
         let left = self.scalar(3)?;
-        let op = match self.kind() {
-            TokenKind::Symbol(symbol) => tightness(symbol).and_then(|(_, op)| op).filter(|op| op.compares()),
-            _ => None,
-        };
-        let op = op.ok_or_else(|| self.unexpected("a comparison"))?;
+        let op = self.comparison_operator().ok_or_else(|| self.unexpected("a comparison"))?;
         self.next += 1;
         let right = self.scalar(3)?;
         if !has_aggregate(&left) && !has_aggregate(&right) {
             return Err(self.error(at, "one side must be count(), min(), max(), avg() or sum()"));
         }
         Ok(Stage::Having { op, left, right })
+    }
+
+    fn comparison_operator(&self) -> Option<Operator> {
+        match self.kind() {
+            TokenKind::Symbol(symbol) => tightness(symbol).and_then(|(_, op)| op).filter(|op| op.compares()),
+            _ => None,
+        }
     }
 
     fn scalar(&mut self, tightest: u8) -> Result<Scalar, ParseError> {
@@ -167,17 +190,6 @@ impl Parser<'_> {
 
     /// `rate() by(resource.service.name) | topk(3)`, if that is what follows.
     fn metrics(&mut self) -> Result<Option<Metrics>, ParseError> {
-        const FUNCTIONS: &[&str] = &[
-            "rate",
-            "count_over_time",
-            "min_over_time",
-            "max_over_time",
-            "avg_over_time",
-            "sum_over_time",
-            "quantile_over_time",
-            "histogram_over_time",
-            "compare",
-        ];
         let Some(name) = self.word().filter(|word| FUNCTIONS.contains(word)).map(str::to_owned) else {
             return Ok(None);
         };
@@ -186,8 +198,8 @@ impl Parser<'_> {
         if name == "compare" {
             let function = Function::Compare(Box::new(self.comparison()?));
             self.expect(")")?;
-            // It groups by everything.
-            return Ok(Some(Metrics { function, by: Vec::new(), ranks: Vec::new() }));
+            // It groups by everything, and says itself what it keeps.
+            return Ok(Some(Metrics { function, by: Vec::new(), kept: Vec::new() }));
         }
         let function = self.function(&name)?;
         self.expect(")")?;
@@ -198,11 +210,45 @@ impl Parser<'_> {
             by = self.fields()?;
             self.expect(")")?;
         }
-        let mut ranks = Vec::new();
-        while self.accept("|") {
-            ranks.push(self.rank()?);
+        let kept = self.kept()?;
+        Ok(Some(Metrics { function, by, kept }))
+    }
+
+    /// Whether what makes series of spans is called `ahead`.
+    pub(super) fn makes_series(&self, ahead: usize) -> bool {
+        matches!(self.kind_at(ahead), TokenKind::Word(word) if FUNCTIONS.contains(&word.as_str()))
+            && *self.kind_at(ahead + 1) == TokenKind::Symbol("(")
+    }
+
+    /// `| topk(3) > 1`, as much as there is of it.
+    pub(super) fn kept(&mut self) -> Result<Vec<Keep>, ParseError> {
+        let mut kept = Vec::new();
+        loop {
+            if self.accept("|") {
+                self.grow()?;
+                kept.push(self.rank()?);
+            } else if let Some(op) = self.comparison_operator() {
+                self.grow()?;
+                self.next += 1;
+                kept.push(Keep::Where(op, self.threshold()?));
+            } else {
+                return Ok(kept);
+            }
         }
-        Ok(Some(Metrics { function, by, ranks }))
+    }
+
+    /// A number or a duration, perhaps below 0.
+    fn threshold(&mut self) -> Result<Literal, ParseError> {
+        let negative = self.accept("-");
+        let sign: i64 = if negative { -1 } else { 1 };
+        let literal = match self.kind() {
+            TokenKind::Integer(value) => Literal::Int(sign * *value),
+            TokenKind::Float(value) => Literal::Float(if negative { -*value } else { *value }),
+            TokenKind::Duration(nanos) => Literal::Duration(sign * *nanos),
+            _ => return Err(self.unexpected("a number or a duration")),
+        };
+        self.next += 1;
+        Ok(literal)
     }
 
     fn function(&mut self, name: &str) -> Result<Function, ParseError> {
@@ -281,7 +327,7 @@ impl Parser<'_> {
         Ok(value)
     }
 
-    fn rank(&mut self) -> Result<Rank, ParseError> {
+    fn rank(&mut self) -> Result<Keep, ParseError> {
         let top = match self.word() {
             Some("topk") => true,
             Some("bottomk") => false,
@@ -296,7 +342,7 @@ impl Parser<'_> {
         let count = count.ok_or_else(|| self.unexpected("a number above 0"))?;
         self.next += 1;
         self.expect(")")?;
-        Ok(if top { Rank::Top(count) } else { Rank::Bottom(count) })
+        Ok(if top { Keep::Top(count) } else { Keep::Bottom(count) })
     }
 
     fn hints(&mut self) -> Result<Vec<(String, Literal)>, ParseError> {
@@ -325,11 +371,6 @@ impl Parser<'_> {
         self.expect(")")?;
         Ok(hints)
     }
-}
-
-/// Whether a token would compute with series.
-fn tightness_of_series(kind: &TokenKind) -> bool {
-    matches!(kind, TokenKind::Symbol(symbol) if tightness(symbol).is_some())
 }
 
 fn has_aggregate(scalar: &Scalar) -> bool {

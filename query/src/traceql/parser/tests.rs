@@ -68,14 +68,21 @@ const QUERIES: &[(&str, &str)] = &[
     ),
     ("{ trace:rootName = rootName }", "{ (rootName = rootName) }"),
     ("{ trace:rootService = \"a\" }", "{ (rootServiceName = \"a\") }"),
-    ("{ trace:id = \"a\" }", "{ (trace:id = \"a\") }"),
-    ("{ span:id = \"a\" && span:parentID = \"b\" }", "{ ((span:id = \"a\") && (span:parentID = \"b\")) }"),
+    ("{ trace:id = \"A1\" }", "{ (trace:id = \"000000000000000000000000000000a1\") }"),
+    ("{ trace:id =~ \"zz.*\" }", "{ (trace:id =~ \"zz.*\") }"),
+    (
+        "{ \"a\" = span:id && span:parentID != \"\" }",
+        "{ ((\"000000000000000a\" = span:id) && (span:parentID != \"\")) }",
+    ),
     ("{ span:childCount > 3 }", "{ (span:childCount > 3) }"),
     (
         "{ event:name = \"a\" && event:timeSinceStart > 2ms }",
         "{ ((event:name = \"a\") && (event:timeSinceStart > 2000000ns)) }",
     ),
-    ("{ link:traceID = \"a\" && link:spanID = \"b\" }", "{ ((link:traceID = \"a\") && (link:spanID = \"b\")) }"),
+    (
+        "{ link:traceID != \"ffffffffffffffffffffffffffffffff\" && link:spanID = \"b\" }",
+        "{ ((link:traceID != \"ffffffffffffffffffffffffffffffff\") && (link:spanID = \"000000000000000b\")) }",
+    ),
     ("{ instrumentation:name = \"a\" }", "{ (instrumentation:name = \"a\") }"),
     ("{ instrumentation:version = \"a\" }", "{ (instrumentation:version = \"a\") }"),
     ("{ nestedSetParent < 0 }", "{ (nestedSetParent < 0) }"),
@@ -132,6 +139,31 @@ const QUERIES: &[(&str, &str)] = &[
     ("{} | quantile_over_time(duration, .5, 0.9, 1)", "{ true } | quantile_over_time(duration, 0.5, 0.9, 1.0)"),
     ("{} | histogram_over_time(duration) by(name)", "{ true } | histogram_over_time(duration) by(name)"),
     ("{} | rate() by(name) | topk(3) | bottomk(1)", "{ true } | rate() by(name) | topk(3) | bottomk(1)"),
+    ("{} | rate() > 3", "{ true } | rate() > 3"),
+    (
+        "{} | avg_over_time(duration) by(name) >= 1.5s != -2",
+        "{ true } | avg_over_time(duration) by(name) >= 1500000000ns != -2",
+    ),
+    ("{} | rate()>0|topk(5)<=.5 with(sample=true)", "{ true } | rate() > 0 | topk(5) <= 0.5 with(sample=true)"),
+    ("({} | rate())", "{ true } | rate()"),
+    ("(({} | rate()) | topk(2)) > 1", "{ true } | rate() | topk(2) > 1"),
+    ("({.a} | rate()) / ({} | rate())", "({ .a } | rate()) / ({ true } | rate())"),
+    ("({} | rate()) * -100", "({ true } | rate()) * -100"),
+    ("-(1 - 3.5) + ({} | rate())", "2.5 + ({ true } | rate())"),
+    ("({} | rate()) / (1024 * 1024)", "({ true } | rate()) / 1048576"),
+    ("1 / 2 * ({} | rate())", "0 * ({ true } | rate())"),
+    (
+        "100 * ({.a} | rate()) / ({} | rate()) + ({} | rate()) > 5 | topk(2)",
+        "((100 * ({ .a } | rate())) / ({ true } | rate())) + ({ true } | rate()) > 5 | topk(2)",
+    ),
+    (
+        "((({.a} || {.b}) | rate() | topk(1)) - (({} | rate()) - 1 > 2)) | bottomk(1) < 3",
+        "(({ .a } || { .b }) | rate() | topk(1)) - (({ true } | rate()) - 1 > 2) | bottomk(1) < 3",
+    ),
+    (
+        "(({.a} | count() > 1) | rate() by(.b)) / ({} | max_over_time(duration) by(.b))",
+        "(({ .a } | count() > 1) | rate() by(.b)) / ({ true } | max_over_time(duration) by(.b))",
+    ),
     ("{} | compare({ status = error })", "{ true } | compare({ (status = error) }, 10)"),
     ("{ .a } | compare({.b}, 5)", "{ .a } | compare({ .b }, 5)"),
     ("{} | compare({}, 5, 1, 1700000000000000000)", "{ true } | compare({ true }, 5, 1, 1700000000000000000)"),
@@ -206,6 +238,11 @@ const MISTAKES: &[(&str, usize, usize, &str)] = &[
     ("{ name =~ \"(\" }", 1, 11, "bad regular expression"),
     ("{ name =~ \"a)(b\" }", 1, 11, "bad regular expression"),
     ("{ name =~ \"(?:x{1000}){1000}\" }", 1, 11, "bad regular expression"),
+    ("{ trace:id = \"zz\" }", 1, 14, "\"zz\" is no trace:id: that has up to 32 hex digits"),
+    ("{ span:id != \"xyz\" }", 1, 14, "up to 16 hex digits"),
+    ("{ \"0x1\" = span:parentID }", 1, 3, "is no span:parentID"),
+    ("{ link:traceID = \"é\" }", 1, 18, "is no link:traceID"),
+    ("{ .a && link:spanID = \"12345678901234567\" }", 1, 23, "is no link:spanID"),
     ("{} | count() ", 1, 14, "a comparison"),
     ("{} | 1 > 2", 1, 6, "one side must be"),
     ("{} | sum() > 2", 1, 10, "unexpected )"),
@@ -221,6 +258,25 @@ const MISTAKES: &[(&str, usize, usize, &str)] = &[
     ("{} | quantile_over_time(duration, 2)", 1, 35, "a quantile"),
     ("{} | rate() | topk(0)", 1, 20, "above 0"),
     ("{} | rate() | count() > 1", 1, 15, "topk or bottomk"),
+    ("{} | rate() > ", 1, 15, "a number or a duration"),
+    ("{} | rate() > name", 1, 15, "a number or a duration"),
+    ("{} | rate() =~ 3", 1, 13, "the end of the query"),
+    ("{} | rate() + {} | rate()", 1, 13, "+ goes with series in brackets"),
+    ("{} | rate() * 2", 1, 13, "* goes with series in brackets"),
+    ("({} | rate() * 2) / 2", 1, 14, "* goes with series in brackets"),
+    ("({} | rate()) + {} | rate()", 1, 7, "series in brackets go with"),
+    ("({} | rate()) | rate()", 1, 7, "series in brackets go with"),
+    ("({} | rate()) && ({} | rate())", 1, 15, "the end of the query"),
+    ("({} | rate()) % ({} | rate())", 1, 15, "the end of the query"),
+    ("({} | rate()) / ", 1, 17, "a number, or series in brackets"),
+    ("({} | rate()) / ({})", 1, 18, "a number, or series in brackets"),
+    ("({} | rate()) * 10s", 1, 17, "not with durations"),
+    ("-({} | rate())", 1, 1, "a sign goes with a number"),
+    ("({} | rate()) / (1 / 0)", 1, 20, "1 / 0 is no number"),
+    ("({} | rate()) / (1 > 0)", 1, 20, "not with a number"),
+    ("({} | rate()) / ({} | compare({}))", 1, 18, "compare() goes with no arithmetic"),
+    ("({} | rate() by(.a)) / ({} | rate() by(.b, .a))", 1, 22, "series by .a do not go with series by .a, .b"),
+    ("({} | rate()", 1, 13, "unexpected end of query"),
     ("{} with(exemplars)", 1, 18, "unexpected )"),
     ("{} | compare()", 1, 14, "unexpected )"),
     ("{} | compare(status = error)", 1, 14, "unexpected status"),
@@ -252,12 +308,9 @@ fn mistakes_have_a_position() {
 
 #[test]
 fn what_is_not_supported_is_named_with_its_position() {
-    for (query, column, name) in [
-        ("{ parent = nil }", 3, "parent"),
-        ("{} | rate() > 3", 13, "> on series"),
-        ("({} | rate()) / ({} | rate())", 7, "arithmetic of series"),
-        ("{} | rate() with(shards=3)", 18, "the hint shards"),
-    ] {
+    for (query, column, name) in
+        [("{ parent = nil }", 3, "parent"), ("{} | rate() with(shards=3)", 18, "the hint shards")]
+    {
         let error = Traceql::parse(query).expect_err(query);
         assert!(error.unsupported, "{query}: {error}");
         assert_eq!(error.column, column, "{query}: {error}");
@@ -281,6 +334,10 @@ fn deep_and_long_queries_are_refused_and_not_a_crash() {
         format!("{{ {} }}", vec![".a =~ \"x\""; 17].join(" || ")),
         format!("{{}} | rate() by(name{})", ", name".repeat(1000)),
         format!("{{}} | quantile_over_time(duration{})", ", 0".repeat(1000)),
+        format!("{{}} | rate(){}", " > 0".repeat(1000)),
+        format!("({{}} | rate()){}", " + 1".repeat(1000)),
+        format!("({{}} | rate()) * {}1", "-".repeat(1000)),
+        format!("{}{{}} | rate(){}", "(".repeat(20_000), ")".repeat(20_000)),
     ] {
         let error = Traceql::parse(&query).expect_err("refused");
         assert!(error.message.contains("at most"), "{error}");

@@ -178,7 +178,7 @@ impl Collected for Comparing<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::ast::{Function, Traceql};
+    use super::super::super::ast::{Body, Function, SeriesExpr, Traceql};
     use super::*;
 
     /// `labels value@moment`, of each series.
@@ -192,16 +192,28 @@ mod tests {
         comparing.finish().into_iter().map(one).collect()
     }
 
-    fn check(query: &str, spans: &[(bool, usize, &str, &str, u64)], expected: &[&str]) {
+    /// Looks at what is counted of spans: whether each is selected, the scope, name and value of an attribute, the step.
+    fn looking<'a>(
+        query: &str,
+        spans: impl IntoIterator<Item = (bool, usize, &'a str, Value<'a>, u64)>,
+        look: impl FnOnce(&Comparing<'_>),
+    ) {
         let query = Traceql::parse(query).expect(query);
         let question = SeriesQuestion { query: query.clone(), start: 100, end: 200, step: 50, exemplars: 0 };
-        let metrics = query.metrics.expect("series");
-        let Function::Compare(comparison) = &metrics.function else { panic!("{metrics}") };
+        let Body::Series(SeriesExpr::Spans(of_spans)) = &query.body else { panic!("{query}") };
+        let Function::Compare(comparison) = &of_spans.metrics.function else { panic!("{query}") };
         let mut comparing = Comparing::new(comparison, &question);
         for (selected, scope, name, value, step) in spans {
-            comparing.count(*selected, *scope, name, Value::text(*value), *step);
+            comparing.count(selected, scope, name, value, step);
         }
-        assert_eq!(shown(&comparing), expected, "{metrics}");
+        look(&comparing);
+    }
+
+    fn check(query: &str, spans: &[(bool, usize, &str, &str, u64)], expected: &[&str]) {
+        let spans = spans
+            .iter()
+            .map(|(selected, scope, name, value, step)| (*selected, *scope, *name, Value::text(*value), *step));
+        looking(query, spans, |comparing| assert_eq!(shown(comparing), expected, "{query}"));
     }
 
     #[test]
@@ -250,17 +262,12 @@ mod tests {
 
     #[test]
     fn values_beyond_a_bound_are_in_the_total_alone() {
-        let query = Traceql::parse("{} | compare({ status = error }, 1)").expect("valid");
-        let question = SeriesQuestion { query: query.clone(), start: 0, end: 1, step: 1, exemplars: 0 };
-        let metrics = query.metrics.expect("series");
-        let Function::Compare(comparison) = &metrics.function else { panic!("{metrics}") };
-        let mut comparing = Comparing::new(comparison, &question);
-        for n in 0..VALUES_MAX + 5 {
-            comparing.count(false, 2, "id", Value::text(n.to_string()), 0);
-        }
-        assert_eq!(comparing.cells, VALUES_MAX + 1);
-        let total = format!("__meta_type=baseline_total,span.id=nil {}@0", VALUES_MAX + 5);
-        assert!(shown(&comparing).contains(&total), "{:?}", shown(&comparing));
-        assert!(comparing.bytes() > VALUES_MAX * CELL_BYTES);
+        let spans = (0..VALUES_MAX + 5).map(|n| (false, 2, "id", Value::text(n.to_string()), 0));
+        looking("{} | compare({ status = error }, 1)", spans, |comparing| {
+            assert_eq!(comparing.cells, VALUES_MAX + 1);
+            let total = format!("__meta_type=baseline_total,span.id=nil {}@100", VALUES_MAX + 5);
+            assert!(shown(comparing).contains(&total), "{:?}", shown(comparing));
+            assert!(comparing.bytes() > VALUES_MAX * CELL_BYTES);
+        });
     }
 }
