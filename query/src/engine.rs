@@ -30,6 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::as_of;
 use crate::budget::late;
+use crate::distributed::{Cluster, Distribution, Host, PeerWorker, Spread, runtime_of};
 use crate::error::{QueryError, QueryErrorKind, lake_error, read_error, unavailable};
 use crate::gate::Gate;
 use crate::kept::KeptParts;
@@ -89,6 +90,8 @@ pub struct QueryConfig {
     pub queue: usize,
     /// Threads that one query may use.
     pub partitions: usize,
+    /// Whether large scans spread over the nodes, and which; shares of others' queries are done in any case.
+    pub distribution: Option<Distribution>,
 }
 
 /// What a query must see.
@@ -147,6 +150,7 @@ struct Inner {
     memory: Arc<NodeMemory>,
     stores: Stores,
     template: SessionState,
+    spread: Option<Spread>,
     gate: Gate,
     queries: Queries,
     cpu: tokio::runtime::Handle,
@@ -204,6 +208,8 @@ impl RunningQuery {
 }
 
 impl QueryEngine {
+    /// `worker`: who does shares of other nodes' queries, and of those that spread from here.
+    ///
     /// # Errors
     /// When the spill directory or the store's URL cannot be used.
     pub fn new(
@@ -212,6 +218,7 @@ impl QueryEngine {
         groups: Arc<Groups>,
         access: Access,
         queries: Queries,
+        worker: PeerWorker,
         cpu: tokio::runtime::Handle,
     ) -> Result<Self, QueryError> {
         spill::empty(&config.spill_dir)?;
@@ -225,6 +232,18 @@ impl QueryEngine {
         let template = template(&config);
         let memory = Arc::new(NodeMemory::new(config.memory_bytes, config.concurrency));
         let gate = Gate::new(config.concurrency, config.tenant_concurrency, config.queue);
+        worker.serve(Host::new(
+            groups.peers().node(),
+            template.clone(),
+            Arc::clone(&runtime),
+            stores.clone(),
+            Arc::clone(&memory),
+            config.query_memory_bytes,
+            queries.clone(),
+        ));
+        let spread = config
+            .distribution
+            .map(|distribution| Spread::new(distribution, Arc::new(Cluster::new(Arc::clone(groups.peers()), worker))));
         Ok(Self(Arc::new(Inner {
             config,
             lake,
@@ -234,6 +253,7 @@ impl QueryEngine {
             memory,
             stores,
             template,
+            spread,
             gate,
             queries,
             cpu,
@@ -368,13 +388,13 @@ impl Inner {
         rows: mpsc::Sender<Result<Option<RecordBatch>, QueryError>>,
     ) {
         metrics::note_started();
-        let record: &Record = &listed;
+        let record: &Arc<Record> = &listed;
         let open = async {
             let permit = self.gate.enter(&query.identity.tenant).await?;
             let pool = QueryMemory::pool(&self.memory, self.config.query_memory_bytes);
             listed.plans(Arc::clone(&pool));
             let runtime = self.runtime_of(&listed, pool);
-            let (stream, missing) = self.open(&query, &work, &runtime, listed.deadline()).await?;
+            let (stream, missing) = self.open(&query, &work, &runtime, &listed, self.spread.as_ref()).await?;
             Ok::<_, QueryError>((permit, runtime, stream, missing))
         };
         let (permit, runtime, mut stream, missing) = match record.within(Box::pin(open)).await {
@@ -385,11 +405,12 @@ impl Inner {
             }
         };
         let schema = stream.schema();
-        if opened.send(Ok((Arc::clone(&schema), missing))).is_err() {
+        if opened.send(Ok((Arc::clone(&schema), missing.clone()))).is_err() {
             return;
         }
         record.runs();
-        let may_restart = query.consistency == Consistency::Strong || query.min_position.is_some();
+        let whole = query.consistency == Consistency::Strong || query.min_position.is_some();
+        let may_restart = whole || self.spread.is_some();
         let (mut restarts, mut yielded) = (0, false);
         let last = loop {
             let next = async { stream.next().await.transpose().map_err(QueryError::from) };
@@ -398,7 +419,8 @@ impl Inner {
                 Err(error) if error.kind == QueryErrorKind::Unavailable && may_restart && !yielded => {
                     // A leader that held rows for it is gone, say; nobody has seen anything of the answer yet.
                     restarts += 1;
-                    match self.restart((&query, &work), &runtime, record, &schema, restarts).await {
+                    match self.restart((&query, &work), &runtime, record, (&schema, missing.as_slice()), restarts).await
+                    {
                         Some(anew) => {
                             stream = anew;
                             continue;
@@ -436,13 +458,14 @@ impl Inner {
         }
     }
 
-    /// The query from its beginning, if that may help; its answer must have the same columns.
+    /// The query from its beginning, if that may help, now on this node alone; its answer must have the same columns, and
+    /// lack no groups but those that it is said to lack.
     async fn restart(
         &self,
         (query, work): (&Query, &Work),
         runtime: &Arc<RuntimeEnv>,
-        record: &Record,
-        schema: &SchemaRef,
+        record: &Arc<Record>,
+        (schema, missing): (&SchemaRef, &[u32]),
         restarts: usize,
     ) -> Option<SendableRecordBatchStream> {
         if restarts > RESTARTS_MAX {
@@ -450,18 +473,14 @@ impl Inner {
         }
         let open = async {
             tokio::time::sleep(LEADER_POLL).await;
-            self.open(query, work, runtime, record.deadline()).await
+            self.open(query, work, runtime, record, None).await
         };
-        let (stream, _) = record.within(Box::pin(open)).await.ok()?;
-        (stream.schema() == *schema).then_some(stream)
+        let (stream, lacks) = record.within(Box::pin(open)).await.ok()?;
+        (stream.schema() == *schema && lacks.iter().all(|group| missing.contains(group))).then_some(stream)
     }
 
-    /// What one query runs in: its own memory, and stores that count what it reads.
     fn runtime_of(&self, record: &Arc<Record>, memory: Arc<QueryPool>) -> Arc<RuntimeEnv> {
-        let mut runtime = self.runtime.as_ref().clone();
-        runtime.memory_pool = memory;
-        runtime.object_store_registry = self.stores.counted(record);
-        Arc::new(runtime)
+        runtime_of(&self.runtime, &self.stores, record, memory)
     }
 
     async fn open(
@@ -469,9 +488,14 @@ impl Inner {
         query: &Query,
         work: &Work,
         runtime: &Arc<RuntimeEnv>,
-        deadline: Instant,
+        record: &Arc<Record>,
+        spread: Option<&Spread>,
     ) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
-        let (context, snapshotter) = self.context(query, runtime, deadline);
+        let (context, snapshotter) = self.context(query, runtime, record.deadline());
+        let context = match spread {
+            Some(spread) => spread.session(context, record)?,
+            None => context,
+        };
         let frame = match work {
             Work::Sql => {
                 let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();

@@ -9,6 +9,7 @@
 mod as_of;
 mod budget;
 mod copies;
+mod distributed;
 mod engine;
 mod error;
 mod files;
@@ -37,6 +38,7 @@ mod traces;
 mod whole;
 
 pub use budget::Budget;
+pub use distributed::{Distribution, PeerWorker};
 pub use engine::{Allowance, Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};
 pub use error::{QueryError, QueryErrorKind};
 pub use names::SYSTEM as SYSTEM_SCHEMA;
