@@ -192,7 +192,7 @@ pub struct Query {
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Distributed {
-    /// Of queries that this node is asked; it does shares of others' in any case.
+    /// Of queries that this node is asked and that do not say it themselves; it does shares of others' in any case.
     pub enabled: bool,
     /// A scan of fewer bytes of data files stays on its node.
     pub min_bytes: ByteSize,

@@ -235,7 +235,7 @@ fn query_config(config: &Config, memory: usize, cores: usize) -> QueryConfig {
         tenant_concurrency: query.tenant_concurrency,
         queue: query.queue,
         partitions: cores,
-        distribution: query.distributed.enabled.then_some(Distribution { bytes_min: query.distributed.min_bytes.0 }),
+        distribution: Distribution { enabled: query.distributed.enabled, bytes_min: query.distributed.min_bytes.0 },
     }
 }
 

@@ -49,6 +49,8 @@ const BUFFER_BYTES: usize = 8 << 20;
 /// Which scans spread over the nodes.
 #[derive(Debug, Clone, Copy)]
 pub struct Distribution {
+    /// Unless a query says it itself.
+    pub enabled: bool,
     /// Of data files that one scan reads, columns that it does not need included. A smaller one stays on its node.
     pub bytes_min: u64,
 }

@@ -90,8 +90,8 @@ pub struct QueryConfig {
     pub queue: usize,
     /// Threads that one query may use.
     pub partitions: usize,
-    /// Whether large scans spread over the nodes, and which; shares of others' queries are done in any case.
-    pub distribution: Option<Distribution>,
+    /// Which scans spread over the nodes; shares of others' queries are done in any case.
+    pub distribution: Distribution,
 }
 
 /// What a query must see.
@@ -124,6 +124,8 @@ pub struct Allowance {
     pub deadline: Option<Duration>,
     /// Whether `system.queries` shows the queries of all tenants.
     pub all_tenants: bool,
+    /// Whether large scans spread over the nodes; `None`: what is configured.
+    pub distributed: Option<bool>,
 }
 
 /// What is asked: SQL over the logical view, or a plan over a table as it is stored.
@@ -150,7 +152,7 @@ struct Inner {
     memory: Arc<NodeMemory>,
     stores: Stores,
     template: SessionState,
-    spread: Option<Spread>,
+    spread: Spread,
     gate: Gate,
     queries: Queries,
     cpu: tokio::runtime::Handle,
@@ -241,9 +243,8 @@ impl QueryEngine {
             config.query_memory_bytes,
             queries.clone(),
         ));
-        let spread = config
-            .distribution
-            .map(|distribution| Spread::new(distribution, Arc::new(Cluster::new(Arc::clone(groups.peers()), worker))));
+        let nodes = Cluster::new(Arc::clone(groups.peers()), worker);
+        let spread = Spread::new(config.distribution, Arc::new(nodes));
         Ok(Self(Arc::new(Inner {
             config,
             lake,
@@ -389,12 +390,13 @@ impl Inner {
     ) {
         metrics::note_started();
         let record: &Arc<Record> = &listed;
+        let spread = query.allowance.distributed.unwrap_or(self.config.distribution.enabled).then_some(&self.spread);
         let open = async {
             let permit = self.gate.enter(&query.identity.tenant).await?;
             let pool = QueryMemory::pool(&self.memory, self.config.query_memory_bytes);
             listed.plans(Arc::clone(&pool));
             let runtime = self.runtime_of(&listed, pool);
-            let (stream, missing) = self.open(&query, &work, &runtime, &listed, self.spread.as_ref()).await?;
+            let (stream, missing) = self.open(&query, &work, &runtime, &listed, spread).await?;
             Ok::<_, QueryError>((permit, runtime, stream, missing))
         };
         let (permit, runtime, mut stream, missing) = match record.within(Box::pin(open)).await {
@@ -410,7 +412,7 @@ impl Inner {
         }
         record.runs();
         let whole = query.consistency == Consistency::Strong || query.min_position.is_some();
-        let may_restart = whole || self.spread.is_some();
+        let may_restart = whole || spread.is_some();
         let (mut restarts, mut yielded) = (0, false);
         let last = loop {
             let next = async { stream.next().await.transpose().map_err(QueryError::from) };

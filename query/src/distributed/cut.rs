@@ -111,10 +111,14 @@ struct Split {
 
 impl Cut {
     fn whole(&self, plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
-        let cut = self.cut(&plan, false)?;
-        if !is_cut(&cut)? || cut.schema() != plan.schema() {
-            return Ok(plan);
-        }
+        let cut = match self.cut(&plan, false) {
+            Ok(cut) if is_cut(&cut)? && cut.schema() == plan.schema() => cut,
+            Ok(_) => return Ok(plan),
+            Err(error) => {
+                tracing::warn!(%error, "a plan cannot be cut");
+                return Ok(plan);
+            }
+        };
         // A plan in parts has one partition, whoever reads it.
         match cut.output_partitioning().partition_count() {
             1 => Ok(cut),

@@ -174,7 +174,7 @@ struct Setup {
     others: Vec<Queries>,
     spread: SessionContext,
     local: SessionContext,
-    _files: Files,
+    files: Files,
 }
 
 async fn set_up(nodes: u64, fault: Fault) -> Setup {
@@ -210,9 +210,9 @@ async fn set_up(nodes: u64, fault: Fault) -> Setup {
     local.sql(view).await.expect("plans").collect().await.expect("makes a view");
     let reach = Arc::new(InMemory { workers, fault, suspects: Mutex::default() });
     let spread: Arc<dyn Reach> = Arc::<InMemory>::clone(&reach);
-    let spread = Spread::new(Distribution { bytes_min: 0 }, spread);
+    let spread = Spread::new(Distribution { enabled: true, bytes_min: 0 }, spread);
     let spread = spread.session(local.clone(), &query).expect("a session");
-    Setup { reach, query, others, spread, local, _files: files }
+    Setup { reach, query, others, spread, local, files }
 }
 
 async fn answer(context: &SessionContext, sql: &str) -> Result<String, QueryError> {
@@ -274,7 +274,7 @@ async fn what_others_read_counts_where_the_query_was_asked_and_nothing_is_left_o
     let before = setup.query.scanned_bytes();
     answer(&setup.spread, STATEMENTS[0].0).await.expect("answers");
     let read = setup.query.scanned_bytes() - before;
-    let files: u64 = std::fs::read_dir(&setup._files.0)
+    let files: u64 = std::fs::read_dir(&setup.files.0)
         .expect("is there")
         .map(|file| file.and_then(|file| file.metadata()).expect("is there").len())
         .sum();

@@ -107,7 +107,7 @@ impl Asked {
             return Err(unavailable(format!("version {version} asks version {VERSION} for a share of a query")));
         }
         let wrong = |key: &str| unavailable(format!("a share of a query has another {key} than this version knows"));
-        let scan_bytes = text(SCAN_KEY).map(str::parse).transpose().map_err(|_| wrong(SCAN_KEY))?;
+        let scan_bytes = text(SCAN_KEY).map(str::parse::<u64>).transpose().map_err(|_| wrong(SCAN_KEY))?;
         Ok(Self {
             query: needed(QUERY_KEY)?.parse()?,
             identity: Identity {
