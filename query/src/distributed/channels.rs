@@ -227,3 +227,18 @@ impl WorkerChannel for Watched {
         self.inner.get_worker_info(request).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_found_by_its_name() {
+        for node in [1, 7, u64::MAX].map(NodeId) {
+            let url = url_of(node).expect("a url");
+            assert_eq!(node_of(&url), Some(node));
+            assert_eq!(Url::parse(url.as_str()).as_ref(), Ok(&url), "it travels as a text");
+        }
+        assert_eq!(node_of(&Url::parse("node://x").expect("a url")), None);
+    }
+}
