@@ -41,6 +41,12 @@ if wants tests && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then pa
 if wants jepsen && ! ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1; then extras+=(libfaketime); fi
 # Disks that lose their power: not in every container.
 if wants jepsen && [ ! -e /usr/sbin/mkfs.ext4 ] && [ ! -e /sbin/mkfs.ext4 ]; then extras+=(e2fsprogs); fi
+# Networks that lose packets: likewise. (The path of users need not have what is root's.)
+has() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1; }
+if wants jepsen; then
+  if ! has ip || ! has tc; then extras+=(iproute2); fi
+  has nft || extras+=(nftables)
+fi
 if [ ${#packages[@]} -gt 0 ]; then
   echo "installing: ${packages[*]}"
   sudo=$([ "$(id -u)" = 0 ] || echo sudo)

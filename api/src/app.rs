@@ -27,8 +27,8 @@ pub struct AppDeps {
     pub address: String,
     /// Guards operations when it is set.
     pub admin_key: Option<String>,
-    /// Seals the session tokens of Flight handshakes; the same on every node of the cluster.
-    pub session_secret: Vec<u8>,
+    /// Seals the session tokens of Flight handshakes; the same on every node of the cluster. Without it there are none.
+    pub session_secret: Option<Vec<u8>>,
     pub clock: Arc<dyn Clock>,
     /// How long a write may wait for its commit before its outcome is called unknown.
     pub write_timeout: Duration,

@@ -1,44 +1,28 @@
 //! Flight SQL: handshake, statements, prepared statements with parameters, metadata, cancellation.
 //!
-//! Stateless but for the results that are being sent: a ticket or handle is the statement itself with what was bound to
-//! it ([`statement`]), a session is its token, and whose request it is comes from the metadata of every call. So a load
-//! balancer may send each call to another node.
+//! Stateless: a ticket or handle is the statement itself with what was bound to it ([`statement`]), a session is its token,
+//! and whose request it is comes from the metadata of every call. So a load balancer may send each call to another node.
 
 mod bind;
-mod cancel;
-mod edge;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod info;
-mod rows;
+mod service;
 mod statement;
 mod wire;
 
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use arrow::ipc::writer::IpcWriteOptions;
 use arrow_flight::encode::{DictionaryHandling, FlightDataEncoderBuilder};
 use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
 use arrow_flight::sql::metadata::{SqlInfoData, XdbcTypeInfoData};
-use arrow_flight::sql::server::{DoPutError, FlightSqlService, PeekableFlightDataStream};
-use arrow_flight::sql::{
-    ActionBeginSavepointRequest, ActionBeginSavepointResult, ActionBeginTransactionRequest,
-    ActionBeginTransactionResult, ActionCancelQueryRequest, ActionCancelQueryResult,
-    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult,
-    ActionCreatePreparedSubstraitPlanRequest, ActionEndSavepointRequest, ActionEndTransactionRequest, Any, Command,
-    CommandGetCatalogs, CommandGetCrossReference, CommandGetDbSchemas, CommandGetExportedKeys, CommandGetImportedKeys,
-    CommandGetPrimaryKeys, CommandGetSqlInfo, CommandGetTableTypes, CommandGetTables, CommandGetXdbcTypeInfo,
-    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementIngest, CommandStatementQuery,
-    CommandStatementSubstraitPlan, CommandStatementUpdate, DoPutPreparedStatementResult, ProstMessageExt, SqlInfo,
-    TicketStatementQuery,
-};
-use arrow_flight::{
-    Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightDescriptor, FlightEndpoint,
-    FlightInfo, HandshakeRequest, HandshakeResponse, IpcMessage, SchemaAsIpc, Ticket,
-};
+use arrow_flight::sql::{Any, ProstMessageExt, TicketStatementQuery};
+use arrow_flight::{CancelStatus, FlightDescriptor, FlightEndpoint, FlightInfo, IpcMessage, SchemaAsIpc, Ticket};
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt, stream};
@@ -47,26 +31,23 @@ use signaldb_catalog::Identity;
 use signaldb_model::DatasetId;
 use signaldb_model::limits::REQUEST_BYTES_MAX;
 use signaldb_query::{
-    Allowance, Consistency, Description, Parameters, Query, QueryError, QueryErrorKind, SYSTEM_SCHEMA, SYSTEM_TABLES,
+    Allowance, Consistency, Description, Parameters, Query, QueryError, QueryErrorKind, RunningQuery, SYSTEM_SCHEMA,
+    SYSTEM_TABLES,
 };
 use signaldb_signals::SignalTable;
-use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Request, Response, Status};
 
-use self::cancel::Streams;
-use self::rows::Rows;
 use self::statement::Statement;
 use self::wire::Wire;
 use crate::app::App;
+use crate::edge;
 use crate::error::{ApiError, Kind};
 use crate::format::{PARTIAL, missing_groups};
-use crate::identity::{header, identify, session_token};
+use crate::identity::{header, identify};
 use crate::reading::{CONSISTENCY, MIN_POSITION, Reading, ReadingParameters, consistency, position};
 
 type DoGet = <FlightSql as FlightService>::DoGetStream;
-type DoAction = <FlightSql as FlightService>::DoActionStream;
-type DoPut = <FlightSql as FlightService>::DoPutStream;
-type Handshake = Pin<Box<dyn Stream<Item = Result<HandshakeResponse, Status>> + Send>>;
 
 /// Name of the one catalog that clients see.
 const CATALOG: &str = "signaldb";
@@ -81,7 +62,6 @@ pub(crate) struct FlightSql {
     app: App,
     info: SqlInfoData,
     types: XdbcTypeInfoData,
-    streams: Streams,
 }
 
 impl fmt::Debug for FlightSql {
@@ -91,7 +71,7 @@ impl fmt::Debug for FlightSql {
 }
 
 pub(crate) fn service(app: App) -> Result<FlightServiceServer<Wire>, FlightError> {
-    let sql = FlightSql { app, info: info::sql_info()?, types: info::types()?, streams: Streams::default() };
+    let sql = FlightSql { app, info: info::sql_info()?, types: info::types()? };
     Ok(FlightServiceServer::new(Wire(sql)).max_decoding_message_size(REQUEST_BYTES_MAX))
 }
 
@@ -108,27 +88,12 @@ fn unsupported<T>(what: &str) -> Result<T, Status> {
     Err(status(ApiError::new(Kind::NotImplemented, format!("{what} is not supported"))))
 }
 
-fn flight_error(error: ApiError) -> FlightError {
-    FlightError::from(error.grpc_status())
-}
-
 /// An error of a stream; one without a name comes from encoding rows.
 fn stream_status(error: FlightError) -> Status {
     match error {
         FlightError::Tonic(status) => *status,
         other => status(internal(other)),
     }
-}
-
-fn one_batch(batch: Result<RecordBatch, FlightError>) -> Result<Response<DoGet>, Status> {
-    let batch = batch.map_err(|error| status(internal(error)))?;
-    let encoder = FlightDataEncoderBuilder::new().with_schema(batch.schema());
-    let encoded = encoder.build(stream::iter([Ok(batch)]));
-    Ok(Response::new(Box::pin(encoded.map_err(stream_status))))
-}
-
-fn no_rows(schema: &SchemaRef) -> Result<Response<DoGet>, Status> {
-    one_batch(Ok(RecordBatch::new_empty(Arc::clone(schema))))
 }
 
 /// One endpoint without a place: the rows are wherever the client is connected to.
@@ -146,10 +111,6 @@ fn ipc_schema(schema: &Schema) -> Result<Bytes, ApiError> {
     let IpcMessage(bytes) =
         IpcMessage::try_from(SchemaAsIpc::new(schema, &IpcWriteOptions::default())).map_err(internal)?;
     Ok(bytes)
-}
-
-fn refuse_transaction(id: Option<&Bytes>) -> Result<(), Status> {
-    if id.is_some_and(|id| !id.is_empty()) { unsupported("a statement in a transaction") } else { Ok(()) }
 }
 
 /// The statement as this call asks for it: its headers go before those of the call that made the ticket or handle.
@@ -219,7 +180,7 @@ impl FlightSql {
         let parameters = match &statement.bound {
             Some(bound) => {
                 let rows = bind::rows(bound).await?;
-                if rows.num_rows() > 0 { Parameters::of_row(&rows, 0)? } else { Parameters::default() }
+                if rows.num_rows() > 0 { Parameters::of_rows(rows) } else { Parameters::default() }
             }
             None => Parameters::default(),
         };
@@ -253,23 +214,23 @@ impl FlightSql {
 
     async fn rows(&self, handle: &[u8], metadata: &MetadataMap) -> Result<Response<DoGet>, ApiError> {
         let statement = self.reopened(handle, metadata)?;
-        let query = self.query(&statement, metadata)?;
-        let bound = match &statement.bound {
-            Some(bound) => Some(bind::rows(bound).await?),
-            None => None,
-        };
-        if bound.as_ref().is_some_and(|rows| rows.num_rows() == 0) {
-            let description = self.describe(&statement, metadata).await?;
-            let none = stream::empty::<Result<RecordBatch, FlightError>>();
-            return Ok(sent(edge::result(&description.schema, statement.flat), none));
+        let mut query = self.query(&statement, metadata)?;
+        if let Some(bound) = &statement.bound {
+            let rows = bind::rows(bound).await?;
+            if rows.num_rows() == 0 {
+                let description = self.describe(&statement, metadata).await?;
+                let none = stream::empty::<Result<RecordBatch, FlightError>>();
+                return Ok(sent(edge::result(&description.schema, statement.flat), none));
+            }
+            query.parameters = Parameters::of_rows(rows);
         }
-        let sending = self.streams.begin(statement.id.clone(), query.identity.tenant.clone());
-        let engine = self.app.engine.clone();
-        let rows = Box::pin(Rows::start(engine, query, bound, statement.flat, sending)).await?;
-        let (schema, missing) = (Arc::clone(&rows.schema), missing_groups(&rows.missing));
-        let batches = stream::try_unfold(rows, |mut rows| async move {
-            let batch = rows.next().await.map_err(flight_error)?;
-            Ok::<_, FlightError>(batch.map(|batch| (batch, rows)))
+        let running = Box::pin(self.app.engine.run_ticket(query, statement.id.clone())).await?;
+        let (schema, missing) =
+            (edge::result(&running.schema, statement.flat), missing_groups(&running.missing_groups));
+        // Dropping the stream ends the query.
+        let batches = stream::try_unfold((running, Arc::clone(&schema)), |(mut running, schema)| async move {
+            let batch = next(&mut running, &schema).await.map_err(|error| FlightError::from(error.grpc_status()))?;
+            Ok::<_, FlightError>(batch.map(|batch| (batch, (running, schema))))
         });
         let mut response = sent(schema, batches);
         if let Some(groups) = missing.and_then(|groups| MetadataValue::try_from(groups.as_bytes()).ok()) {
@@ -278,16 +239,14 @@ impl FlightSql {
         Ok(response)
     }
 
-    /// Gives up the results of these tickets that this node is sending.
-    fn cancel(&self, info: Option<&FlightInfo>, metadata: &MetadataMap) -> Result<CancelStatus, Status> {
+    /// Gives up the results of these tickets, whichever node computes them.
+    async fn cancel(&self, info: Option<&FlightInfo>, metadata: &MetadataMap) -> Result<CancelStatus, Status> {
         let identity = self.identify(metadata)?;
         let endpoints = info.map(|info| info.endpoint.as_slice()).unwrap_or_default();
-        let mut found = false;
-        for ticket in endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref()) {
-            let statement = statement_of(ticket).map_err(status)?;
-            found |= self.streams.cancel(&statement.id, &identity.tenant);
-        }
-        // Rows that are on their way may still arrive. Another node may be sending them, or nobody yet.
+        let tickets = endpoints.iter().filter_map(|endpoint| endpoint.ticket.as_ref());
+        let tickets: Result<Vec<Bytes>, ApiError> = tickets.map(|ticket| Ok(statement_of(ticket)?.id)).collect();
+        let found = self.app.engine.cancel(&tickets.map_err(status)?, &identity.tenant).await.map_err(status)?;
+        // Rows that are on their way may still arrive. Nobody may have asked for them yet, or all of them are sent.
         Ok(if found { CancelStatus::Cancelling } else { CancelStatus::NotCancellable })
     }
 
@@ -333,6 +292,12 @@ impl FlightSql {
     }
 }
 
+/// The next rows as they are sent, `None` after the last.
+async fn next(running: &mut RunningQuery, schema: &SchemaRef) -> Result<Option<RecordBatch>, ApiError> {
+    let Some(batch) = running.next().await else { return Ok(None) };
+    edge::convert(&batch?, schema).map(Some)
+}
+
 /// A result on its way. Dictionaries go as they are, each with the rows that need it.
 fn sent(
     schema: SchemaRef,
@@ -341,463 +306,4 @@ fn sent(
     let encoder = FlightDataEncoderBuilder::new().with_schema(schema);
     let encoded = encoder.with_dictionary_handling(DictionaryHandling::Resend).build(batches);
     Response::new(Box::pin(encoded.map_err(stream_status)))
-}
-
-#[tonic::async_trait]
-impl FlightSqlService for FlightSql {
-    type FlightService = Self;
-
-    async fn register_sql_info(&self, _id: i32, _result: &SqlInfo) {}
-
-    /// Basic in, bearer out; the client sends headers only.
-    async fn do_handshake(&self, request: Request<Streaming<HandshakeRequest>>) -> Result<Response<Handshake>, Status> {
-        let token = session_token(&self.app, request.metadata().as_ref()).map_err(status)?;
-        let answer = HandshakeResponse { protocol_version: 0, payload: Bytes::from(token.clone()) };
-        let answers: Handshake = Box::pin(stream::iter([Ok(answer)]));
-        let mut response = Response::new(answers);
-        let bearer =
-            format!("Bearer {token}").parse::<MetadataValue<Ascii>>().map_err(|error| status(internal(error)))?;
-        response.metadata_mut().insert("authorization", bearer);
-        Ok(response)
-    }
-
-    async fn get_flight_info_statement(
-        &self,
-        query: CommandStatementQuery,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        let statement = self.statement(query.query, request.metadata())?;
-        refuse_transaction(query.transaction_id.as_ref())?;
-        self.statement_info(statement, request).await
-    }
-
-    async fn get_flight_info_prepared_statement(
-        &self,
-        query: CommandPreparedStatementQuery,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        let statement = self.reopened(&query.prepared_statement_handle, request.metadata()).map_err(status)?;
-        self.statement_info(statement, request).await
-    }
-
-    async fn get_flight_info_substrait_plan(
-        &self,
-        _query: CommandStatementSubstraitPlan,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CommandStatementSubstraitPlan")
-    }
-
-    async fn get_flight_info_fallback(
-        &self,
-        command: Command,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        match command {
-            Command::Unknown(any) => {
-                Err(status(ApiError::invalid(format!("{:?} is not a command of Flight SQL", any.type_url))))
-            }
-            known => unsupported(&format!("GetFlightInfo of {}", short_name(known.type_url()))),
-        }
-    }
-
-    async fn do_get_statement(
-        &self,
-        ticket: TicketStatementQuery,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        self.rows(&ticket.statement_handle, request.metadata()).await.map_err(status)
-    }
-
-    async fn do_get_prepared_statement(
-        &self,
-        query: CommandPreparedStatementQuery,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        self.rows(&query.prepared_statement_handle, request.metadata()).await.map_err(status)
-    }
-
-    async fn do_get_fallback(&self, request: Request<Ticket>, message: Any) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        Err(status(ApiError::invalid(format!("{:?} is not a ticket of Flight SQL", message.type_url))))
-    }
-
-    async fn do_action_create_prepared_statement(
-        &self,
-        query: ActionCreatePreparedStatementRequest,
-        request: Request<Action>,
-    ) -> Result<ActionCreatePreparedStatementResult, Status> {
-        let statement = self.statement(query.query, request.metadata())?;
-        refuse_transaction(query.transaction_id.as_ref())?;
-        let description = self.describe(&statement, request.metadata()).await.map_err(status)?;
-        let schema = edge::result(&description.schema, statement.flat);
-        Ok(ActionCreatePreparedStatementResult {
-            prepared_statement_handle: statement.to_bytes(),
-            dataset_schema: ipc_schema(&schema).map_err(status)?,
-            parameter_schema: ipc_schema(&edge::compatible(&description.parameters)).map_err(status)?,
-        })
-    }
-
-    /// The next handle has what was bound in it.
-    async fn do_put_prepared_statement_query(
-        &self,
-        query: CommandPreparedStatementQuery,
-        request: Request<PeekableFlightDataStream>,
-    ) -> Result<DoPutPreparedStatementResult, Status> {
-        let (metadata, _, messages) = request.into_parts();
-        let statement = self.reopened(&query.prepared_statement_handle, &metadata).map_err(status)?;
-        // Before anything is read of who may not bind.
-        self.query(&statement, &metadata).map_err(status)?;
-        let bound = bind::receive(messages).await.map_err(status)?;
-        let bound = Statement { bound: Some(bound), ..statement };
-        Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(bound.to_bytes()) })
-    }
-
-    /// There is nothing to close but the handle itself.
-    async fn do_action_close_prepared_statement(
-        &self,
-        query: ActionClosePreparedStatementRequest,
-        request: Request<Action>,
-    ) -> Result<(), Status> {
-        self.identify(request.metadata())?;
-        Statement::from_bytes(&query.prepared_statement_handle).map(drop).map_err(status)
-    }
-
-    async fn do_action_cancel_query(
-        &self,
-        query: ActionCancelQueryRequest,
-        request: Request<Action>,
-    ) -> Result<ActionCancelQueryResult, Status> {
-        let unreadable = |_| status(ApiError::invalid("CancelQuery needs the FlightInfo of a query"));
-        let info = FlightInfo::decode(query.info).map_err(unreadable)?;
-        // The two enumerations have the same numbers.
-        Ok(ActionCancelQueryResult { result: self.cancel(Some(&info), request.metadata())? as i32 })
-    }
-
-    async fn do_action_fallback(&self, request: Request<Action>) -> Result<Response<DoAction>, Status> {
-        let action = request.get_ref();
-        if action.r#type == CANCEL_FLIGHT_INFO {
-            let unreadable = |_| status(ApiError::invalid("CancelFlightInfo needs a CancelFlightInfoRequest"));
-            let asked = CancelFlightInfoRequest::decode(action.body.clone()).map_err(unreadable)?;
-            let result = CancelFlightInfoResult::new(self.cancel(asked.info.as_ref(), request.metadata())?);
-            let answer = arrow_flight::Result::new(result.encode_to_vec());
-            return Ok(Response::new(Box::pin(stream::iter([Ok(answer)]))));
-        }
-        self.identify(request.metadata())?;
-        let name: String = action.r#type.chars().take(100).collect();
-        unsupported(&format!("the action {name:?}"))
-    }
-
-    async fn do_action_create_prepared_substrait_plan(
-        &self,
-        _query: ActionCreatePreparedSubstraitPlanRequest,
-        request: Request<Action>,
-    ) -> Result<ActionCreatePreparedStatementResult, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CreatePreparedSubstraitPlan")
-    }
-
-    async fn do_action_begin_transaction(
-        &self,
-        _query: ActionBeginTransactionRequest,
-        request: Request<Action>,
-    ) -> Result<ActionBeginTransactionResult, Status> {
-        self.identify(request.metadata())?;
-        unsupported("BeginTransaction")
-    }
-
-    async fn do_action_end_transaction(
-        &self,
-        _query: ActionEndTransactionRequest,
-        request: Request<Action>,
-    ) -> Result<(), Status> {
-        self.identify(request.metadata())?;
-        unsupported("EndTransaction")
-    }
-
-    async fn do_action_begin_savepoint(
-        &self,
-        _query: ActionBeginSavepointRequest,
-        request: Request<Action>,
-    ) -> Result<ActionBeginSavepointResult, Status> {
-        self.identify(request.metadata())?;
-        unsupported("BeginSavepoint")
-    }
-
-    async fn do_action_end_savepoint(
-        &self,
-        _query: ActionEndSavepointRequest,
-        request: Request<Action>,
-    ) -> Result<(), Status> {
-        self.identify(request.metadata())?;
-        unsupported("EndSavepoint")
-    }
-
-    async fn do_put_statement_update(
-        &self,
-        _command: CommandStatementUpdate,
-        request: Request<PeekableFlightDataStream>,
-    ) -> Result<i64, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CommandStatementUpdate: SQL only reads, and changing data with it")
-    }
-
-    async fn do_put_prepared_statement_update(
-        &self,
-        _command: CommandPreparedStatementUpdate,
-        request: Request<PeekableFlightDataStream>,
-    ) -> Result<i64, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CommandPreparedStatementUpdate: SQL only reads, and changing data with it")
-    }
-
-    async fn do_put_statement_ingest(
-        &self,
-        _command: CommandStatementIngest,
-        request: Request<PeekableFlightDataStream>,
-    ) -> Result<i64, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CommandStatementIngest: rows come in over OTLP, and bulk ingestion over Flight")
-    }
-
-    async fn do_put_substrait_plan(
-        &self,
-        _command: CommandStatementSubstraitPlan,
-        request: Request<PeekableFlightDataStream>,
-    ) -> Result<i64, Status> {
-        self.identify(request.metadata())?;
-        unsupported("CommandStatementSubstraitPlan")
-    }
-
-    async fn do_put_fallback(
-        &self,
-        request: Request<PeekableFlightDataStream>,
-        message: Any,
-    ) -> Result<Response<DoPut>, Status> {
-        self.identify(request.metadata())?;
-        unsupported(&format!("DoPut of {:?}", short_name(&message.type_url)))
-    }
-
-    async fn do_put_error_callback(
-        &self,
-        _request: Request<PeekableFlightDataStream>,
-        error: DoPutError,
-    ) -> Result<Response<DoPut>, Status> {
-        Err(status(ApiError::invalid(error.to_string())))
-    }
-
-    async fn get_flight_info_catalogs(
-        &self,
-        query: CommandGetCatalogs,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.into_builder().schema(), &query, request.into_inner())
-    }
-
-    async fn do_get_catalogs(
-        &self,
-        query: CommandGetCatalogs,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        let mut builder = query.into_builder();
-        builder.append(CATALOG);
-        one_batch(builder.build())
-    }
-
-    async fn get_flight_info_schemas(
-        &self,
-        query: CommandGetDbSchemas,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.clone().into_builder().schema(), &query, request.into_inner())
-    }
-
-    async fn do_get_schemas(
-        &self,
-        query: CommandGetDbSchemas,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        let identity = self.identify(request.metadata())?;
-        let mut builder = query.into_builder();
-        for schema in self.datasets(&identity).into_iter().chain([SYSTEM_SCHEMA.to_owned()]) {
-            builder.append(CATALOG, schema);
-        }
-        one_batch(builder.build())
-    }
-
-    async fn get_flight_info_tables(
-        &self,
-        query: CommandGetTables,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.clone().into_builder().schema(), &query, request.into_inner())
-    }
-
-    async fn do_get_tables(
-        &self,
-        query: CommandGetTables,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        let identity = self.identify(request.metadata())?;
-        let flat = with_headers(Statement::default(), request.metadata().as_ref()).map_err(status)?.flat;
-        let mut names = CommandGetTables { include_schema: false, ..query.clone() }.into_builder();
-        for (schema, table, kind) in self.tables(&identity) {
-            names.append(CATALOG, schema, table, kind, &Schema::empty()).map_err(|error| status(internal(error)))?;
-        }
-        let names = names.build();
-        if !query.include_schema {
-            return one_batch(names);
-        }
-        // Only what the filters left has to be planned.
-        let names = names.map_err(|error| status(internal(error)))?;
-        let text = |column: usize, row: usize| names.column(column).as_string::<i32>().value(row);
-        let mut builder = query.into_builder();
-        for row in 0..names.num_rows() {
-            let (schema, table, kind) = (text(1, row), text(2, row), text(3, row));
-            let columns = self.table_schema(&identity, schema, table, flat).await.map_err(status)?;
-            builder.append(CATALOG, schema, table, kind, &columns).map_err(|error| status(internal(error)))?;
-        }
-        one_batch(builder.build())
-    }
-
-    async fn get_flight_info_table_types(
-        &self,
-        query: CommandGetTableTypes,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.into_builder().schema(), &query, request.into_inner())
-    }
-
-    async fn do_get_table_types(
-        &self,
-        query: CommandGetTableTypes,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        let mut builder = query.into_builder();
-        for kind in [TABLE, SYSTEM_TABLE] {
-            builder.append(kind);
-        }
-        one_batch(builder.build())
-    }
-
-    async fn get_flight_info_sql_info(
-        &self,
-        query: CommandGetSqlInfo,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.clone().into_builder(&self.info).schema(), &query, request.into_inner())
-    }
-
-    async fn do_get_sql_info(
-        &self,
-        query: CommandGetSqlInfo,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        one_batch(query.into_builder(&self.info).build())
-    }
-
-    async fn get_flight_info_xdbc_type_info(
-        &self,
-        query: CommandGetXdbcTypeInfo,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&query.into_builder(&self.types).schema(), &query, request.into_inner())
-    }
-
-    async fn do_get_xdbc_type_info(
-        &self,
-        query: CommandGetXdbcTypeInfo,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        one_batch(query.into_builder(&self.types).build())
-    }
-
-    async fn get_flight_info_primary_keys(
-        &self,
-        query: CommandGetPrimaryKeys,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&info::PRIMARY_KEYS, &query, request.into_inner())
-    }
-
-    async fn do_get_primary_keys(
-        &self,
-        _query: CommandGetPrimaryKeys,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        no_rows(&info::PRIMARY_KEYS)
-    }
-
-    async fn get_flight_info_exported_keys(
-        &self,
-        query: CommandGetExportedKeys,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&info::FOREIGN_KEYS, &query, request.into_inner())
-    }
-
-    async fn do_get_exported_keys(
-        &self,
-        _query: CommandGetExportedKeys,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        no_rows(&info::FOREIGN_KEYS)
-    }
-
-    async fn get_flight_info_imported_keys(
-        &self,
-        query: CommandGetImportedKeys,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&info::FOREIGN_KEYS, &query, request.into_inner())
-    }
-
-    async fn do_get_imported_keys(
-        &self,
-        _query: CommandGetImportedKeys,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        no_rows(&info::FOREIGN_KEYS)
-    }
-
-    async fn get_flight_info_cross_reference(
-        &self,
-        query: CommandGetCrossReference,
-        request: Request<FlightDescriptor>,
-    ) -> Result<Response<FlightInfo>, Status> {
-        self.identify(request.metadata())?;
-        flight_info(&info::FOREIGN_KEYS, &query, request.into_inner())
-    }
-
-    async fn do_get_cross_reference(
-        &self,
-        _query: CommandGetCrossReference,
-        request: Request<Ticket>,
-    ) -> Result<Response<DoGet>, Status> {
-        self.identify(request.metadata())?;
-        no_rows(&info::FOREIGN_KEYS)
-    }
-}
-
-/// The name of a message without where it comes from.
-fn short_name(type_url: &str) -> String {
-    type_url.rsplit('.').next().unwrap_or_default().chars().take(100).collect()
 }

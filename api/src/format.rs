@@ -16,13 +16,14 @@ use futures::stream;
 use serde_json::{Value, json};
 use signaldb_query::RunningQuery;
 
+use crate::edge;
 use crate::error::{ApiError, Kind};
 
 /// Header of an eventual answer that lacks the newest rows of these groups (HTTP, and Flight metadata).
 pub(crate) const PARTIAL: &str = "x-signaldb-missing-groups";
 
 /// Header that names the query, as in `system.queries`.
-const QUERY_ID: &str = "x-signaldb-query-id";
+pub(crate) const QUERY_ID: &str = "x-signaldb-query-id";
 
 /// Bytes of a JSON document that are held back; one that is no larger fails with a status, and has one.
 const HELD_BYTES_MAX: usize = 4 << 20;
@@ -122,11 +123,11 @@ struct Writer {
 impl Writer {
     /// The writer, and what comes before the first row.
     fn begin(running: &RunningQuery, format: Format, begun: Instant) -> Result<(Self, Bytes), ApiError> {
-        let (schema, missing) = (Arc::clone(&running.schema), running.missing_groups.clone());
-        Self::new(schema, format, missing, begun)
+        Self::new(&running.schema, format, running.missing_groups.clone(), begun)
     }
 
-    fn new(schema: SchemaRef, format: Format, missing: Vec<u32>, begun: Instant) -> Result<(Self, Bytes), ApiError> {
+    fn new(schema: &Schema, format: Format, missing: Vec<u32>, begun: Instant) -> Result<(Self, Bytes), ApiError> {
+        let schema = edge::plain(schema);
         let head = match format {
             Format::Json => json_head(&schema)?.into(),
             _ => encode(&schema, None, format, true)?,
@@ -137,9 +138,10 @@ impl Writer {
     fn rows(&mut self, batch: &RecordBatch) -> Result<Bytes, ApiError> {
         let first = self.rows == 0;
         self.rows += batch.num_rows();
+        let batch = edge::convert(batch, &edge::plain(batch.schema_ref()))?;
         match self.format {
-            Format::Json => Ok(json_rows(batch, first)?.into()),
-            _ => encode(&self.schema, Some(batch), self.format, false),
+            Format::Json => Ok(json_rows(&batch, first)?.into()),
+            _ => encode(&self.schema, Some(&batch), self.format, false),
         }
     }
 
@@ -276,7 +278,7 @@ fn json_rows(batch: &RecordBatch, first: bool) -> Result<Vec<u8>, ApiError> {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Float64Array, Int64Array};
+    use arrow::array::{AsArray, Float64Array, Int64Array, StringViewArray};
 
     use super::*;
 
@@ -299,7 +301,7 @@ mod tests {
         let batch = batch();
         let document = |batches: &[RecordBatch]| {
             let (mut writer, head) =
-                Writer::new(batch.schema(), Format::Json, vec![3], Instant::now()).expect("writes");
+                Writer::new(&batch.schema(), Format::Json, vec![3], Instant::now()).expect("writes");
             let mut document = vec![head];
             document.extend(batches.iter().map(|batch| writer.rows(batch).expect("writes")));
             document.push(writer.end(7).expect("writes"));
@@ -315,6 +317,24 @@ mod tests {
         }
         let text = document(std::slice::from_ref(&batch));
         assert!(text.contains("[9223372036854775807,\"a,\\\"b\\\"\",null],[null,\"é\",0.5]"), "{text}");
+    }
+
+    #[test]
+    fn views_are_written_as_texts() {
+        let long = "a text of more than twelve bytes";
+        let texts: ArrayRef = Arc::new(StringViewArray::from(vec![Some("a"), None, Some(long)]));
+        let batch = RecordBatch::try_from_iter_with_nullable([("t", texts, true)]).expect("valid");
+        let written = |format: Format| {
+            let (mut writer, head) = Writer::new(&batch.schema(), format, vec![], Instant::now()).expect("writes");
+            [head, writer.rows(&batch).expect("writes"), writer.end(0).expect("writes")].concat()
+        };
+        let json: Value = serde_json::from_slice(&written(Format::Json)).expect("JSON");
+        assert_eq!(json["columns"], json!([{"name": "t", "type": "Utf8"}]));
+        assert_eq!(json["rows"], json!([["a"], [null], [long]]));
+        let arrow = written(Format::Arrow);
+        let mut reader = arrow::ipc::reader::StreamReader::try_new(arrow.as_slice(), None).expect("reads");
+        let read = reader.next().expect("rows").expect("reads");
+        assert_eq!(read.column(0).as_string::<i32>().iter().collect::<Vec<_>>(), [Some("a"), None, Some(long)]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use axum::http::header::AUTHORIZATION;
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use signaldb_catalog::Identity;
+use signaldb_catalog::{AccessError, Identity};
 use signaldb_model::{DatasetId, TenantId};
 
 use crate::app::App;
@@ -44,7 +44,7 @@ pub(crate) fn identify(app: &App, headers: &HeaderMap) -> Result<Identity, ApiEr
                     .with_hint("send `Authorization: Bearer <key>` and `X-Tenant-ID: <tenant>`"));
             }
             Some(Key::Session(token)) => {
-                let (secret, now) = (&app.session_secret, seconds(app));
+                let (secret, now) = (app.session_secret.as_deref().ok_or(AccessError::SessionEnded)?, seconds(app));
                 return Ok(app.access.resume_session(token, secret, now, credentials.tenant, credentials.dataset)?);
             }
             Some(Key::Api(_)) if credentials.tenant.is_none() => {
@@ -125,7 +125,7 @@ fn constant_time_eq(left: &[u8], right: &[u8]) -> bool {
 /// The token that a Flight handshake answers: it stands for the key for a day, on every node, and does not hold the key.
 ///
 /// # Errors
-/// As for [`identify`]; without a key there is nothing to log in with.
+/// As for [`identify`]; without a key there is nothing to log in with, and without a secret nothing to seal it with.
 pub(crate) fn session_token(app: &App, headers: &HeaderMap) -> Result<String, ApiError> {
     identify(app, headers)?;
     let credentials = Credentials::read(headers)?;
@@ -141,22 +141,28 @@ pub(crate) fn session_token(app: &App, headers: &HeaderMap) -> Result<String, Ap
             "a session is opened with `Authorization: Basic <tenant:key>`, not with a session",
         ));
     };
+    let Some(secret) = &app.session_secret else {
+        // What is public would be all that seals it.
+        let message = "sessions cannot be sealed, for this cluster was founded before it had a secret: set cluster.secret \
+                       on every node, or send the key with every call";
+        return Err(ApiError::new(Kind::NotImplemented, message));
+    };
     let until = seconds(app) + SESSION_LIFETIME.as_secs();
-    let token = app.access.open_session(key, &app.session_secret, until)?;
+    let token = app.access.open_session(key, secret, until)?;
     Ok(format!("{SESSION_PREFIX}{}", BASE64.encode(token)))
 }
 
 /// What the headers claim; nothing of it is checked yet.
 #[derive(Debug, Default)]
-struct Credentials {
-    key: Option<Key>,
+pub(crate) struct Credentials {
+    pub(crate) key: Option<Key>,
     tenant: Option<TenantId>,
     dataset: Option<DatasetId>,
 }
 
 /// What a request proves itself with.
 #[derive(Debug, PartialEq, Eq)]
-enum Key {
+pub(crate) enum Key {
     Api(String),
     /// A session token.
     Session(Vec<u8>),
@@ -170,7 +176,7 @@ impl Credentials {
         }
     }
 
-    fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
+    pub(crate) fn read(headers: &HeaderMap) -> Result<Self, ApiError> {
         let mut out = Self::default();
         if let Some(value) = header(headers, "authorization")? {
             out.read_authorization(value)?;

@@ -9,9 +9,13 @@
 
 mod app;
 mod decompress;
+mod edge;
 pub mod error;
 mod flight_sql;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod iceberg_rest;
 mod identity;

@@ -108,12 +108,17 @@ async fn accept(
 
 /// The body as sent; a compressed one is never larger than what it becomes may be.
 pub(crate) async fn read_body(body: Body) -> Result<Bytes, ApiError> {
-    if body.size_hint().lower() > REQUEST_BYTES_MAX as u64 {
-        return Err(too_large(REQUEST_BYTES_MAX));
+    read_within(body, REQUEST_BYTES_MAX).await
+}
+
+/// The body, if it has no more than `bytes_max`.
+pub(crate) async fn read_within(body: Body, bytes_max: usize) -> Result<Bytes, ApiError> {
+    if body.size_hint().lower() > bytes_max as u64 {
+        return Err(too_large(bytes_max));
     }
-    match Limited::new(body, REQUEST_BYTES_MAX).collect().await {
+    match Limited::new(body, bytes_max).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large(REQUEST_BYTES_MAX)),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large(bytes_max)),
         Err(error) => Err(ApiError::invalid(format!("the request body ended early: {error}"))),
     }
 }

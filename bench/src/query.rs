@@ -1,7 +1,8 @@
-//! How soon questions are answered: beside other engines on the same rows, strong beside eventual, and by a dashboard while
-//! rows come in.
+//! How soon questions are answered: beside other engines on the same rows, strong beside eventual, and by a dashboard and
+//! by many at once while rows come in.
 
 mod consistency;
+mod crowd;
 mod dashboard;
 mod engines;
 mod questions;
@@ -11,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 pub(crate) use consistency::Reads;
+pub(crate) use crowd::Crowd;
 pub(crate) use dashboard::Dashboard;
 pub(crate) use engines::Engine;
 pub(crate) use questions::{QUESTIONS, Question};
@@ -33,6 +35,7 @@ pub(crate) struct MeasuredQueries {
     pub(crate) engines: Vec<Engine>,
     pub(crate) reads: Vec<Reads>,
     pub(crate) dashboard: Dashboard,
+    pub(crate) crowd: Crowd,
 }
 
 /// What to measure.
@@ -67,6 +70,7 @@ pub(crate) async fn measure(plan: &Plan<'_>) -> anyhow::Result<MeasuredQueries> 
         engines.extend(engines::ask_others(python, &asked, &engines[0]).await?);
     }
     let dashboard = dashboard::measure(&node, plan.dashboard_lasts).await?;
+    let crowd = crowd::measure(&node, plan.dashboard_lasts).await?;
     node.stop(Duration::from_secs(60))?;
     let reads = consistency::measure(plan.binary).await?;
     Ok(MeasuredQueries {
@@ -78,5 +82,6 @@ pub(crate) async fn measure(plan: &Plan<'_>) -> anyhow::Result<MeasuredQueries> 
         engines,
         reads,
         dashboard,
+        crowd,
     })
 }

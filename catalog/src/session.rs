@@ -7,7 +7,8 @@
 //! | 32 | HMAC-SHA256 of both, keyed with the cluster's secret and the key's digest |
 //!
 //! Nobody keeps a session: every node that knows the same keys and the same secret accepts the token, and it ends with
-//! its key at the latest. Who reads the digests from the database cannot make one without the secret.
+//! its key at the latest. Who reads the digests from the database cannot make one without the secret, which the nodes agreed
+//! on when they founded the cluster (`raft/src/node/secret.rs`), beside what `cluster.secret` says.
 
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};

@@ -1,11 +1,12 @@
 """ADBC's Flight SQL driver, call by call, at each node; what one node hands out is read at the next.
 
-Addresses, the ids of the three spans of tenant `acme` and the position of the last of them come from the environment.
+Addresses of both ports, the ids of the three spans of tenant `acme` and the position of the last of them come from the environment.
 Tenant `other` has two spans.
 """
 
 import datetime
 import os
+import urllib.request
 
 import adbc_driver_flightsql.dbapi as flight_sql
 import pyarrow
@@ -166,6 +167,28 @@ def partitions(here, there):
         refused("UNAUTHORIZED", lambda: (cursor.adbc_read_partition(tickets[0]), cursor.fetchall()), "somebody else")
 
 
+def kills(here, there, http):
+    """A query that one node runs is found and killed at another."""
+    endless = "SELECT a.value FROM generate_series(1, 1000000) a CROSS JOIN generate_series(1, 1000000) b"
+    with connect(here) as connection, connection.cursor() as cursor:
+        cursor.execute(endless)
+        assert cursor.fetchone() is not None
+        with connect(there) as other:
+            found = ask(other, f"SELECT id FROM system.queries WHERE state = 'running' AND query = '{endless}'")
+        assert len(found) == 1, found
+        headers = {"Authorization": "Bearer sk-acme", "X-Tenant-ID": "acme"}
+        request = urllib.request.Request(f"{http}/api/v1/queries/{found[0][0]}", method="DELETE", headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert answer.status == 200, answer.status
+        try:
+            while cursor.fetchmany(10_000):
+                pass
+        except Exception as error:  # Of the driver, or of the library that reads its stream.
+            assert "was killed" in str(error), error
+        else:
+            raise AssertionError("the result ended as if it were whole")
+
+
 def consistency(address):
     for headers in ({"x-signaldb-consistency": "eventual"}, {"x-signaldb-min-position": os.environ["POSITION"]}):
         with connect(address, headers=headers) as connection:
@@ -202,6 +225,7 @@ def tenants(address):
 
 if __name__ == "__main__":
     addresses = os.environ["SIGNALDB_FLIGHT"].split(",")
+    https = os.environ["SIGNALDB_HTTP"].split(",")
     for at, address in enumerate(addresses):
         for login in (True, False):
             with connect(address, login=login) as connection:
@@ -209,7 +233,9 @@ if __name__ == "__main__":
                 parameters(connection)
                 metadata(connection)
                 not_supported(connection)
-        partitions(address, addresses[(at + 1) % len(addresses)])
+        following = (at + 1) % len(addresses)
+        partitions(address, addresses[following])
+        kills(address, addresses[following], https[following])
         consistency(address)
         tenants(address)
     print(f"{len(addresses)} nodes: every call answered")

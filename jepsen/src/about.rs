@@ -21,6 +21,8 @@ pub(crate) struct About {
     pub(crate) catalog: String,
     /// What holds the tables.
     pub(crate) store: String,
+    /// Over what nodes reach each other; empty until that is known.
+    pub(crate) network: String,
     /// What the binary under test says of itself.
     pub(crate) version: String,
     /// Of the working copy in which the run was started.
@@ -48,6 +50,7 @@ impl About {
             seconds,
             catalog: catalog.to_owned(),
             store: if scenario.bucket { "an S3 server of this test" } else { "local files" }.to_owned(),
+            network: String::new(),
             version: version.trim().to_owned(),
             again: again(&commit, &args.scenario, seconds, seed, catalog),
             commit,

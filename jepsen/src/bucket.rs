@@ -2,13 +2,13 @@
 //!
 //! It knows what nodes and PyIceberg ask of one: PUT (also `If-None-Match: *`), GET with a range, HEAD, DELETE, lists, and
 //! deletes of many. Not uploads in parts: the files of a run stay far below 16 MiB, from which on nodes make them. It
-//! serves loopback, and looks at nobody's signature. Objects are files, written aside and put in place as a whole.
+//! serves this machine alone, and looks at nobody's signature. Objects are files, written aside and put in place as a whole.
 //! Source: Amazon S3 API Reference.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,10 +54,10 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// Serves the objects below `dir`.
-    pub(crate) async fn start(dir: &Path, seed: u64) -> anyhow::Result<Self> {
+    /// Serves the objects below `dir` at an address of this machine.
+    pub(crate) async fn start(dir: &Path, host: Ipv4Addr, seed: u64) -> anyhow::Result<Self> {
         let shelf = Arc::new(Shelf::make(dir, seed)?);
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("bind the bucket's port")?;
+        let listener = TcpListener::bind((host, 0)).await.context("bind the bucket's port")?;
         let address = listener.local_addr()?;
         let router = Router::new().fallback(serve).with_state(Arc::clone(&shelf));
         let mut server = JoinSet::new();
@@ -500,7 +500,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_is_down_does_nothing_and_one_that_lies_does_everything() -> anyhow::Result<()> {
         let dir = tempfile::tempdir()?;
-        let bucket = Bucket::start(dir.path(), 1).await?;
+        let bucket = Bucket::start(dir.path(), Ipv4Addr::LOCALHOST, 1).await?;
         let http = reqwest::Client::new();
         let url = |key: &str| format!("{}/{NAME}/{key}", bucket.endpoint());
         bucket.set(Mode::Down);

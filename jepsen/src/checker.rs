@@ -4,21 +4,24 @@
 //! |---|---|---|
 //! | [`set`] (`set-full`) | spans and whole reads of `ingest` | lost, doubled, stale, foreign elements |
 //! | [`positions`] | every acknowledgment | positions that are shared, change, or do not follow real time |
+//! | [`entries`] | the nodes' logs, entry by entry | indexes between acknowledged ones that nobody can account for |
 //! | [`log`] | requests and reads of `log` | lost, doubled, torn, reordered rows; reads behind their position |
 //! | [`register`] | requests and reads of `register` | reads that are not linearizable |
 //! | [`isolation`] | the same rows of several tenants and datasets | rows that another one sees, or swallows |
 //! | [`flush`] (`flush-audit`) | tables through PyIceberg | rows, files and watermarks |
 //! | [`crate::invariants`] (`nodes`) | what nodes say of themselves | impossible accounts |
-//! | [`availability`] | acknowledgments and faults | long times without one |
+//! | [`availability`] | acknowledgments and faults | long times without one while most nodes reach each other ([`majority`]) |
 //!
 //! What is said of one history is added to what is said of others ([`Checks`]), and judged together ([`judge`]). No
 //! checker passes for valid on too little: that is unknown.
 
 pub(crate) mod availability;
+pub(crate) mod entries;
 mod flush;
 mod isolation;
 mod keyed;
 mod log;
+pub(crate) mod majority;
 mod positions;
 mod register;
 mod request;
@@ -83,6 +86,11 @@ impl Anomalies {
         self.0.is_empty()
     }
 
+    /// How many there are of some kinds.
+    fn count(&self, kinds: &[&str]) -> usize {
+        kinds.iter().filter_map(|kind| self.0.get(kind)).map(Vec::len).sum()
+    }
+
     fn extend(&mut self, other: Self) {
         for (kind, found) in other.0 {
             self.0.entry(kind).or_default().extend(found);
@@ -102,6 +110,27 @@ impl Anomalies {
     #[cfg(test)]
     pub(crate) fn kinds(&self) -> Vec<&'static str> {
         self.0.keys().copied().collect()
+    }
+}
+
+/// How often what must not be, in the three ways that everybody asks for. The same row may be missed by several checkers, and
+/// in several reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Broken {
+    pub(crate) lost: usize,
+    pub(crate) doubled: usize,
+    pub(crate) stale: usize,
+}
+
+impl Broken {
+    pub(crate) fn of(findings: &Findings, checks: &Checks) -> Self {
+        let all = || checks.0.values().map(|found| &found.anomalies).chain([findings.violations()]);
+        let count = |kinds: &[&str]| -> usize { all().map(|anomalies| anomalies.count(kinds)).sum() };
+        Self {
+            lost: count(&["lost", "vanished", "hole", "torn"]),
+            doubled: count(&["doubled", "twice", "file twice", "flushed twice"]),
+            stale: count(&["stale", "behind", "regressed", "superseded"]),
+        }
     }
 }
 
@@ -193,6 +222,17 @@ mod tests {
         let found = ["lost: 5 in all", "  at 0 ns", "  at 1 ns", "  at 2 ns"].map(str::to_owned).to_vec();
         assert_eq!(judged(&anomalies, Ok("much")), Verdict::invalid("log", "much", found.clone()));
         assert_eq!(judged(&anomalies, Err("few")), Verdict::invalid("log", "few", found));
+    }
+
+    #[test]
+    fn what_is_lost_doubled_and_stale_is_counted_over_all_checkers() {
+        let mut checks = Checks::default();
+        for (checker, kind) in [("log", "lost"), ("flush-audit", "lost"), ("flush-audit", "file twice"), ("log", "odd")]
+        {
+            checks.0.entry(checker).or_default().anomalies.note(kind, "x".to_owned());
+        }
+        let expected = Broken { lost: 2, doubled: 1, stale: 0 };
+        assert_eq!(Broken::of(&Findings::default(), &checks), expected);
     }
 
     #[test]

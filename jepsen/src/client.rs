@@ -22,8 +22,10 @@ const MIN_POSITION: &str = "x-signaldb-min-position";
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(8);
 /// Attempts on an unknown outcome before it stays unknown.
 const ATTEMPTS: usize = 6;
-/// Between two operations of a client.
-pub(crate) const PAUSE: Duration = Duration::from_millis(20);
+/// Between two operations of a client that only waits for answers otherwise.
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
+/// Before a request is tried at another node.
+const BEFORE_RETRY: Duration = Duration::from_millis(100);
 
 /// What an OTLP request carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +123,7 @@ pub(crate) async fn persist(cluster: &Cluster, first: usize, export: &Export) ->
             Outcome::Fail => return sent,
             Outcome::Info => {
                 node = (node + 1) % NODES;
-                tokio::time::sleep(PAUSE * 5).await;
+                tokio::time::sleep(BEFORE_RETRY).await;
             }
         }
     }

@@ -54,10 +54,23 @@ pub(crate) enum Fault {
     StoreLies,
     /// The leadership of the busiest group is given away, again and again.
     TransferStorm,
+    /// Nothing gets to or from one node: peers, clients, store and catalog wait for each other in vain.
+    Unplug,
+    UnplugLeader,
+    /// The cable of one node is pulled and put back, again and again; who sends to it is told.
+    Flap,
+    /// Some of the packets between a node and its peers are lost.
+    Lossy,
+    /// Nothing gets to or from the store of the tables, which answers nobody instead of refusing; writes go on.
+    StoreCut,
+    /// The same for the leader alone: the others reach the store.
+    StoreCutLeader,
+    /// Nothing gets to or from the catalog's database.
+    CatalogCut,
 }
 
 /// Every kind, as reports list them.
-pub(crate) const ALL: [Fault; 26] = [
+pub(crate) const ALL: [Fault; 33] = [
     Fault::KillLeader,
     Fault::IsolateLeader,
     Fault::PauseLeader,
@@ -84,6 +97,13 @@ pub(crate) const ALL: [Fault; 26] = [
     Fault::StoreDown,
     Fault::StoreLies,
     Fault::TransferStorm,
+    Fault::Unplug,
+    Fault::UnplugLeader,
+    Fault::Flap,
+    Fault::Lossy,
+    Fault::StoreCut,
+    Fault::StoreCutLeader,
+    Fault::CatalogCut,
 ];
 
 /// Where a fault is made.
@@ -116,7 +136,7 @@ impl Fault {
             Self::IsolateOne => "a node and the two others do not reach each other",
             Self::OneWay => "the leader hears nobody, or nobody hears it",
             Self::Ring => "two nodes do not reach each other, the third reaches both",
-            Self::Slow => "what the leader sends arrives 20 to 170 ms later",
+            Self::Slow => "what the leader sends arrives 20 to 170 ms later, or through a narrow cable",
             Self::Reset => "all connections between nodes are cut, five times",
             Self::ClockJump => "wall clocks of one or more nodes jump by up to two hours, twice, and return",
             Self::ClockJumpBeforeRetry => {
@@ -135,6 +155,13 @@ impl Fault {
             Self::StoreDown => "the store of the tables refuses everything",
             Self::StoreLies => "the store of the tables does what it is told, and answers 500 to three of four writes",
             Self::TransferStorm => "the leadership of the busiest group is given away, again and again",
+            Self::Unplug => "nothing gets to or from a node: peers, clients, store and catalog wait in vain",
+            Self::UnplugLeader => "nothing gets to or from the leader: peers, clients, store and catalog wait in vain",
+            Self::Flap => "the cable of a node is pulled and put back, again and again",
+            Self::Lossy => "2 to 20 of a hundred packets between a node and its peers are lost",
+            Self::StoreCut => "nothing gets to or from the store of the tables",
+            Self::StoreCutLeader => "nothing gets from the leader to the store of the tables, or back",
+            Self::CatalogCut => "nothing gets to or from the catalog's database",
         }
     }
 
@@ -146,7 +173,9 @@ impl Fault {
             | Self::OneWay
             | Self::Slow
             | Self::ClockJumpBeforeRetry
-            | Self::PowerLossLeader => Target::Leader,
+            | Self::PowerLossLeader
+            | Self::UnplugLeader
+            | Self::StoreCutLeader => Target::Leader,
             Self::KillAll
             | Self::RollingRestart
             | Self::PowerLossAll
@@ -154,7 +183,9 @@ impl Fault {
             | Self::CatalogDown
             | Self::StoreDown
             | Self::StoreLies
-            | Self::TransferStorm => Target::All,
+            | Self::TransferStorm
+            | Self::StoreCut
+            | Self::CatalogCut => Target::All,
             Self::Kill
             | Self::Pause
             | Self::IsolateOne
@@ -165,7 +196,10 @@ impl Fault {
             | Self::DiskFull
             | Self::SlowDisk
             | Self::BitFlip
-            | Self::TruncateSegment => Target::One,
+            | Self::TruncateSegment
+            | Self::Unplug
+            | Self::Flap
+            | Self::Lossy => Target::One,
         }
     }
 
@@ -187,17 +221,43 @@ impl Fault {
                 | Self::ClockJumpBeforeRetry
                 | Self::RollingRestart
                 | Self::PowerLossAll
+                | Self::Unplug
+                | Self::UnplugLeader
+                | Self::Flap
+                | Self::Lossy
         )
     }
 
     /// It takes away what holds the tables.
     pub(crate) fn takes_tables(self) -> bool {
-        matches!(self, Self::CatalogDown | Self::StoreDown | Self::StoreLies)
+        matches!(
+            self,
+            Self::CatalogDown
+                | Self::StoreDown
+                | Self::StoreLies
+                | Self::StoreCut
+                | Self::StoreCutLeader
+                | Self::CatalogCut
+        )
     }
 
     /// It needs tables in a bucket of our own (see [`crate::bucket`]).
     pub(crate) fn needs_bucket(self) -> bool {
-        matches!(self, Self::StoreDown | Self::StoreLies)
+        matches!(self, Self::StoreDown | Self::StoreLies | Self::StoreCut | Self::StoreCutLeader)
+    }
+
+    /// It needs a network that loses packets (see [`crate::namespace`]); relays can do no such thing.
+    pub(crate) fn needs_namespaces(self) -> bool {
+        matches!(
+            self,
+            Self::Unplug
+                | Self::UnplugLeader
+                | Self::Flap
+                | Self::Lossy
+                | Self::StoreCut
+                | Self::StoreCutLeader
+                | Self::CatalogCut
+        )
     }
 
     /// It asks nodes to give leaderships away.
@@ -244,11 +304,6 @@ impl Fault {
                 | Self::DiskFull
                 | Self::SlowDisk
         )
-    }
-
-    /// Whether most nodes run and reach each other, at least through one of them, all the time.
-    pub(crate) fn leaves_majority(self) -> bool {
-        !matches!(self, Self::KillAll | Self::Reset | Self::PowerLossAll)
     }
 }
 

@@ -11,6 +11,9 @@
 //!
 //! Not all that an account says can be held against it. `flushed_index` falls when the next row of a table that was idle
 //! comes; and it is read a moment after `applied_index`, so that on a node that catches up it may be ahead.
+//!
+//! An account that lacks a field, or has it in another shape, is looked at no further: whatever else is found, the verdict is
+//! no better than unknown then, and names the field. A field that is renamed must not pass for one that is always 0.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +24,56 @@ use crate::verdict::Verdict;
 
 /// Numbers that never fall while a process lives.
 const GROWING: [&str; 4] = ["term", "commit_index", "applied_index", "purged_index"];
+
+/// What a node says of one group.
+#[derive(Debug)]
+struct Account<'a> {
+    node: u64,
+    /// Of its process.
+    life: u64,
+    group: u64,
+    term: u64,
+    leads: bool,
+    leader: Option<u64>,
+    last_log: u64,
+    commit: u64,
+    applied: u64,
+    flushed: u64,
+    purged: u64,
+    /// As it was said.
+    said: &'a Value,
+}
+
+impl<'a> Account<'a> {
+    /// The first field that is missing or of another type, if there is one.
+    fn read(node: u64, life: u64, said: &'a Value) -> Result<Self, &'static str> {
+        let number = |name: &'static str| said[name].as_u64().ok_or(name);
+        let leader = match said.get("leader") {
+            Some(Value::Null) => None,
+            Some(_) => Some(number("leader")?),
+            None => return Err("leader"),
+        };
+        Ok(Self {
+            node,
+            life,
+            group: number("group")?,
+            term: number("term")?,
+            leads: said["state"].as_str().ok_or("state")? == "leader",
+            leader,
+            last_log: number("last_log_index")?,
+            commit: number("commit_index")?,
+            applied: number("applied_index")?,
+            flushed: number("flushed_index")?,
+            purged: number("purged_index")?,
+            said,
+        })
+    }
+
+    /// In the order of [`GROWING`].
+    fn growing(&self) -> [u64; GROWING.len()] {
+        [self.term, self.commit, self.applied, self.purged]
+    }
+}
 
 /// What was seen so far.
 #[derive(Debug, Default)]
@@ -35,25 +88,40 @@ pub(crate) struct Invariants {
     newest: BTreeMap<(u64, u64), (u64, [u64; GROWING.len()])>,
     /// Accounts that were looked at.
     samples: u64,
+    /// Fields that accounts lacked, or had in another shape, and how often.
+    unread: BTreeMap<&'static str, u64>,
     anomalies: Anomalies,
 }
 
 impl Invariants {
     /// Looks at one node's account, of the life of its process with this number.
     pub(crate) fn sample(&mut self, state: &Value, life: u64) {
-        let Some(node) = state["node"].as_u64() else { return };
+        if state.get("error").is_some() {
+            // It cannot say anything yet.
+            return;
+        }
         self.samples += 1;
-        for group in state["groups"].as_array().into_iter().flatten() {
-            self.note_leader(node, life, group);
-            self.note_order(node, group);
-            self.note_growth(node, life, group);
+        let Some(node) = state["node"].as_u64() else { return self.note_unread("node") };
+        let Some(groups) = state["groups"].as_array() else { return self.note_unread("groups") };
+        for group in groups {
+            match Account::read(node, life, group) {
+                Ok(account) => {
+                    self.note_leader(&account);
+                    self.note_order(&account);
+                    self.note_growth(&account);
+                }
+                Err(field) => self.note_unread(field),
+            }
         }
     }
 
-    fn note_leader(&mut self, node: u64, life: u64, account: &Value) {
-        let (group, term) = (number(account, "group"), number(account, "term"));
-        let leads = account["state"] == "leader";
-        let leader = if leads { Some(node) } else { account["leader"].as_u64() };
+    fn note_unread(&mut self, field: &'static str) {
+        *self.unread.entry(field).or_default() += 1;
+    }
+
+    fn note_leader(&mut self, account: &Account<'_>) {
+        let Account { node, life, group, term, leads, .. } = *account;
+        let leader = if leads { Some(node) } else { account.leader };
         if let Some(leader) = leader {
             let first = *self.leaders.entry((group, term)).or_insert(leader);
             if first != leader {
@@ -79,27 +147,28 @@ impl Invariants {
         }
     }
 
-    fn note_order(&mut self, node: u64, account: &Value) {
-        let number = |name: &str| number(account, name);
-        for (kind, less, more) in [
-            ("beyond commit", "applied_index", "commit_index"),
-            ("beyond commit", "flushed_index", "commit_index"),
-            ("beyond log", "commit_index", "last_log_index"),
-            ("beyond log", "purged_index", "last_log_index"),
+    fn note_order(&mut self, account: &Account<'_>) {
+        let Account { node, last_log, commit, applied, flushed, purged, said, .. } = account;
+        for (kind, (less, low), (more, high)) in [
+            ("beyond commit", ("applied_index", applied), ("commit_index", commit)),
+            ("beyond commit", ("flushed_index", flushed), ("commit_index", commit)),
+            ("beyond log", ("commit_index", commit), ("last_log_index", last_log)),
+            ("beyond log", ("purged_index", purged), ("last_log_index", last_log)),
         ] {
-            if number(less) > number(more) {
-                self.anomalies.note(kind, format!("node {node}: {less} is above {more}: {account}"));
+            if low > high {
+                self.anomalies.note(kind, format!("node {node}: {less} is above {more}: {said}"));
             }
         }
     }
 
-    fn note_growth(&mut self, node: u64, life: u64, account: &Value) {
-        let now = GROWING.map(|name| number(account, name));
-        let before = self.newest.insert((node, number(account, "group")), (life, now));
+    fn note_growth(&mut self, account: &Account<'_>) {
+        let Account { node, life, group, said, .. } = *account;
+        let now = account.growing();
+        let before = self.newest.insert((node, group), (life, now));
         let Some((_, before)) = before.filter(|(of, _)| *of == life) else { return };
         for ((name, before), now) in GROWING.iter().zip(before).zip(now) {
             if now < before {
-                self.anomalies.note("went back", format!("node {node}: {name} was {before} before: {account}"));
+                self.anomalies.note("went back", format!("node {node}: {name} was {before} before: {said}"));
             }
         }
     }
@@ -112,18 +181,18 @@ impl Invariants {
     pub(crate) fn judgment(&self, deaths: Vec<String>) -> Verdict {
         let mut anomalies = self.anomalies.clone();
         deaths.into_iter().for_each(|death| anomalies.note("ended", death));
+        let unread: Vec<String> = self.unread.iter().map(|(field, times)| format!("{field} ({times} times)")).collect();
         let enough = match (self.samples, self.leaders.len()) {
+            _ if !unread.is_empty() => Err(format!(
+                "accounts of nodes lack these fields of /api/v1/cluster, or have them in another shape: {}",
+                unread.join(", ")
+            )),
             (0, _) => Err("no node said anything of itself".to_owned()),
             (samples, 0) => Err(format!("{samples} accounts, none of which says who leads")),
             (samples, leaderships) => Ok(format!("{samples} accounts, {leaderships} leaderships")),
         };
         judge("nodes", &anomalies, enough)
     }
-}
-
-/// A number of an account; 0 for one that it lacks.
-fn number(account: &Value, name: &str) -> u64 {
-    account[name].as_u64().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -219,6 +288,50 @@ mod tests {
         ] {
             assert_eq!(kinds(&bad), [kind], "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_field_that_is_missing_or_of_another_type_makes_the_verdict_unknown_and_is_named() {
+        let judged = |account: Value| {
+            let mut invariants = Invariants::default();
+            invariants.sample(&json!({"node": 1, "groups": [account]}), 1);
+            // What others say well does not make up for it.
+            invariants.sample(&json!({"node": 2, "groups": [follower(2)]}), 1);
+            invariants.judgment(Vec::new())
+        };
+        assert_eq!(judged(account()).valid, Some(true));
+        let fields = account().as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+        assert_eq!(fields.len(), 9);
+        for field in fields {
+            let mut without = account();
+            without.as_object_mut().expect("is one").remove(&field);
+            for bad in [without, with(&field, json!({"index": 1})), with(&field, -1)] {
+                let verdict = judged(bad);
+                assert_eq!(verdict.valid, None, "{field}");
+                assert!(verdict.detail.contains(&format!("{field} (1 times)")), "{verdict:?}");
+            }
+        }
+        for (field, state) in [("node", json!({"groups": []})), ("groups", json!({"node": 1, "group": []}))] {
+            let mut invariants = Invariants::default();
+            invariants.sample(&state, 1);
+            let verdict = invariants.judgment(Vec::new());
+            assert!(verdict.valid.is_none() && verdict.detail.contains(&format!("{field} (1")), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_found_elsewhere_is_invalid_although_a_field_is_missing() {
+        let mut invariants = Invariants::default();
+        invariants.sample(&json!({"node": 1, "groups": [with("term", "2")]}), 1);
+        invariants.sample(&json!({"node": 1, "groups": [with("applied_index", 8)]}), 1);
+        assert_eq!(invariants.judgment(Vec::new()).valid, Some(false));
+    }
+
+    #[test]
+    fn an_answer_that_is_an_error_is_no_account() {
+        let mut invariants = Invariants::default();
+        invariants.sample(&json!({"error": {"code": "unavailable", "message": "starting"}}), 1);
+        assert_eq!((invariants.samples(), invariants.unread.len()), (0, 0));
     }
 
     #[test]

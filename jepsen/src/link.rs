@@ -1,4 +1,5 @@
-//! Directed links between nodes: user-space relays that pass, hold, delay or cut what one node sends to another.
+//! Directed links between nodes, and user-space relays that pass, hold, delay or cut what one node sends to another. Where
+//! nodes have a network of their own, [`crate::namespace`] does the same to its packets.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,8 +17,9 @@ use tokio::task::JoinSet;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     Pass,
-    /// Bytes wait until the link passes again, as TCP would resend them.
+    /// Bytes wait until the link passes again, as TCP would resend them; packets are lost, and TCP does resend them.
     Hold,
+    /// Packets share a narrow cable, in which they wait so long at most.
     Delay(Duration),
     /// Connections are cut, and refused.
     Reset,

@@ -17,11 +17,15 @@ mod command;
 mod damage;
 mod disk;
 mod fault;
+mod figures;
 mod history;
 mod invariants;
 mod leaders;
 mod link;
+mod listing;
+mod namespace;
 mod nemesis;
+mod network;
 mod outage;
 mod page;
 mod postgres;
@@ -30,6 +34,7 @@ mod report;
 mod run;
 mod scenario;
 mod schedule;
+mod span;
 mod store;
 mod timeline;
 mod verdict;
@@ -48,7 +53,7 @@ struct Args {
     /// The release binary to test.
     #[arg(long)]
     node: PathBuf,
-    /// What happens: default, full, overlap, power-loss-all, damage, outages, or a file like those in jepsen/scenarios.
+    /// What happens: default, full, overlap, network, power-loss-all, damage, outages, or a file like those in jepsen/scenarios.
     #[arg(long, default_value = "default")]
     scenario: String,
     /// How long faults go on, seconds; the scenario says it by default.
@@ -66,6 +71,9 @@ struct Args {
     /// The directory of this run, instead.
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Has nodes reach each other through relays, also where each could have a network namespace of its own.
+    #[arg(long)]
+    relays: bool,
     /// Keeps logs and tables of the nodes also when the verdict is valid.
     #[arg(long)]
     keep_data: bool,

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::bucket::Mode;
 use crate::clock;
 use crate::cluster::{Cluster, Cut, NODES, pairs};
 use crate::damage::{self, Damage};
-use crate::fault::Fault;
+use crate::fault::{Fault, Target};
 use crate::link;
+use crate::namespace::Service;
 use crate::schedule::Plan;
+use crate::span::Span;
 use crate::workload::Test;
 
 /// What is left free of a disk that is nearly full: less than the reserve of [`crate::cluster`], 64 MiB.
@@ -19,6 +21,12 @@ const NEARLY_FULL_BYTES: u64 = 32 << 20;
 const FLUSHES_END: Duration = Duration::from_secs(2);
 /// How much longer than others a storm of transfers lasts.
 const STORM: Duration = Duration::from_secs(3);
+/// How many of a hundred packets a lossy link loses: from, below.
+const LOSS_PERCENT: (u64, u64) = (2, 21);
+/// How long a cable that flaps is out, and how long it is in, milliseconds: from, below.
+const FLAP_MS: (u64, u64) = (200, 1500);
+/// How much longer than others those faults last that peers notice by their silence.
+const SILENCE: Duration = Duration::from_secs(2);
 /// What nodes say, by their documentation, when they notice damage.
 const NOTICED: [&str; 2] = ["WAL corruption", "WAL tail was torn"];
 
@@ -26,6 +34,9 @@ const NOTICED: [&str; 2] = ["WAL corruption", "WAL tail was torn"];
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Strike {
     pub(crate) fault: Fault,
+    /// Where it was made, in files counted from 1; `None` if on all nodes.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "from_one")]
+    pub(crate) node: Option<usize>,
     pub(crate) begun: u64,
     pub(crate) ended: u64,
     pub(crate) effective: bool,
@@ -34,6 +45,16 @@ pub(crate) struct Strike {
     /// Damage that nobody noticed yet, and whose.
     #[serde(skip)]
     pub(crate) left: Option<(usize, Damage)>,
+}
+
+impl Strike {
+    pub(crate) fn span(&self) -> Span {
+        Span { begun: self.begun, ended: self.ended }
+    }
+}
+
+fn from_one<S: Serializer>(node: &Option<usize>, to: S) -> Result<S::Ok, S::Error> {
+    node.map(|node| node + 1).serialize(to)
 }
 
 /// What came of a fault.
@@ -53,7 +74,13 @@ impl From<bool> for Outcome {
 /// Makes a fault, holds it, and ends it. One that damaged a disk ends when its node is whole again. A node that has got a
 /// reason to end by itself keeps it: whoever knows that nothing is left takes it away.
 pub(crate) async fn strike(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<Strike> {
-    let Plan { fault, node } = plan;
+    let fault = plan.fault;
+    let node = match fault {
+        // The leader goes on: it is one of the others that hears nobody.
+        Fault::ClockJumpBeforeRetry => (plan.node + 1 + test.random.below(NODES - 1)) % NODES,
+        _ => plan.node,
+    };
+    let plan = Plan { fault, node };
     let begun = test.history.now();
     let outcome = match fault {
         Fault::PowerLoss | Fault::PowerLossLeader => lose_power(test, &[node], hold).await?,
@@ -63,12 +90,17 @@ pub(crate) async fn strike(test: &Test, plan: Plan, hold: Duration) -> anyhow::R
         Fault::SlowDisk => stutter(test, node, hold).await?,
         Fault::BitFlip | Fault::TruncateSegment => damage_log(test, plan, hold).await?,
         Fault::RollingRestart => restart_all(&test.cluster).await?,
-        Fault::CatalogDown | Fault::StoreDown | Fault::StoreLies => take_tables(&test.cluster, fault, hold).await?,
+        Fault::CatalogDown
+        | Fault::StoreDown
+        | Fault::StoreLies
+        | Fault::StoreCut
+        | Fault::StoreCutLeader
+        | Fault::CatalogCut => take_tables(&test.cluster, plan, hold).await?,
         Fault::TransferStorm => move_leaders(test, hold).await,
         Fault::ClockJump | Fault::ClockJumpBeforeRetry => {
             let moved = move_clocks(test, plan, hold).await;
             if fault.takes_links() {
-                test.cluster.links.heal();
+                test.cluster.network.heal().await?;
             }
             test.cluster.reset_clocks()?;
             moved?.into()
@@ -78,12 +110,18 @@ pub(crate) async fn strike(test: &Test, plan: Plan, hold: Duration) -> anyhow::R
         }
         Fault::IsolateLeader | Fault::IsolateOne | Fault::OneWay | Fault::Ring | Fault::Slow | Fault::Reset => {
             let disturbed = cut_links(test, plan, hold).await;
-            test.cluster.links.heal();
-            disturbed.into()
+            test.cluster.network.heal().await?;
+            disturbed?.into()
+        }
+        Fault::Unplug | Fault::UnplugLeader | Fault::Flap | Fault::Lossy => {
+            let lost = lose_packets(test, plan, hold).await;
+            test.cluster.network.heal().await?;
+            lost?
         }
     };
     let Outcome { effective, detail, left } = outcome;
-    Ok(Strike { fault, begun, ended: test.history.now(), effective, detail, left })
+    let node = (fault.target() != Target::All).then_some(node);
+    Ok(Strike { fault, node, begun, ended: test.history.now(), effective, detail, left })
 }
 
 /// Kills or pauses.
@@ -112,13 +150,13 @@ async fn stop(cluster: &Cluster, plan: Plan, hold: Duration) -> anyhow::Result<b
 }
 
 /// Holds, delays or cuts what nodes say to each other.
-async fn cut_links(test: &Test, plan: Plan, hold: Duration) -> bool {
+async fn cut_links(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<bool> {
     let (cluster, random, node) = (&test.cluster, &test.random, plan.node);
     match plan.fault {
         Fault::OneWay => {
             let deaf = random.below(2) == 0;
             let cut = |from: usize, to: usize| if deaf { to == node } else { from == node };
-            disturb(cluster, hold + Duration::from_secs(2), |from, to| cut(from, to).then_some(link::Mode::Hold)).await
+            disturb(cluster, hold + SILENCE, |from, to| cut(from, to).then_some(link::Mode::Hold)).await
         }
         Fault::Ring => {
             disturb(cluster, hold, |from, to| (from != node && to != node).then_some(link::Mode::Hold)).await
@@ -130,17 +168,59 @@ async fn cut_links(test: &Test, plan: Plan, hold: Duration) -> bool {
         Fault::Reset => {
             let mut disturbed = false;
             for _ in 0..5 {
-                disturbed |= disturb(cluster, Duration::from_millis(150), |_, _| Some(link::Mode::Reset)).await;
-                cluster.links.heal();
+                disturbed |= disturb(cluster, Duration::from_millis(150), |_, _| Some(link::Mode::Reset)).await?;
+                cluster.network.heal().await?;
                 tokio::time::sleep(Duration::from_millis(400)).await;
             }
-            disturbed
+            Ok(disturbed)
         }
         _ => {
             let cut = |from: usize, to: usize| (from == node || to == node).then_some(link::Mode::Hold);
-            disturb(cluster, hold + Duration::from_secs(2), cut).await
+            disturb(cluster, hold + SILENCE, cut).await
         }
     }
+}
+
+/// Loses packets of one node. It had an effect if some were lost.
+async fn lose_packets(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<Outcome> {
+    let (network, node) = (&test.cluster.network, plan.node);
+    let before = network.disturbed().await?;
+    let what = match plan.fault {
+        Fault::Flap => return flap(test, node, hold).await,
+        Fault::Lossy => {
+            let percent = test.random.between(LOSS_PERCENT);
+            let rate = u8::try_from(percent)?;
+            network.act(move |namespaces| namespaces.lose(node, rate)).await?;
+            format!("{percent} of a hundred packets")
+        }
+        _ => {
+            network.act(move |namespaces| namespaces.silence(node)).await?;
+            "everything".to_owned()
+        }
+    };
+    tokio::time::sleep(hold + SILENCE).await;
+    let lost = network.disturbed().await?.saturating_sub(before);
+    let detail = format!("node {}: {what}, {lost} packets were lost", node + 1);
+    Ok(Outcome { effective: lost > 0, detail, ..Outcome::default() })
+}
+
+/// Pulls the cable of a node and puts it back, again and again. It had an effect if the node was not reached meanwhile.
+async fn flap(test: &Test, node: usize, hold: Duration) -> anyhow::Result<Outcome> {
+    let network = &test.cluster.network;
+    let until = tokio::time::Instant::now() + hold + SILENCE;
+    let (mut pulled, mut missed) = (0, 0);
+    while tokio::time::Instant::now() < until {
+        for out in [true, false] {
+            network.act(move |namespaces| namespaces.pull(node, out)).await?;
+            if out {
+                pulled += 1;
+                missed += u32::from(test.cluster.reasons(node).await.is_none());
+            }
+            tokio::time::sleep(Duration::from_millis(test.random.between(FLAP_MS))).await;
+        }
+    }
+    let detail = format!("node {}: out {pulled} times, not reached {missed} times", node + 1);
+    Ok(Outcome { effective: missed > 0, detail, ..Outcome::default() })
 }
 
 async fn move_clocks(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<bool> {
@@ -154,26 +234,27 @@ async fn move_clocks(test: &Test, plan: Plan, hold: Duration) -> anyhow::Result<
         }
         return Ok(shown);
     }
-    let deaf = (plan.node + 1 + random.below(NODES - 1)) % NODES;
+    let deaf = plan.node;
     let ahead = clock::jump(random).abs();
     let jumps: Vec<(usize, i64)> = (0..NODES).filter(|node| *node != deaf).map(|node| (node, ahead)).collect();
     let cut = |_: usize, to: usize| (to == deaf).then_some(link::Mode::Hold);
-    let disturbed = disturb(cluster, Duration::from_secs(3), cut).await;
+    let disturbed = disturb(cluster, Duration::from_secs(3), cut).await?;
     // Longer than clients wait for an answer.
     let shown = jump(cluster, &jumps, Duration::from_secs(7)).await?;
     Ok(disturbed && shown)
 }
 
 /// Puts links into a mode and waits; returns whether anything met it.
-async fn disturb(cluster: &Cluster, hold: Duration, mode: impl Fn(usize, usize) -> Option<link::Mode>) -> bool {
-    let before = cluster.links.disturbed();
-    for (from, to) in pairs() {
-        if let Some(mode) = mode(from, to) {
-            cluster.links.set(from, to, mode);
-        }
-    }
+async fn disturb(
+    cluster: &Cluster,
+    hold: Duration,
+    mode: impl Fn(usize, usize) -> Option<link::Mode>,
+) -> anyhow::Result<bool> {
+    let before = cluster.network.disturbed().await?;
+    let modes = pairs().filter_map(|(from, to)| Some(((from, to), mode(from, to)?)));
+    cluster.network.set(modes.collect()).await?;
     tokio::time::sleep(hold).await;
-    cluster.links.disturbed() > before
+    Ok(cluster.network.disturbed().await? > before)
 }
 
 /// Moves the clocks of nodes and waits; returns whether any of them shows it.
@@ -210,12 +291,16 @@ async fn restart_all(cluster: &Cluster) -> anyhow::Result<Outcome> {
 }
 
 /// Takes what holds the tables. It had an effect if nothing got into them although writes went on, or if a store that lies
-/// was asked.
-async fn take_tables(cluster: &Cluster, fault: Fault, hold: Duration) -> anyhow::Result<Outcome> {
-    let asked = cluster.store_disturbed();
+/// was asked, or if packets were lost.
+async fn take_tables(cluster: &Cluster, plan: Plan, hold: Duration) -> anyhow::Result<Outcome> {
+    let (fault, all) = (plan.fault, (0..NODES).collect());
+    let asked = cluster.tables_disturbed().await?;
     match fault {
         Fault::CatalogDown => cluster.set_catalog(false).await?,
         Fault::StoreDown => cluster.set_store(Mode::Down),
+        Fault::StoreCut => cluster.network.cut(Service::Store, all).await?,
+        Fault::StoreCutLeader => cluster.network.cut(Service::Store, vec![plan.node]).await?,
+        Fault::CatalogCut => cluster.network.cut(Service::Catalog, all).await?,
         _ => cluster.set_store(Mode::Lies),
     }
     // What was on its way is through.
@@ -224,16 +309,20 @@ async fn take_tables(cluster: &Cluster, fault: Fault, hold: Duration) -> anyhow:
     tokio::time::sleep(hold).await;
     let ended = cluster.progress().await;
     cluster.set_store(Mode::Works);
+    cluster.network.connect_services().await?;
     cluster.set_catalog(true).await?;
-    let disturbed = cluster.store_disturbed() - asked;
+    let disturbed = cluster.tables_disturbed().await?.saturating_sub(asked);
     let (committed, flushed) =
         (ended.committed.saturating_sub(begun.committed), ended.flushed.saturating_sub(begun.flushed));
     let effective = match fault {
         Fault::CatalogDown => committed > 0 && flushed == 0,
         _ => disturbed > 0,
     };
-    let requests =
-        if fault == Fault::CatalogDown { String::new() } else { format!(", {disturbed} requests disturbed") };
+    let requests = match fault {
+        Fault::CatalogDown => String::new(),
+        fault if fault.needs_namespaces() => format!(", {disturbed} packets lost"),
+        _ => format!(", {disturbed} requests disturbed"),
+    };
     let detail = format!("{committed} entries were committed meanwhile, {flushed} flushed{requests}");
     Ok(Outcome { effective, detail, ..Outcome::default() })
 }

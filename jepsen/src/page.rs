@@ -5,8 +5,9 @@ mod picture;
 use serde_json::{Value, json};
 
 use crate::checker::availability::Costs;
+use crate::figures::{Figure, met};
 use crate::nemesis::Strike;
-use crate::report::{Figure, Report, by_kind};
+use crate::report::{Report, by_kind};
 use crate::store;
 use crate::verdict::{self, Verdict};
 use picture::{COLUMNS, LEFT, Picture, RIGHT, SIZE};
@@ -77,12 +78,10 @@ fn header(report: &Report<'_>, word: &str) -> String {
         Some(false) => "What must not happen did happen.",
         None => "This run proves nothing either way.",
     };
-    let tile =
-        |Figure { value, what }: &Figure| format!("<li><b>{}</b><span>{}</span></li>", escape(value), escape(what));
     let tiles: String = report.figures().iter().map(tile).collect();
     format!(
         "<h1>SignalDB under faults <span class=\"badge\">{word}</span></h1>\n<p>{lead} Scenario <b>{}</b>: {}.</p>\n<p \
-         class=\"quiet\">{} · {} · commit <code>{}</code> · catalog {}, tables on {} · {}</p>\n<ul class=\"tiles\">{tiles}</ul>",
+         class=\"quiet\">{} · {} · commit <code>{}</code> · catalog {}, tables on {}, nodes over {} · {}</p>\n<ul class=\"tiles\">{tiles}</ul>",
         escape(&about.scenario),
         escape(about.what.trim_end_matches('.')),
         escape(&about.started),
@@ -90,8 +89,21 @@ fn header(report: &Report<'_>, word: &str) -> String {
         escape(&about.commit),
         escape(&about.catalog),
         escape(&about.store),
+        escape(&about.network),
         escape(&about.machine),
     )
+}
+
+/// A figure, and whether it is what it was to be.
+fn tile(Figure { value, what, target }: &Figure) -> String {
+    let (class, target) = match target {
+        Some((target, reached)) => {
+            let word = met(*reached);
+            (word, format!("<em>{word}: {}</em>", escape(target)))
+        }
+        None => ("", String::new()),
+    };
+    format!("<li class=\"{class}\"><b>{}</b><span>{}</span>{target}</li>", escape(value), escape(what))
 }
 
 /// What was found first, then what is not known, then what is as it should be.
@@ -305,6 +317,14 @@ mod tests {
         let at = |what: &str| page.find(&format!("<b>{what}</b>")).expect(what);
         assert!(at("register") < at("log") && at("log") < at("ingest") && at("ingest") < at("flush-audit"));
         assert!(page.contains("<main class=\"invalid\">") && page.contains("stale: 1 in all"));
+    }
+
+    #[test]
+    fn a_figure_that_was_missed_is_shown_beside_its_target() {
+        let page = html(&testing::Run::new().report());
+        assert!(page.contains("<li class=\"missed\"><b>1</b>"), "one operation a second");
+        assert!(page.contains("<em>missed: &gt;= 500</em>") && page.contains("<em>reached: &lt;= 0</em>"));
+        assert!(page.contains("<main class=\"valid\">"), "that is no broken promise");
     }
 
     #[test]

@@ -1,5 +1,7 @@
-//! A private PostgreSQL for one run, from Debian's binaries, on loopback.
+//! A private PostgreSQL for one run, from Debian's binaries, on an address of this machine.
 
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -9,12 +11,15 @@ use anyhow::{Context, bail, ensure};
 
 use crate::command::run;
 
+/// Who may connect, beside loopback: the addresses of [`crate::namespace`], which nothing else here has.
+const NEIGHBOURS: &str = "10.77.0.0/16";
+
 /// A running server in a directory of its own. Dropping it ends it and removes its data.
 #[derive(Debug)]
 pub(crate) struct Server {
     /// `None` while it does not run.
     child: Mutex<Option<Child>>,
-    port: u16,
+    address: SocketAddr,
     bin: PathBuf,
     /// Whether this process is root: PostgreSQL refuses to be, and runs as `postgres`.
     root: bool,
@@ -24,15 +29,25 @@ pub(crate) struct Server {
 
 impl Server {
     /// Makes a new database cluster and waits until it answers; it writes its log to `log`. Blocking.
-    pub(crate) fn start(port: u16, log: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(address: SocketAddr, log: &Path) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir().context("make a directory for PostgreSQL")?;
         // Only root may give it away.
         let root = run(Command::new("chown").arg("postgres").arg(dir.path())).is_ok();
-        let server = Self { child: Mutex::default(), port, bin: binaries()?, root, dir, log: log.to_owned() };
+        let server = Self { child: Mutex::default(), address, bin: binaries()?, root, dir, log: log.to_owned() };
         let mut initdb = server.command("initdb");
         run(initdb.arg("-D").arg(server.data()).args(["-A", "trust", "-U", "postgres", "--no-sync"]))?;
+        server.admit_neighbours()?;
         server.go_on()?;
         Ok(server)
+    }
+
+    /// By default it trusts loopback alone.
+    fn admit_neighbours(&self) -> anyhow::Result<()> {
+        let path = self.data().join("pg_hba.conf");
+        let file = std::fs::File::options().append(true).open(&path);
+        let line = format!("host all all {NEIGHBOURS} trust\n");
+        let written = file.and_then(|mut file| file.write_all(line.as_bytes()));
+        written.with_context(|| format!("write {}", path.display()))
     }
 
     /// Starts it, unless it runs, and waits until it answers. Blocking.
@@ -44,13 +59,13 @@ impl Server {
         let log = std::fs::File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("open {}", self.log.display()))?;
         let socket = format!("unix_socket_directories={}", self.dir.path().display());
+        let (host, port) = (self.address.ip().to_string(), self.address.port().to_string());
         let mut postgres = self.command("postgres");
-        postgres.arg("-D").arg(self.data()).args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-c", &socket]);
+        postgres.arg("-D").arg(self.data()).args(["-h", &host, "-p", &port, "-c", &socket]);
         postgres.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = running.insert(postgres.spawn().context("start postgres")?);
         let until = Instant::now() + Duration::from_secs(60);
-        let port = self.port.to_string();
-        while run(Command::new(self.bin.join("pg_isready")).args(["-h", "127.0.0.1", "-p", &port])).is_err() {
+        while run(Command::new(self.bin.join("pg_isready")).args(["-h", &host, "-p", &port])).is_err() {
             if let Some(status) = child.try_wait()? {
                 bail!("PostgreSQL ended with {status}");
             }
@@ -84,7 +99,7 @@ impl Server {
     }
 
     pub(crate) fn address(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://postgres@{}/postgres", self.address)
     }
 
     /// Where the current metadata of an Iceberg table is, as the catalog says. Blocking.

@@ -1,31 +1,20 @@
-//! What a run did, for people: faults by kind, what clients got, and how long nobody could write.
+//! What a run did, for people and programs: faults by kind, what clients got, how long nobody could write, and the figures
+//! ([`crate::figures`]).
 
 use serde_json::{Value, json};
 
 use crate::about::About;
-use crate::checker::Findings;
-use crate::checker::availability::Costs;
+use crate::checker::availability::{Availability, Costs};
+use crate::checker::{Broken, Findings};
 use crate::fault::{ALL, Fault};
+use crate::figures::{self, Figure, Goal};
 use crate::history::{Kind, Operation, Outcome};
 use crate::leaders::Reign;
 use crate::nemesis::Strike;
+use crate::span::union;
 use crate::store;
 use crate::timeline::Timeline;
 use crate::verdict::{self, LeftOut, Verdict};
-use crate::workload::Tenants;
-
-/// Time between two acknowledgments that follow each other, nanoseconds since the run began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Gap {
-    begun: u64,
-    ended: u64,
-}
-
-impl Gap {
-    fn meets(&self, strike: &Strike) -> bool {
-        self.begun < strike.ended && strike.begun < self.ended
-    }
-}
 
 /// What clients did and got, over all rounds.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -33,15 +22,24 @@ pub(crate) struct Counts {
     adds: [usize; 3],
     reads: [usize; 2],
     finals: usize,
-    longest_gap: Option<Gap>,
+    /// Requests of rows whose acknowledgment came while a fault was there.
+    during_faults: u64,
 }
 
 impl Counts {
     /// Takes a round to the others. `strikes` are those of the whole run.
-    pub(crate) fn add(&mut self, operations: &[Operation], tenants: Tenants, strikes: &[Strike]) {
+    pub(crate) fn add(&mut self, operations: &[Operation], strikes: &[Strike]) {
+        let faults = union(strikes.iter().map(Strike::span));
+        let is_faulty = |at: u64| {
+            let later = faults.partition_point(|span| span.begun <= at);
+            later > 0 && at < faults[later - 1].ended
+        };
         for one in operations {
             match (&one.kind, one.outcome) {
-                (Kind::Add(_) | Kind::Write(_), Outcome::Ok) => self.adds[0] += 1,
+                (Kind::Add(_) | Kind::Write(_), Outcome::Ok) => {
+                    self.adds[0] += 1;
+                    self.during_faults += u64::from(is_faulty(one.ended));
+                }
                 (Kind::Add(_) | Kind::Write(_), Outcome::Fail) => self.adds[1] += 1,
                 (Kind::Add(_) | Kind::Write(_), Outcome::Info) => self.adds[2] += 1,
                 (Kind::Read(_) | Kind::Query(_), Outcome::Ok) => self.reads[0] += 1,
@@ -49,8 +47,6 @@ impl Counts {
                 (Kind::Final(_) | Kind::Audit(_), _) => self.finals += 1,
             }
         }
-        let gaps = tenants.into_iter().filter_map(|tenant| longest_gap(operations, tenant, strikes));
-        self.longest_gap = gaps.chain(self.longest_gap).max_by_key(length);
     }
 }
 
@@ -67,22 +63,15 @@ pub(crate) struct Report<'a> {
     pub(crate) counts: &'a Counts,
     /// What each kind of fault cost those who write.
     pub(crate) costs: &'a [Costs],
+    pub(crate) availability: &'a Availability,
     pub(crate) findings: &'a Findings,
+    pub(crate) broken: Broken,
     /// Power losses of all nodes.
     pub(crate) blackouts: usize,
     /// How often a node ended that had a reason to.
     pub(crate) excused_deaths: u64,
     /// Accounts of nodes that were looked at.
     pub(crate) samples: u64,
-    /// Faults came one at a time.
-    pub(crate) one_at_a_time: bool,
-}
-
-/// A number for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Figure {
-    pub(crate) value: String,
-    pub(crate) what: String,
 }
 
 /// Faults that had an effect.
@@ -111,47 +100,53 @@ impl Report<'_> {
         done / (self.until.max(1) as f64 / 1e9)
     }
 
-    /// Faults an hour, and how many kinds of them had an effect.
-    fn faults(&self) -> (f64, usize) {
-        let an_hour = self.strikes.len() as f64 * 3600.0 / (self.until.max(1) as f64 / 1e9);
-        let kinds = by_kind(self.strikes).into_iter().filter(|(_, _, effective)| *effective > 0).count();
-        (an_hour, kinds)
+    /// Acknowledged requests a second, of the time in which a fault was there; `None` without any.
+    pub(crate) fn rate_during_faults(&self) -> Option<f64> {
+        let faults: u64 = union(self.strikes.iter().map(Strike::span)).into_iter().map(|span| span.length()).sum();
+        (faults > 0).then(|| self.counts.during_faults as f64 / (faults as f64 / 1e9))
     }
 
-    /// The longest time without an acknowledgment, where it says something: of faults that come one at a time.
-    fn gap(&self) -> Option<Gap> {
-        self.counts.longest_gap.filter(|_| self.one_at_a_time)
+    /// Of the whole time of the run, an hour of it.
+    fn an_hour(&self, faults: f64) -> f64 {
+        faults * 3600.0 / (self.until.max(1) as f64 / 1e9)
+    }
+
+    /// Faults that had an effect, an hour.
+    pub(crate) fn effective_an_hour(&self) -> f64 {
+        self.an_hour(effective(self.strikes) as f64)
+    }
+
+    /// How many kinds of faults had an effect.
+    pub(crate) fn kinds(&self) -> usize {
+        by_kind(self.strikes).into_iter().filter(|(_, _, effective)| *effective > 0).count()
     }
 
     /// The run in a few numbers.
     pub(crate) fn figures(&self) -> Vec<Figure> {
-        let figure = |value: String, what: &str| Figure { value, what: what.to_owned() };
+        let figure = |value: String, what: &str| Figure { value, what: what.to_owned(), target: None };
         let totals = self.timeline.totals();
-        let (an_hour, kinds) = self.faults();
         let milliseconds =
             |value: Option<f64>| value.map_or_else(|| "none".to_owned(), |value| format!("{value:.0} ms"));
-        let mut figures = vec![
+        let recovery = self.availability.recovery();
+        let seconds = |nanos: u64| format!("{:.1} s", nanos as f64 / 1e9);
+        let goals = figures::goals(self);
+        let more = [
             figure(thousands(totals.acknowledged), "acknowledged writes"),
             figure(thousands(totals.reads), "reads answered"),
-            figure(format!("{:.0}", self.rate()), "operations a second, under faults"),
             figure(format!("{} of {}", effective(self.strikes), self.strikes.len()), "faults had an effect"),
-            figure(kinds.to_string(), "kinds of faults with effect"),
-            figure(format!("{an_hour:.0}"), "faults an hour"),
             figure(milliseconds(totals.p50_ms), "median of acknowledgments"),
             figure(milliseconds(totals.p99_ms), "99th percentile"),
+            figure(seconds(recovery.median), "after a fault until every tenant wrote again, median"),
+            figure(seconds(recovery.longest), "and the longest"),
         ];
-        if let Some(gap) = self.gap() {
-            let seconds = format!("{:.1} s", length(&gap) as f64 / 1e9);
-            figures.push(figure(seconds, "longest time without an acknowledgment while most nodes reached each other"));
-        }
-        figures
+        goals.iter().map(Goal::figure).chain(more).collect()
     }
 
     /// The run for programs, in the format of docs/consistency.md.
     pub(crate) fn json(&self) -> Value {
         let totals = self.timeline.totals();
-        let (an_hour, kinds) = self.faults();
         let seconds = |at: u64| at as f64 / 1e9;
+        let (longest, recovery) = (self.availability.longest(), self.availability.recovery());
         let legal = self.findings.legal;
         let by_kind = by_kind(self.strikes)
             .into_iter()
@@ -169,14 +164,28 @@ impl Report<'_> {
                 "operations_a_second": self.rate(),
                 "faults": self.strikes.len(),
                 "faults_effective": effective(self.strikes),
-                "faults_an_hour": an_hour,
-                "kinds_effective": kinds,
-                "longest_gap_seconds": self.gap().map(|gap| seconds(length(&gap))),
+                "faults_an_hour": self.an_hour(self.strikes.len() as f64),
+                "faults_effective_an_hour": self.effective_an_hour(),
+                "kinds_effective": self.kinds(),
+                "acknowledged_a_second_during_faults": self.rate_during_faults(),
+                "longest_gap_seconds": longest.map(|gap| seconds(gap.span.length())),
+                "longest_gap": longest.map(|gap| {
+                    json!({"tenant": gap.tenant, "begun": seconds(gap.span.begun), "faults": gap.faults})
+                }),
+                "recovery": {
+                    "median_seconds": seconds(recovery.median),
+                    "longest_seconds": seconds(recovery.longest),
+                    "never": recovery.never,
+                },
+                "lost": self.broken.lost,
+                "doubled": self.broken.doubled,
+                "stale": self.broken.stale,
                 "legally_lost": {"count": legal.lost, "oldest_seconds": seconds(legal.oldest)},
                 "blackouts": self.blackouts,
                 "excused_ends": self.excused_deaths,
                 "samples": self.samples,
             },
+            "targets": figures::goals(self).iter().map(Goal::json).collect::<Vec<_>>(),
             "by_kind": by_kind.collect::<Vec<_>>(),
             "costs": self.costs,
         })
@@ -200,8 +209,6 @@ impl Report<'_> {
             effective(self.strikes),
             self.samples
         );
-        let (an_hour, kinds) = self.faults();
-        println!("{:.0} operations a second; {an_hour:.0} faults an hour, {kinds} kinds with effect", self.rate());
         if self.blackouts > 0 {
             let legal = self.findings.legal;
             println!(
@@ -213,17 +220,6 @@ impl Report<'_> {
         }
         if self.excused_deaths > 0 {
             println!("nodes ended by themselves {} times, with damaged bytes or a full disk", self.excused_deaths);
-        }
-        if let Some(gap) = self.gap() {
-            let during = self.strikes.iter().filter(|strike| gap.meets(strike));
-            let during: Vec<String> = during.map(|strike| format!("{:?}", strike.fault)).collect();
-            println!(
-                "longest time without an acknowledgment for a tenant while most nodes reached each other: {:.2} s, {:.0} s \
-                 into the run, faults then: [{}]",
-                length(&gap) as f64 / 1e9,
-                gap.begun as f64 / 1e9,
-                during.join(", ")
-            );
         }
         println!(
             "{:<22}{:>7}{:>13}{:>13}{:>13}",
@@ -237,6 +233,17 @@ impl Report<'_> {
             println!("{:<22}{}: {}", one.checker, verdict::word(one.valid), one.detail);
             one.anomalies.iter().for_each(|anomaly| println!("  {anomaly}"));
         }
+        let recovery = self.availability.recovery();
+        println!(
+            "seconds from the end of a fault until every tenant wrote again: median {:.2}, longest {:.2}; never after {} faults",
+            recovery.median as f64 / 1e9,
+            recovery.longest as f64 / 1e9,
+            recovery.never
+        );
+        println!(
+            "figures (a miss is no broken promise; an operation is one request of a client that was acknowledged):"
+        );
+        figures::goals(self).iter().for_each(|goal| println!("  {}", goal.line()));
         println!("verdict: {}", verdict::word(self.valid()));
     }
 }
@@ -247,23 +254,6 @@ pub(crate) fn by_kind(strikes: &[Strike]) -> Vec<(Fault, usize, usize)> {
     let counted =
         ALL.into_iter().map(|fault| (fault, of(fault).count(), of(fault).filter(|one| one.effective).count()));
     counted.filter(|(_, struck, _)| *struck > 0).collect()
-}
-
-/// The longest gap of a tenant, those left out that meet a fault which takes the majority away.
-fn longest_gap(operations: &[Operation], tenant: &str, strikes: &[Strike]) -> Option<Gap> {
-    let mut acknowledged: Vec<u64> = operations
-        .iter()
-        .filter(|one| one.tenant == tenant && one.outcome == Outcome::Ok && matches!(one.kind, Kind::Add(_)))
-        .map(|one| one.ended)
-        .collect();
-    acknowledged.sort_unstable();
-    let gaps = acknowledged.windows(2).map(|pair| Gap { begun: pair[0], ended: pair[1] });
-    let outages: Vec<&Strike> = strikes.iter().filter(|strike| !strike.fault.leaves_majority()).collect();
-    gaps.filter(|gap| !outages.iter().any(|outage| gap.meets(outage))).max_by_key(length)
-}
-
-fn length(gap: &Gap) -> u64 {
-    gap.ended - gap.begun
 }
 
 /// With a thin space between thousands.
@@ -292,7 +282,9 @@ pub(crate) mod testing {
         pub(crate) strikes: Vec<Strike>,
         timeline: Timeline,
         counts: Counts,
+        pub(crate) availability: Availability,
         findings: Findings,
+        pub(crate) broken: Broken,
     }
 
     impl Run {
@@ -307,6 +299,7 @@ pub(crate) mod testing {
                 seconds: 2,
                 catalog: text("sqlite"),
                 store: text("local files"),
+                network: text("relays"),
                 version: text("signaldb 0.1.0"),
                 commit: text("79e22c2"),
                 machine: text("2 cores"),
@@ -314,14 +307,18 @@ pub(crate) mod testing {
                 again: text("make jepsen"),
             };
             let (begun, ended, detail) = (500_000_000, 1_500_000_000, String::new());
-            let strike = Strike { fault: Fault::KillLeader, begun, ended, effective: true, detail, left: None };
+            let (fault, node, effective, left) = (Fault::KillLeader, Some(1), true, None);
+            let strike = Strike { fault, node, begun, ended, effective, detail, left };
             let add = crate::timeline::testing::add(begun, 1_000_000, Outcome::Ok);
             let (mut timeline, mut counts) = (Timeline::default(), Counts::default());
             timeline.add(std::slice::from_ref(&add));
-            counts.add(&[add], ["a", "b"], &[]);
+            counts.add(std::slice::from_ref(&add), std::slice::from_ref(&strike));
+            let mut availability = Availability::default();
+            availability.add(&[add], ["a", "b"], std::slice::from_ref(&strike), &[]);
             let verdicts = vec![Verdict::valid("ingest", "all there")];
             let (left_out, strikes, findings) = (Vec::new(), vec![strike], Findings::default());
-            Self { about, verdicts, left_out, strikes, timeline, counts, findings }
+            let broken = Broken::default();
+            Self { about, verdicts, left_out, strikes, timeline, counts, availability, findings, broken }
         }
 
         pub(crate) fn report(&self) -> Report<'_> {
@@ -335,11 +332,12 @@ pub(crate) mod testing {
                 reigns: &[Reign { group: 1, term: 1, node: 2, first: 0, last: 1_000_000_000 }],
                 counts: &self.counts,
                 costs: &[],
+                availability: &self.availability,
                 findings: &self.findings,
+                broken: self.broken,
                 blackouts: 0,
                 excused_deaths: 0,
                 samples: 10,
-                one_at_a_time: true,
             }
         }
     }
@@ -350,7 +348,7 @@ mod tests {
     use super::*;
 
     fn strike(fault: Fault, begun: u64, ended: u64, effective: bool) -> Strike {
-        Strike { fault, begun, ended, effective, detail: String::new(), left: None }
+        Strike { fault, node: Some(0), begun, ended, effective, detail: String::new(), left: None }
     }
 
     fn add(ended: u64, outcome: Outcome, tenant: &'static str) -> Operation {
@@ -371,36 +369,14 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_gap_is_one_tenants_and_only_of_acknowledgments() {
-        // Not in the order of their ends, as a history is in that of their beginnings.
-        let operations = [
-            add(10, Outcome::Ok, "a"),
-            add(90, Outcome::Ok, "a"),
-            add(30, Outcome::Ok, "a"),
-            add(60, Outcome::Info, "a"),
-            add(70, Outcome::Ok, "b"),
-        ];
-        assert_eq!(longest_gap(&operations, "a", &[]), Some(Gap { begun: 30, ended: 90 }));
-        assert_eq!(longest_gap(&operations, "b", &[]), None);
-    }
-
-    #[test]
-    fn gaps_without_a_majority_do_not_count() {
-        let operations = [10, 30, 90, 100, 140].map(|ended| add(ended, Outcome::Ok, "a"));
-        let largest = |strikes: &[Strike]| longest_gap(&operations, "a", strikes).map(|gap| (gap.begun, gap.ended));
-        assert_eq!(largest(&[strike(Fault::KillLeader, 40, 50, true)]), Some((30, 90)));
-        assert_eq!(largest(&[strike(Fault::KillAll, 40, 50, true)]), Some((100, 140)));
-        assert_eq!(largest(&[strike(Fault::Reset, 20, 120, true)]), None, "all gaps meet it");
-    }
-    #[test]
-    fn rounds_are_counted_together() {
+    fn rounds_are_counted_together_and_what_was_acknowledged_during_faults_apart() {
         let mut counts = Counts::default();
         let read = Operation { kind: Kind::Read(Vec::new()), ..add(15, Outcome::Ok, "a") };
-        counts.add(&[add(10, Outcome::Ok, "a"), add(14, Outcome::Ok, "a"), read], ["a", "b"], &[]);
-        counts.add(&[add(50, Outcome::Ok, "b-1"), add(70, Outcome::Ok, "b-1")], ["a-1", "b-1"], &[]);
-        counts.add(&[add(80, Outcome::Info, "a-2"), add(81, Outcome::Fail, "a-2")], ["a-2", "b-2"], &[]);
-        let longest_gap = Some(Gap { begun: 50, ended: 70 });
-        assert_eq!(counts, Counts { adds: [4, 1, 1], reads: [1, 0], finals: 0, longest_gap });
+        let faults = [strike(Fault::Kill, 14, 20, true), strike(Fault::Pause, 18, 51, false)];
+        counts.add(&[add(10, Outcome::Ok, "a"), add(14, Outcome::Ok, "a"), read], &faults);
+        counts.add(&[add(50, Outcome::Ok, "b-1"), add(51, Outcome::Ok, "b-1")], &faults);
+        counts.add(&[add(30, Outcome::Info, "a-2"), add(31, Outcome::Fail, "a-2")], &faults);
+        assert_eq!(counts, Counts { adds: [4, 1, 1], reads: [1, 0], finals: 0, during_faults: 2 });
     }
 
     #[test]
@@ -413,6 +389,8 @@ mod tests {
         assert_eq!(valid["left_out"][0]["what"], "flush-audit");
         assert_eq!(valid["figures"]["operations"]["acknowledged"], 1);
         assert_eq!(valid["figures"]["faults_an_hour"], 1800.0);
+        assert_eq!(valid["figures"]["acknowledged_a_second_during_faults"], 1.0, "one in one second of faults");
+        assert_eq!(valid["targets"][0]["figure"], "acknowledged_a_second_during_faults");
         assert_eq!(valid["by_kind"], json!([{"fault": "kill-leader", "struck": 1, "effective": 1}]));
         run.verdicts.push(Verdict::unknown("log", "too little"));
         assert_eq!(run.report().json()["valid"], "unknown");

@@ -10,13 +10,15 @@ use tokio::task::JoinSet;
 
 use crate::about::About;
 use crate::checker::availability::Availability;
-use crate::checker::{Blackout, Checks, Findings, examine};
+use crate::checker::entries::{self, Entries, Sent};
+use crate::checker::{Blackout, Broken, Checks, Findings, examine};
 use crate::cluster::{Cluster, NODES, Place};
 use crate::damage::Damage;
 use crate::fault::Fault;
 use crate::history::{self, History, Kind, Operation, Purpose};
 use crate::invariants::Invariants;
 use crate::leaders::Leaders;
+use crate::listing::Log;
 use crate::nemesis::{self, Strike};
 use crate::random::Random;
 use crate::report::{self, Counts, Report};
@@ -34,10 +36,8 @@ const FLUSH_AUDIT: &str = "flush-audit";
 const NO_PYTHON: &str = "it needs PyIceberg: python3 and its venv module, with which make jepsen makes .venv and sets \
                          SIGNALDB_PYTHON";
 
-/// How long nobody could write.
-const AVAILABILITY: &str = "availability";
-/// Why that was not judged.
-const OVERLAP: &str = "it needs faults that come one at a time: when they overlap, most nodes may be gone";
+/// How long what earlier rounds wrote is read again at the end of a run.
+const AGAIN: Duration = Duration::from_secs(15 * 60);
 
 /// Everything that a run learned so far.
 #[derive(Default)]
@@ -54,6 +54,9 @@ struct Ledger {
     left: Vec<(usize, Damage)>,
     /// The rounds that were judged: their tenants, adds and last reads.
     judged: Vec<(Tenants, Vec<Operation>)>,
+    /// What was sent in all of them and is still in the logs.
+    sent: Vec<Sent>,
+    entries: Entries,
 }
 
 /// A fault that is over, as the schedule knows it, and what came of it.
@@ -81,13 +84,21 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
         Some(out) => Store::at(out)?,
         None => Store::make(&args.store, now)?,
     };
-    let about = About::gather(&args, &scenario, seed, now);
+    let mut about = About::gather(&args, &scenario, seed, now);
     println!("scenario {}: {}", scenario.name, scenario.about);
     println!("seed {seed}, history and logs in {}", store.dir().display());
     let small_log = scenario.faults.iter().any(|one| one.fault.damages());
-    let place =
-        Place { dir: store.dir(), catalog: args.catalog, disks: scenario.disks, bucket: scenario.bucket, small_log };
+    let place = Place {
+        dir: store.dir(),
+        catalog: args.catalog,
+        disks: scenario.disks,
+        bucket: scenario.bucket,
+        small_log,
+        relays: args.relays,
+    };
     let cluster = Arc::new(Cluster::start(&args.node, place, &random).await?);
+    about.network = cluster.network.about();
+    println!("nodes reach each other over {}", about.network);
     let (weights, mut left_out) = possible(&scenario, &cluster);
     anyhow::ensure!(!weights.is_empty(), "none of the scenario's faults can be made here: {left_out:?}");
     let lengths = scenario.rounds(args.seconds.unwrap_or(scenario.seconds));
@@ -95,15 +106,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
     if python.is_none() {
         left_out.push(LeftOut::checker(FLUSH_AUDIT, NO_PYTHON));
     }
-    if scenario.at_once != 1 {
-        left_out.push(LeftOut::checker(AVAILABILITY, OVERLAP));
-    }
     left_out.iter().for_each(|one| println!("left out: {}: {}", one.what, one.why));
     let run = Run { scenario, cluster, random, begun: Instant::now(), store, python, blackouts: Arc::default() };
     let stop = Arc::new(AtomicBool::new(false));
     let mut watchers = JoinSet::new();
     watchers.spawn(watch(Arc::clone(&run.cluster), run.begun, Arc::clone(&stop)));
-    let (mut schedule, mut ledger) = (Schedule::new(weights), Ledger::default());
+    let (mut schedule, mut ledger) = (Schedule::new(weights, run.scenario.majority), Ledger::default());
     for (round, seconds) in lengths.into_iter().enumerate() {
         Box::pin(run.round(round, Duration::from_secs(seconds), &mut schedule, &mut ledger)).await?;
         if !ledger.troubles.is_empty() || !ledger.is_sound() {
@@ -111,12 +119,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
             break;
         }
     }
+    // What comes now has no faults, and no clients.
+    let until = u64::try_from(run.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
     if ledger.troubles.is_empty() && ledger.judged.len() > 1 {
-        Box::pin(run.look_again(&mut ledger)).await;
+        left_out.extend(Box::pin(run.look_again(&mut ledger)).await);
     }
     stop.store(true, Ordering::Relaxed);
     let (invariants, leaders) = watchers.join_next().await.context("a watcher")??;
-    let until = u64::try_from(run.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let (verdicts, reigns) = (judge(&run, &ledger, &invariants), leaders.reigns());
     let costs = ledger.availability.costs();
     let report = Report {
@@ -129,11 +138,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Option<bool>> {
         reigns: &reigns,
         counts: &ledger.counts,
         costs: &costs,
+        availability: &ledger.availability,
         findings: &ledger.findings,
+        broken: Broken::of(&ledger.findings, &ledger.checks),
         blackouts: run.blackouts().len(),
         excused_deaths: run.cluster.excused_deaths(),
         samples: invariants.samples(),
-        one_at_a_time: run.scenario.at_once == 1,
     };
     let store = run.store.clone();
     store.write_lines(store::FAULTS, &ledger.strikes)?;
@@ -174,9 +184,8 @@ fn judge(run: &Run, ledger: &Ledger, invariants: &Invariants) -> Vec<Verdict> {
     let checks = ledger.checks.judgments(workloads).into_iter();
     verdicts.extend(checks.filter(|one| run.python.is_some() || one.checker != FLUSH_AUDIT));
     verdicts.push(invariants.judgment(run.cluster.deaths()));
-    if run.scenario.at_once == 1 {
-        verdicts.push(ledger.availability.judgment());
-    }
+    verdicts.push(ledger.entries.judgment());
+    verdicts.push(ledger.availability.judgment());
     let nothing = (report::effective(&ledger.strikes) == 0).then(|| "no fault had an effect".to_owned());
     let anomalies: Vec<String> = ledger.troubles.iter().cloned().chain(nothing).collect();
     if !anomalies.is_empty() {
@@ -187,7 +196,7 @@ fn judge(run: &Run, ledger: &Ledger, invariants: &Invariants) -> Vec<Verdict> {
 
 impl Ledger {
     fn is_sound(&self) -> bool {
-        self.findings.is_sound() && self.checks.is_sound()
+        self.findings.is_sound() && self.checks.is_sound() && self.entries.is_sound()
     }
 }
 
@@ -220,7 +229,7 @@ impl Run {
         let mut clients = start_clients(&test, &self.scenario.workloads);
         // Whatever goes wrong from here on, the history is written and judged.
         let mut running = JoinSet::new();
-        if let Err(error) = self.break_things(&test, how_long, &mut running, schedule, ledger).await {
+        if let Err(error) = self.break_things(&test, (round, how_long), &mut running, schedule, ledger).await {
             ledger.troubles.push(format!("faults ended early: {error:#}"));
         }
         running.shutdown().await;
@@ -234,7 +243,16 @@ impl Run {
                 ledger.troubles.push(format!("a client ended early: {error:#}"));
             }
         }
-        match Box::pin(workload::last_reads(&test, self.python.as_deref())).await {
+        let mut logs = Vec::new();
+        // Before the rest of it is flushed and given up.
+        if ledger.troubles.is_empty() {
+            match Box::pin(self.list_logs()).await {
+                Ok(listed) => logs = listed,
+                Err(error) => ledger.troubles.push(format!("the logs of the nodes: {error:#}")),
+            }
+        }
+        let keys = test.history.keys();
+        match Box::pin(workload::last_reads(&test, &keys, self.python.as_deref())).await {
             Ok(missing) => ledger.troubles.extend(missing),
             Err(error) => ledger.troubles.push(format!("{error:#}")),
         }
@@ -242,32 +260,35 @@ impl Run {
         let history = Arc::into_inner(test.history).context("clients are gone")?;
         let mut operations = history.into_operations();
         let (findings, checks) = (examine(&operations, &self.blackouts()), Checks::of(&operations, &self.blackouts()));
-        ledger.counts.add(&operations, tenants, &ledger.strikes);
+        ledger.counts.add(&operations, &ledger.strikes);
         ledger.timeline.add(&operations);
-        ledger.availability.add(&operations, tenants, &ledger.strikes);
+        let absences = self.cluster.absences(self.begun);
+        ledger.availability.add(&operations, tenants, &ledger.strikes, &absences);
         if self.scenario.round_seconds.is_some() && findings.is_sound() && checks.is_sound() {
             // Thousands of whole sets, of which nothing more is to be learned.
             operations.retain(|one| !is_spent(&one.kind));
         }
         self.store.write_history(round, tenants, &operations)?;
+        ledger.sent.extend(entries::sent(&operations, &self.blackouts()));
+        ledger.entries.add(&mut ledger.sent, &logs, &self.blackouts());
         ledger.findings.add(findings);
         ledger.checks.add(checks);
         ledger.judged.push((tenants, operations));
         Ok(())
     }
 
-    /// Makes faults for as long as there is time, and waits for the end of each; notes them in `ledger`.
+    /// Makes the faults of a round for as long as there is time, and waits for the end of each; notes them in `ledger`.
     async fn break_things(
         &self,
         test: &Test,
-        how_long: Duration,
+        (round, how_long): (usize, Duration),
         running: &mut JoinSet<Struck>,
         schedule: &mut Schedule,
         ledger: &mut Ledger,
     ) -> anyhow::Result<()> {
         let until = Instant::now() + how_long;
         loop {
-            while running.len() >= self.scenario.at_once {
+            while running.len() >= self.scenario.at_once.of(round) {
                 let Some(ended) = running.join_next().await else { break };
                 note(ended?, schedule, ledger)?;
             }
@@ -313,25 +334,52 @@ impl Run {
         Ok(())
     }
 
-    /// Reads what earlier rounds wrote: nothing that came later may have taken it.
-    async fn look_again(&self, ledger: &mut Ledger) {
-        let blackouts = self.blackouts();
-        for (round, (tenants, operations)) in std::mem::take(&mut ledger.judged).into_iter().enumerate() {
+    /// Reads what earlier rounds wrote, from the nodes and from the tables: nothing that came later may have taken it. What
+    /// there was no time for is returned.
+    async fn look_again(&self, ledger: &mut Ledger) -> Option<LeftOut> {
+        let (blackouts, until) = (self.blackouts(), Instant::now() + AGAIN);
+        let mut rounds = std::mem::take(&mut ledger.judged).into_iter().enumerate();
+        let all = rounds.len();
+        while Instant::now() < until {
+            let Some((round, (tenants, operations))) = rounds.next() else { break };
             let test = self.test(tenants);
-            if let Err(error) = workload::last_reads_of_nodes(&test, &history::keys(&operations)).await {
-                ledger.troubles.push(format!("{error:#}"));
+            let keys = history::keys(&operations);
+            match Box::pin(workload::last_reads(&test, &keys, self.python.as_deref())).await {
+                Ok(missing) => ledger.troubles.extend(missing),
+                Err(error) => ledger.troubles.push(format!("{error:#}")),
             }
             let Some(history) = Arc::into_inner(test.history) else { continue };
-            let all: Vec<Operation> = operations.into_iter().chain(history.into_operations()).collect();
-            let (findings, checks) = (examine(&all, &blackouts), Checks::of(&all, &blackouts));
+            let whole: Vec<Operation> = operations.into_iter().chain(history.into_operations()).collect();
+            let (findings, checks) = (examine(&whole, &blackouts), Checks::of(&whole, &blackouts));
             if !(findings.is_sound() && checks.is_sound())
-                && let Err(error) = self.store.write_history(round, tenants, &all)
+                && let Err(error) = self.store.write_history(round, tenants, &whole)
             {
                 ledger.troubles.push(format!("{error:#}"));
             }
             ledger.findings.add_again(findings);
             ledger.checks.add_again(checks);
         }
+        let left = rounds.len();
+        println!("nodes and tables were read again of {} of {all} rounds", all - left);
+        let why = format!("{left} of {all} rounds: there were {} minutes for all of them", AGAIN.as_secs() / 60);
+        (left > 0).then(|| LeftOut::checker("reading earlier rounds again", &why))
+    }
+
+    /// Kills all nodes, lists their logs, and starts them again: one more kill of all, with nobody there to see it.
+    async fn list_logs(&self) -> anyhow::Result<Vec<Log>> {
+        let cluster = Arc::clone(&self.cluster);
+        let list = move || (0..NODES).map(|node| cluster.log(node)).collect::<anyhow::Result<Vec<Log>>>();
+        for node in 0..NODES {
+            self.cluster.kill(node);
+        }
+        let logs = tokio::task::spawn_blocking(list).await?;
+        for node in 0..NODES {
+            self.cluster.revive(node)?;
+        }
+        for node in 0..NODES {
+            self.cluster.wait_whole(node).await?;
+        }
+        logs
     }
 }
 
@@ -378,7 +426,8 @@ fn start_clients(test: &Test, workloads: &[Workload]) -> JoinSet<anyhow::Result<
 }
 
 fn start_ingest(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
-    for process in 0..6 {
+    // Two for each tenant and node: those of two nodes make the load while the third is away.
+    for process in 0..12 {
         clients.spawn(workload::add(test.clone(), process));
     }
     for process in 100..103 {
@@ -388,7 +437,8 @@ fn start_ingest(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
 
 fn start_log(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
     let logs = Arc::new(log::Logs::new());
-    for process in 300..304 {
+    // As many: of three nodes, two tenants, and one in four of another kind.
+    for process in 300..312 {
         clients.spawn(log::append(test.clone(), process, Arc::clone(&logs)));
     }
     for process in 320..322 {
@@ -398,7 +448,7 @@ fn start_log(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
 
 fn start_register(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
     let registers = Arc::new(register::Registers::new());
-    for process in 400..403 {
+    for process in 400..406 {
         clients.spawn(register::write(test.clone(), process, Arc::clone(&registers)));
     }
     for process in 420..423 {
@@ -417,6 +467,8 @@ fn start_isolation(test: &Test, clients: &mut JoinSet<anyhow::Result<()>>) {
 async fn watch(cluster: Arc<Cluster>, begun: Instant, stop: Arc<AtomicBool>) -> (Invariants, Leaders) {
     let (mut invariants, mut leaders) = (Invariants::default(), Leaders::default());
     while !stop.load(Ordering::Relaxed) {
+        // Soon after it happened: it is judged by the faults of that time.
+        cluster.excused_deaths();
         for node in 0..NODES {
             let life = cluster.life(node);
             // An account that came while the node was started again is of nobody knows which life.

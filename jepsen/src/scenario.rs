@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::fault::Fault;
 
 /// Those that are part of the program, by name.
-const BUILT_IN: [(&str, &str); 6] = [
+const BUILT_IN: [(&str, &str); 7] = [
     ("default", include_str!("../scenarios/default.toml")),
     ("full", include_str!("../scenarios/full.toml")),
     ("overlap", include_str!("../scenarios/overlap.toml")),
     ("power-loss-all", include_str!("../scenarios/power-loss-all.toml")),
     ("damage", include_str!("../scenarios/damage.toml")),
     ("outages", include_str!("../scenarios/outages.toml")),
+    ("network", include_str!("../scenarios/network.toml")),
 ];
 
 /// One scenario.
@@ -42,9 +43,13 @@ pub(crate) struct Scenario {
     /// What clients do, all at the same time. Beside it single spans are always added, for the time between them.
     #[serde(default = "ingest")]
     pub(crate) workloads: Vec<Workload>,
-    /// Faults at the same time, at most.
-    #[serde(default = "one")]
-    pub(crate) at_once: usize,
+    /// Faults at the same time, at most. One by default.
+    #[serde(default)]
+    pub(crate) at_once: AtOnce,
+    /// However faults overlap, two nodes run and reach each other all the time, except in a fault that is there to take that
+    /// away: it then comes without another one that takes a node or a link. By default faults may take a majority together.
+    #[serde(default)]
+    pub(crate) majority: bool,
     /// Between two beginnings, or with one fault at a time between an end and a beginning: from, below.
     pub(crate) pause_ms: (u64, u64),
     /// How long a fault is held: from, below.
@@ -60,6 +65,36 @@ pub(crate) struct Weighted {
     pub(crate) fault: Fault,
     #[serde(default = "one")]
     pub(crate) weight: u32,
+}
+
+/// How many faults there may be at the same time.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum AtOnce {
+    Always(usize),
+    /// In the first round, in the second, and so on; after the last it begins anew.
+    InTurn(Vec<usize>),
+}
+
+impl Default for AtOnce {
+    fn default() -> Self {
+        Self::Always(1)
+    }
+}
+
+impl AtOnce {
+    fn all(&self) -> &[usize] {
+        match self {
+            Self::Always(count) => std::slice::from_ref(count),
+            Self::InTurn(counts) => counts,
+        }
+    }
+
+    /// In a round, counted from 0.
+    pub(crate) fn of(&self, round: usize) -> usize {
+        let all = self.all();
+        all[round % all.len()]
+    }
 }
 
 /// What clients ask for with `X-SignalDB-Ack`.
@@ -116,7 +151,8 @@ impl Scenario {
         for (name, (from, below)) in [("pause_ms", scenario.pause_ms), ("hold_ms", scenario.hold_ms)] {
             ensure!(from < below, "{name} = [{from}, {below}] is empty: give a first and a larger second number");
         }
-        ensure!(scenario.at_once > 0, "at_once = 0 would make no fault");
+        let at_once = scenario.at_once.all();
+        ensure!(!at_once.is_empty() && !at_once.contains(&0), "at_once = 0, or an empty list, would make no fault");
         ensure!(scenario.round_seconds != Some(0), "round_seconds = 0 is no round");
         ensure!(scenario.faults.iter().any(|one| one.weight > 0), "no fault has a weight");
         ensure!(!scenario.workloads.is_empty(), "without workloads nothing is tested");
@@ -165,7 +201,7 @@ mod tests {
     #[test]
     fn the_default_needs_no_root_and_makes_one_fault_at_a_time() {
         let scenario = Scenario::load("default").expect("is sound");
-        assert!(!scenario.disks && scenario.at_once == 1 && scenario.ack == Ask::Default);
+        assert!(!scenario.disks && scenario.at_once == AtOnce::Always(1) && scenario.ack == Ask::Default);
         assert_eq!(scenario.rounds(scenario.seconds), [100]);
         assert_eq!(scenario.faults.len(), 13);
     }
@@ -186,6 +222,10 @@ mod tests {
             crate::fault::ALL.into_iter().filter(|fault| scenario.faults.iter().all(|one| one.fault != *fault));
         assert_eq!(missing.collect::<Vec<_>>(), [Fault::PowerLossAll]);
         assert_eq!(scenario.seconds, 3600);
+        assert!(
+            scenario.majority && scenario.at_once.of(0) == 1 && scenario.at_once.of(1) > 1,
+            "they overlap at times"
+        );
     }
 
     #[test]
@@ -199,12 +239,26 @@ mod tests {
             (format!("{TIMES}workloads = []\nfaults = [{{ fault = \"kill\" }}]"), "workloads"),
             (format!("{TIMES}workloads = [\"chess\"]\nfaults = [{{ fault = \"kill\" }}]"), "chess"),
             (format!("{TIMES}at_once = 0\nfaults = [{{ fault = \"kill\" }}]"), "at_once"),
+            (format!("{TIMES}at_once = [2, 0]\nfaults = [{{ fault = \"kill\" }}]"), "at_once"),
+            (format!("{TIMES}at_once = []\nfaults = [{{ fault = \"kill\" }}]"), "at_once"),
+            (format!("{TIMES}at_once = \"often\"\nfaults = [{{ fault = \"kill\" }}]"), "at_once"),
             (format!("{TIMES}colour = 1\nfaults = [{{ fault = \"kill\" }}]"), "colour"),
             ("pause_ms = [2, 2]\nhold_ms = [1, 2]\nfaults = [{ fault = \"kill\" }]".to_owned(), "pause_ms"),
         ] {
             let refusal = format!("{:#}", with(&lines).expect_err("is a mistake"));
             assert!(refusal.contains(part), "{lines}: {refusal}");
         }
+    }
+
+    #[test]
+    fn rounds_take_turns_in_how_many_faults_there_may_be() {
+        let of = |line: &str| {
+            let scenario = with(&format!("{TIMES}{line}\nfaults = [{{ fault = \"kill\" }}]")).expect("is sound");
+            [0, 1, 2, 3, 4].map(|round| scenario.at_once.of(round))
+        };
+        assert_eq!(of(""), [1; 5]);
+        assert_eq!(of("at_once = 3"), [3; 5]);
+        assert_eq!(of("at_once = [1, 3, 2]"), [1, 3, 2, 1, 3]);
     }
 
     #[test]

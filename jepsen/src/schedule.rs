@@ -3,10 +3,11 @@
 //! The promise is about a damaged *minority*. So no disk is damaged while another one is not whole again, which it is once
 //! its node is ready, none of its groups recovers, and the damage was noticed or has gone with its segment. Beyond that
 //! a node has one fault at a time, and only one fault at a time disturbs links, moves clocks, takes catalog or store, or
-//! moves leaderships.
+//! moves leaderships. If the scenario wants a majority, faults that overlap leave two nodes that run and reach each other.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::checker::majority::{self, Parted};
 use crate::cluster::NODES;
 use crate::fault::{Fault, Target};
 use crate::random::Random;
@@ -33,6 +34,12 @@ impl Plan {
             Target::Leader | Target::One => BTreeSet::from([self.node]),
         }
     }
+
+    /// Which pairs of nodes it parts, as far as that is known before it is made.
+    fn parted(self) -> Parted {
+        let anywhere = self.fault.target() == Target::All || self.fault == Fault::ClockJumpBeforeRetry;
+        majority::parted(self.fault, (!anywhere).then_some(self.node))
+    }
 }
 
 /// What runs, and what may come.
@@ -45,12 +52,14 @@ pub(crate) struct Schedule {
     begun: u64,
     /// Nodes with damage that outlived its fault.
     damaged: BTreeSet<usize>,
+    /// Faults that overlap leave one.
+    majority: bool,
 }
 
 impl Schedule {
-    pub(crate) fn new(weights: Vec<(Fault, u32)>) -> Self {
+    pub(crate) fn new(weights: Vec<(Fault, u32)>, majority: bool) -> Self {
         let first = weights.iter().map(|(fault, _)| *fault).collect();
-        Self { first, weights, running: BTreeMap::new(), begun: 0, damaged: BTreeSet::new() }
+        Self { first, weights, running: BTreeMap::new(), begun: 0, damaged: BTreeSet::new(), majority }
     }
 
     /// Begins the next fault; `None` while nothing fits beside what runs.
@@ -109,6 +118,9 @@ impl Schedule {
     }
 
     fn admits(&self, plan: Plan) -> bool {
+        if self.majority && !self.leaves_majority(plan) {
+            return false;
+        }
         let (fault, nodes) = (plan.fault, plan.nodes());
         let mut damaged = self.damaged.clone();
         for other in self.running.values() {
@@ -127,15 +139,28 @@ impl Schedule {
         damaged.extend(nodes);
         !fault.damages() || damaged.len() <= MINORITY
     }
+
+    /// Whether two nodes run and reach each other beside all that runs. What leaves no such pair by itself is meant to, and
+    /// may come as long as nothing else parts any.
+    fn leaves_majority(&self, plan: Plan) -> bool {
+        let here = plan.parted();
+        let others: Vec<Parted> = self.running.values().map(|other| other.parted()).filter(parts).collect();
+        others.is_empty() || !parts(&here) || (0..NODES).any(|pair| !here[pair] && others.iter().all(|one| !one[pair]))
+    }
+}
+
+fn parts(parted: &Parted) -> bool {
+    parted.contains(&true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fault::ALL;
+    use crate::scenario::Scenario;
 
     fn schedule(faults: &[Fault]) -> Schedule {
-        Schedule::new(faults.iter().map(|fault| (*fault, 1)).collect())
+        Schedule::new(faults.iter().map(|fault| (*fault, 1)).collect(), false)
     }
 
     /// Nodes whose disks lack something.
@@ -200,7 +225,7 @@ mod tests {
     #[test]
     fn each_fault_comes_once_in_order_and_then_by_weight() {
         let random = Random::new(7);
-        let mut schedule = Schedule::new(vec![(Fault::Kill, 1), (Fault::Ring, 9)]);
+        let mut schedule = Schedule::new(vec![(Fault::Kill, 1), (Fault::Ring, 9)], false);
         let mut order = Vec::new();
         for _ in 0..1000 {
             let (id, plan) = schedule.begin(&random, None).expect("nothing else runs");
@@ -223,5 +248,101 @@ mod tests {
         schedule.end(paused.0);
         let (_, last) = schedule.begin(&random, Some(1)).expect("the leader is free");
         assert_eq!(last, Plan { fault: Fault::KillLeader, node: 1 });
+    }
+
+    #[test]
+    fn where_a_majority_is_wanted_faults_that_overlap_leave_one() {
+        for seed in 0..200 {
+            let (random, mut together) = (Random::new(seed), 0);
+            let mut schedule = Schedule::new(ALL.map(|fault| (fault, 1)).to_vec(), true);
+            for _ in 0..400 {
+                schedule.begin(&random, Some(random.below(NODES)));
+                let taken: Vec<Parted> = schedule.running.values().map(|plan| plan.parted()).filter(parts).collect();
+                let some = (0..NODES).any(|pair| taken.iter().all(|parted| !parted[pair]));
+                assert!(some || taken.len() == 1, "seed {seed}: {:?}", schedule.running);
+                together = together.max(schedule.running.len());
+                let ids: Vec<u64> = schedule.running.keys().copied().collect();
+                if ids.len() > random.below(4) {
+                    schedule.end(ids[random.below(ids.len())]);
+                }
+            }
+            assert!(together > 1, "seed {seed}: nothing ever overlapped");
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_cut_off_may_die_beside_it_and_no_other() {
+        let random = Random::new(5);
+        let mut schedule = Schedule::new(vec![(Fault::IsolateLeader, 1), (Fault::Kill, 1), (Fault::KillAll, 1)], true);
+        let (cut, _) = schedule.begin(&random, Some(2)).expect("the first");
+        let (killed, plan) = schedule.begin(&random, Some(0)).expect("the same node");
+        assert_eq!(plan, Plan { fault: Fault::Kill, node: 2 });
+        assert_eq!(schedule.begin(&random, Some(0)), None, "all at once is for another time");
+        schedule.end(cut);
+        schedule.end(killed);
+        assert_eq!(schedule.begin(&random, Some(0)).map(|(_, plan)| plan.fault), Some(Fault::KillAll));
+    }
+
+    /// Faults by kind that the scenario makes in its time, as the run makes them, if each takes as long as in a slow run.
+    fn made(scenario: &Scenario, can: fn(Fault) -> bool, seed: u64) -> BTreeMap<Fault, usize> {
+        let random = Random::new(seed);
+        let faults = scenario.faults.iter().filter(|one| can(one.fault));
+        let weights = faults.map(|one| (one.fault, one.weight)).collect();
+        let (mut schedule, mut made) = (Schedule::new(weights, scenario.majority), BTreeMap::new());
+        for (round, seconds) in scenario.rounds(scenario.seconds).into_iter().enumerate() {
+            // Ends by time, milliseconds.
+            let (mut running, mut now): (BTreeSet<(u64, u64)>, u64) = (BTreeSet::new(), 0);
+            loop {
+                while running.len() >= scenario.at_once.of(round) {
+                    let Some((ended, id)) = running.pop_first() else { break };
+                    schedule.end(id);
+                    now = now.max(ended);
+                }
+                now += random.between(scenario.pause_ms);
+                if now > seconds * 1000 {
+                    break;
+                }
+                while let Some((_, id)) = running.first().copied().filter(|(ended, _)| *ended <= now) {
+                    schedule.end(id);
+                    running.pop_first();
+                }
+                let Some((id, plan)) = schedule.begin(&random, Some(random.below(NODES))) else { continue };
+                *made.entry(plan.fault).or_default() += 1;
+                running.insert((now + slow_ms(plan.fault) + random.between(scenario.hold_ms), id));
+            }
+            running.into_iter().for_each(|(_, id)| schedule.end(id));
+        }
+        made
+    }
+
+    /// How much longer than it is held a fault takes on a busy machine, milliseconds: nodes start, read their logs and are
+    /// refilled, and clocks are looked at.
+    fn slow_ms(fault: Fault) -> u64 {
+        match fault {
+            Fault::RollingRestart => 40_000,
+            fault if fault.damages() => 20_000,
+            fault if fault.moves_clocks() => 15_000,
+            _ => 5_000,
+        }
+    }
+
+    #[test]
+    fn an_hour_of_everything_has_at_least_200_faults_of_at_least_12_kinds() -> anyhow::Result<()> {
+        let scenario = Scenario::load("full")?;
+        // Between two rounds everything heals, and is read once more.
+        let between = 30 * scenario.rounds(scenario.seconds).len() as u64;
+        let everywhere: fn(Fault) -> bool = |_| true;
+        let without_root: fn(Fault) -> bool = |fault| !fault.needs_disks() && !fault.needs_namespaces();
+        for (can, where_) in [(everywhere, "with all that can be"), (without_root, "without root")] {
+            for seed in 0..20 {
+                let by_kind = made(&scenario, can, seed);
+                let faults = by_kind.values().sum::<usize>() as u64;
+                let an_hour = faults * 3600 / (scenario.seconds + between);
+                assert!(an_hour >= 200, "{where_}, seed {seed}: {an_hour}");
+                assert!(by_kind.len() >= 12, "{where_}, seed {seed}: {by_kind:?}");
+                assert_eq!(by_kind, made(&scenario, can, seed), "the same seed makes the same faults");
+            }
+        }
+        Ok(())
     }
 }

@@ -16,7 +16,7 @@ use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
 use signaldb_query::{Distribution, PeerWorker, Queries, QueryConfig, QueryEngine};
 use signaldb_raft::admission::Refuse;
 use signaldb_raft::state_store::RocksStateStore;
-use signaldb_raft::{ApplySink, Groups, GroupsConfig, OpenLog, PeersConfig, RejectReason};
+use signaldb_raft::{ApplySink, ClusterSecret, Groups, GroupsConfig, OpenLog, PeersConfig, RejectReason};
 use signaldb_signals::SignalKind as OtlpKind;
 use signaldb_wal::{RealIo, WalConfig};
 use tokio::net::TcpListener;
@@ -194,7 +194,11 @@ impl Node {
             cluster: config.cluster.name.clone(),
             address: config.listen.peer.clone(),
             admin_key: config.auth.admin_key.as_ref().map(|key| key.0.clone()),
-            session_secret: session_secret(config, &groups.founding().cluster_id),
+            session_secret: session_secret(
+                &config.cluster.secret.0,
+                &groups.founding().cluster_id,
+                groups.founding().secret.as_ref().map(ClusterSecret::as_bytes),
+            ),
             clock,
             write_timeout: WRITE_TIMEOUT,
             dedup_window: config.cluster.dedup_window.0,
@@ -245,9 +249,14 @@ fn refusal(app: &App) -> Box<Refuse> {
     Box::new(move || app.lake.refusal(0).map(|reason| RejectReason::Busy(format!("the group's leader: {reason}"))))
 }
 
-/// What every node of this cluster knows and the database does not; a cluster that is reachable from outside has a secret.
-fn session_secret(config: &Config, cluster_id: &str) -> Vec<u8> {
-    format!("{}\0{cluster_id}", config.cluster.secret.0).into_bytes()
+/// What every node of this cluster knows, and nobody who reads its database, catalog or tables: those say `cluster_id`. A
+/// cluster that was `founded` before there were secrets has what is configured, if something is.
+fn session_secret(configured: &str, cluster_id: &str, founded: Option<&[u8]>) -> Option<Vec<u8>> {
+    let public = format!("{configured}\0{cluster_id}").into_bytes();
+    match founded {
+        Some(founded) => Some([public.as_slice(), b"\0", founded].concat()),
+        None => (!configured.is_empty()).then_some(public),
+    }
 }
 
 fn enabled_signals(enabled: &DefaultSchemas) -> Vec<OtlpKind> {
@@ -484,5 +493,20 @@ async fn watch(app: App, metrics: PrometheusHandle, stop: CancellationToken) -> 
         if let Some(failure) = app.lake.failure() {
             return Err(anyhow!("the node must stop; nothing is lost, the log has it all: {failure}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_are_sealed_with_what_no_table_says() {
+        let founded = session_secret("", "c", Some(b"hush")).expect("a new cluster needs no setting");
+        assert!(founded.ends_with(b"hush"));
+        assert_ne!(session_secret("set", "c", Some(b"hush")), Some(founded), "a setting ends the sessions of before");
+        // As nodes of before sealed them, which an upgrade must not end.
+        assert_eq!(session_secret("set", "c", None), Some(b"set\0c".to_vec()));
+        assert_eq!(session_secret("", "c", None), None);
     }
 }

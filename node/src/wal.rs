@@ -2,6 +2,7 @@
 //! copy.
 
 mod engine;
+mod listing;
 mod report;
 mod rows;
 
@@ -40,6 +41,9 @@ pub(crate) struct InspectArgs {
     dataset: Option<DatasetId>,
     #[arg(long, requires = "tenant", value_parser = ["traces", "logs", "metrics"])]
     signal: Option<String>,
+    /// List every entry, one a line.
+    #[arg(long, conflicts_with = "tenant")]
+    entries: bool,
     #[arg(long, value_parser = ["table", "json"], default_value = "table")]
     format: String,
 }
@@ -124,6 +128,10 @@ impl StoppedLog {
 fn inspect(args: InspectArgs) -> anyhow::Result<Verdict> {
     let log = StoppedLog::open(args.server, false)?;
     let report = engine::inspect(&log.dir)?;
+    if args.entries {
+        listing::print(&report, &engine::entries(&log.dir)?, args.format == "json")?;
+        return Ok(verdict(&report));
+    }
     let filter = args.tenant.map(|tenant| Filter { tenant: Some(tenant), dataset: args.dataset, signal: args.signal });
     let shares = match &filter {
         Some(filter) => Some(rows::by_dataset(&engine::entries(&log.dir)?, filter)),

@@ -471,6 +471,10 @@ pub const QUERIES_ACTION: &str = "queries";
 /// Flight action of the peer port: stops a query. Body [`KillRequest`], one result [`KillResponse`].
 pub const KILL_ACTION: &str = "kill";
 
+/// Flight action of the peer port: stops the queries that answer Flight SQL tickets. Body [`CancelRequest`], one result
+/// [`KillResponse`]. A node of before there was the action answers UNIMPLEMENTED.
+pub const CANCEL_ACTION: &str = "cancel";
+
 /// Asks a leader for a view of one table.
 #[derive(Clone, PartialEq, Message)]
 pub struct ViewRequest {
@@ -566,6 +570,17 @@ pub struct KillRequest {
     #[prost(string, tag = "1")]
     pub id: String,
     /// Only if it is this tenant's; anybody's when it is empty.
+    #[prost(string, tag = "2")]
+    pub tenant: String,
+}
+
+/// Asks a node to stop the queries that answer tickets.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct CancelRequest {
+    /// The ids in the tickets; an empty one names nothing.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub tickets: Vec<bytes::Bytes>,
+    /// Only those of this tenant.
     #[prost(string, tag = "2")]
     pub tenant: String,
 }
@@ -675,6 +690,8 @@ mod tests {
         let maintain =
             MaintainRequest { group: 3, tenant, dataset, table: 1, task: 2, dry_run: true, ..Default::default() };
         assert_eq!(hex(maintain.encode_to_vec()), "0803 120174 1a0164 2001 2802 3001".replace(' ', ""));
+        let cancel = CancelRequest { tickets: vec![bytes::Bytes::from_static(b"i")], tenant: "t".to_owned() };
+        assert_eq!(hex(cancel.encode_to_vec()), "0a0169 120174".replace(' ', ""));
         let promote = MaintainRequest { task: 4, key: "k".to_owned(), level: 3, kind: 1, ..Default::default() };
         assert_eq!(hex(promote.encode_to_vec()), "2804 3a016b 4003 4801".replace(' ', ""));
     }

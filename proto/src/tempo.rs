@@ -3,6 +3,7 @@
 //! Names and numbers are facts of the wire; fields that nobody here reads or sets are left out.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::trace::v1::TracesData;
@@ -234,11 +235,14 @@ pub struct QueryRangeRequest {
     pub exemplars: u32,
 }
 
-/// Series.
+/// What a question for series is answered with: their values over time, or one value of each.
 #[derive(Clone, PartialEq, Message)]
-pub struct QueryRangeResponse {
+pub struct SeriesResponse<S>
+where
+    S: Message + Default + Debug,
+{
     #[prost(message, repeated, tag = "1")]
-    pub series: Vec<TimeSeries>,
+    pub series: Vec<S>,
     #[prost(message, optional, tag = "2")]
     pub metrics: Option<SearchMetrics>,
     #[prost(enumeration = "PartialStatus", tag = "3")]
@@ -246,6 +250,12 @@ pub struct QueryRangeResponse {
     #[prost(string, tag = "4")]
     pub message: String,
 }
+
+/// Answer of `MetricsQueryRange`.
+pub type QueryRangeResponse = SeriesResponse<TimeSeries>;
+
+/// Answer of `MetricsQueryInstant`.
+pub type QueryInstantResponse = SeriesResponse<InstantSeries>;
 
 /// One series.
 #[derive(Clone, PartialEq, Message)]
@@ -290,19 +300,6 @@ pub struct QueryInstantRequest {
     pub start: u64,
     #[prost(uint64, tag = "3")]
     pub end: u64,
-}
-
-/// Values.
-#[derive(Clone, PartialEq, Message)]
-pub struct QueryInstantResponse {
-    #[prost(message, repeated, tag = "1")]
-    pub series: Vec<InstantSeries>,
-    #[prost(message, optional, tag = "2")]
-    pub metrics: Option<SearchMetrics>,
-    #[prost(enumeration = "PartialStatus", tag = "3")]
-    pub status: i32,
-    #[prost(string, tag = "4")]
-    pub message: String,
 }
 
 /// One value.

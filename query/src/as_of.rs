@@ -18,12 +18,12 @@ use datafusion::physical_plan::ExecutionPlan;
 use signaldb_lake::metadata::{AsOf, AsOfError, Moment, snapshot_as_of};
 use signaldb_lake::{Lake, copies_of};
 use signaldb_model::{DatasetId, TableId};
-use signaldb_signals::{SignalTable, schema};
+use signaldb_signals::SignalTable;
 
 use crate::error::{QueryError, QueryErrorKind, lake_error};
-use crate::logical_view;
 use crate::names::{CATALOG, TenantCatalog};
 use crate::table::StoredTable;
+use crate::{logical_view, views};
 
 pub(crate) use clause::{parse, rewrite as rewrite_clauses};
 
@@ -59,7 +59,7 @@ impl TableFunctionImpl for Past {
         let (dataset, table) = self.resolve(name).ok_or_else(|| invalid(format!("table '{name}' not found")))?;
         let snapshotter = &self.catalog.snapshotter;
         let id = TableId { tenant: snapshotter.tenant.clone(), dataset, code: table.code() };
-        logical_view::over(schema::of(table), Arc::new(PastTable { lake: snapshotter.lake.clone(), id, table, as_of }))
+        logical_view::over(views::of(table), Arc::new(PastTable { lake: snapshotter.lake.clone(), id, table, as_of }))
     }
 }
 
@@ -155,7 +155,7 @@ impl PastTable {
 #[async_trait]
 impl TableProvider for PastTable {
     fn schema(&self) -> SchemaRef {
-        Arc::clone(&schema::of(self.table).arrow)
+        Arc::clone(&views::of(self.table).arrow)
     }
 
     fn table_type(&self) -> TableType {

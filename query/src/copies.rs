@@ -151,6 +151,7 @@ pub(crate) mod tests {
     use signaldb_signals::{SignalTable, schema};
 
     use super::*;
+    use crate::views;
 
     /// `tenant.plan` of records as text, `retries` as an integer, `cached` as a boolean, `cost` as a double.
     pub(crate) fn example() -> (TableSchema, Copies) {
@@ -167,7 +168,7 @@ pub(crate) mod tests {
         };
         let attributes: Vec<CopiedAttribute> = keys.into_iter().enumerate().map(attribute).collect();
         let columns = attributes.iter().map(|attribute| attribute.column.clone());
-        let schema = schema::of(SignalTable::Traces).with(columns);
+        let schema = views::in_queries(&schema::of(SignalTable::Traces).with(columns));
         let copies = Copies::new(attributes, &schema).expect("has the columns");
         (schema, copies)
     }

@@ -6,30 +6,29 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
-use datafusion::datasource::provider_as_source;
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use bytes::Bytes;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
-use datafusion::optimizer::Optimizer;
+use datafusion::optimizer::optimize_projections::OptimizeProjections;
+use datafusion::optimizer::{Optimizer, OptimizerRule};
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
-use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::physical_plan::{EmptyRecordBatchStream, SendableRecordBatchStream};
 use datafusion::prelude::{DataFrame, SessionConfig, SessionContext};
 use futures::StreamExt;
 use signaldb_catalog::{Access, Identity};
 use signaldb_lake::Lake;
 use signaldb_model::{Position, TenantId};
 use signaldb_raft::{Group, Groups, Leadership};
-use signaldb_signals::SignalTable;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::as_of;
-use crate::budget::late;
+use crate::below::ComputeBelowView;
 use crate::distributed::{Cluster, Distribution, Host, PeerWorker, Spread, runtime_of};
 use crate::error::{QueryError, QueryErrorKind, lake_error, read_error, unavailable};
 use crate::gate::Gate;
@@ -47,9 +46,14 @@ use crate::{metrics, remote, spill};
 
 mod describe;
 pub(crate) mod maintain;
+mod portions;
 pub(crate) mod running;
+#[cfg(test)]
+mod tests;
 
 pub use describe::Description;
+pub use portions::Answers;
+pub(crate) use portions::{Portions, Progress, Scan, Shape};
 
 /// How long a flush that somebody waits for may take.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -109,7 +113,8 @@ pub enum Consistency {
 pub struct Query {
     pub identity: Identity,
     pub sql: String,
-    /// Values of `?`, `$1` or `$name` in the text.
+    /// Values of `?`, `$1` or `$name` in the text. With several rows it runs once for each, one after the other: one query
+    /// with one budget, whose rows follow each other.
     pub parameters: Parameters,
     pub consistency: Consistency,
     /// An acknowledged position that must be visible, whatever the consistency.
@@ -128,16 +133,6 @@ pub struct Allowance {
     pub distributed: Option<bool>,
 }
 
-/// What is asked: SQL over the logical view, or a plan over a table as it is stored.
-enum Work {
-    Sql,
-    Plan(SignalTable, Shape),
-}
-
-/// Puts a plan on the scan of a table; once more when the query begins anew.
-pub(crate) type Shape =
-    Box<dyn Fn(LogicalPlanBuilder) -> datafusion::common::Result<LogicalPlan> + Send + Sync + 'static>;
-
 /// Answers queries. Cheap to clone.
 #[derive(Clone)]
 pub struct QueryEngine(Arc<Inner>);
@@ -151,7 +146,9 @@ struct Inner {
     runtime: Arc<RuntimeEnv>,
     memory: Arc<NodeMemory>,
     stores: Stores,
-    template: SessionState,
+    /// Begins each query's session. A function, so that the compiler, wherever it asks whether an engine may be sent to
+    /// another thread, need not look through all of DataFusion's plans.
+    session: Box<dyn Fn() -> SessionStateBuilder + Send + Sync>,
     spread: Spread,
     gate: Gate,
     queries: Queries,
@@ -253,7 +250,7 @@ impl QueryEngine {
             runtime,
             memory,
             stores,
-            template,
+            session: Box::new(move || SessionStateBuilder::new_from_existing(template.clone())),
             spread,
             gate,
             queries,
@@ -270,46 +267,31 @@ impl QueryEngine {
     ///
     /// Cancel safety: dropping the future cancels the query.
     pub async fn run(&self, query: Query) -> Result<RunningQuery, QueryError> {
-        self.start(query, Work::Sql).await
+        self.run_ticket(query, Bytes::new()).await
     }
 
-    /// Starts a plan over the table of the caller's dataset as it is stored, helper columns included; `query.sql` only
-    /// names it in `system.queries`.
-    pub(crate) async fn run_over(
-        &self,
-        query: Query,
-        table: SignalTable,
-        shape: Shape,
-    ) -> Result<RunningQuery, QueryError> {
-        self.start(query, Work::Plan(table, shape)).await
-    }
-
-    /// Runs what is more than a plan beside the plans, within the deadline of a query.
-    pub(crate) async fn beside<T: Send + 'static>(
-        &self,
-        allowance: Allowance,
-        work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
-    ) -> Result<T, QueryError> {
-        let allowed = self.allowed(allowance.deadline)?;
-        let task = self.0.cpu.spawn(async move {
-            tokio::time::timeout(allowed, Box::pin(work)).await.unwrap_or_else(|_| Err(late(allowed, false)))
-        });
-        let ended = AbortOnDropHandle::new(task).await;
-        ended.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))?
-    }
-
-    async fn start(&self, query: Query, work: Work) -> Result<RunningQuery, QueryError> {
+    /// The same for a Flight ticket, by whose id [`Self::cancel`] finds it.
+    ///
+    /// # Errors
+    /// As for [`Self::run`].
+    ///
+    /// Cancel safety: dropping the future cancels the query.
+    pub async fn run_ticket(&self, query: Query, ticket: Bytes) -> Result<RunningQuery, QueryError> {
         let allowed = self.allowed(query.allowance.deadline)?;
-        let listed = self.0.queries.list(&query.identity, &query.sql, allowed, self.0.config.scan_bytes_max);
+        let listed = self.list(&query, ticket, allowed);
         let record = Arc::clone(&listed);
         let (opened, schema) = oneshot::channel();
         let (rows, batches) = mpsc::channel(OUTPUT_QUEUE);
         let inner = Arc::clone(&self.0);
-        let task = self.0.cpu.spawn(async move { inner.drive(query, work, listed, opened, rows).await });
+        let task = self.0.cpu.spawn(async move { inner.drive(query, listed, opened, rows).await });
         let task = AbortOnDropHandle::new(task);
         let opened = schema.await.map_err(|_| QueryError::new(QueryErrorKind::Internal, "the query's task died"))??;
         let (schema, missing_groups) = opened;
         Ok(RunningQuery { schema, missing_groups, batches, record, _task: task })
+    }
+
+    fn list(&self, query: &Query, ticket: Bytes, allowed: Duration) -> Listed {
+        self.0.queries.list(&query.identity, &query.sql, ticket, allowed, self.0.config.scan_bytes_max)
     }
 
     /// All the time that a query has which asks for that much.
@@ -382,8 +364,7 @@ async fn another_attempt(group: &Group, seen: Leadership, until: Instant, error:
 impl Inner {
     async fn drive(
         &self,
-        query: Query,
-        work: Work,
+        mut query: Query,
         listed: Listed,
         opened: oneshot::Sender<Result<(SchemaRef, Vec<u32>), QueryError>>,
         rows: mpsc::Sender<Result<Option<RecordBatch>, QueryError>>,
@@ -391,12 +372,14 @@ impl Inner {
         metrics::note_started();
         let record: &Arc<Record> = &listed;
         let spread = query.allowance.distributed.unwrap_or(self.config.distribution.enabled).then_some(&self.spread);
+        let mut runs = std::mem::take(&mut query.parameters).runs();
+        query.parameters = runs.next().unwrap_or_default();
         let open = async {
             let permit = self.gate.enter(&query.identity.tenant).await?;
             let pool = QueryMemory::pool(&self.memory, self.config.query_memory_bytes);
             listed.plans(Arc::clone(&pool));
             let runtime = self.runtime_of(&listed, pool);
-            let (stream, missing) = self.open(&query, &work, &runtime, &listed, spread).await?;
+            let (stream, missing) = self.open(&query, &runtime, &listed, spread).await?;
             Ok::<_, QueryError>((permit, runtime, stream, missing))
         };
         let (permit, runtime, mut stream, missing) = match record.within(Box::pin(open)).await {
@@ -421,8 +404,7 @@ impl Inner {
                 Err(error) if error.kind == QueryErrorKind::Unavailable && may_restart && !yielded => {
                     // A leader that held rows for it is gone, say; nobody has seen anything of the answer yet.
                     restarts += 1;
-                    match self.restart((&query, &work), &runtime, record, (&schema, missing.as_slice()), restarts).await
-                    {
+                    match self.restart(&query, &runtime, record, (&schema, missing.as_slice()), restarts).await {
                         Some(anew) => {
                             stream = anew;
                             continue;
@@ -431,7 +413,18 @@ impl Inner {
                     }
                 }
                 Ok(Some(batch)) => batch,
-                Ok(None) => break Ok(None),
+                Ok(None) => {
+                    let Some(parameters) = runs.next() else { break Ok(None) };
+                    query.parameters = parameters;
+                    // The next run has the memory that this one held.
+                    stream = Box::pin(EmptyRecordBatchStream::new(Arc::clone(&schema)));
+                    match self.next_run(&query, &runtime, record, spread, (&schema, missing.as_slice())).await {
+                        Ok(next) => stream = next,
+                        Err(error) => break Err(error),
+                    }
+                    (restarts, yielded) = (0, false);
+                    continue;
+                }
                 Err(error) => break Err(error),
             };
             yielded = true;
@@ -464,7 +457,7 @@ impl Inner {
     /// lack no groups but those that it is said to lack.
     async fn restart(
         &self,
-        (query, work): (&Query, &Work),
+        query: &Query,
         runtime: &Arc<RuntimeEnv>,
         record: &Arc<Record>,
         (schema, missing): (&SchemaRef, &[u32]),
@@ -475,12 +468,36 @@ impl Inner {
         }
         let open = async {
             tokio::time::sleep(LEADER_POLL).await;
-            self.open(query, work, runtime, record, None).await
+            self.open(query, runtime, record, None).await
         };
         let (stream, lacks) = record.within(Box::pin(open)).await.ok()?;
         (stream.schema() == *schema && lacks.iter().all(|group| missing.contains(group))).then_some(stream)
     }
 
+    /// The query with the parameters of its next run: what was said before the first row still has to be true.
+    async fn next_run(
+        &self,
+        query: &Query,
+        runtime: &Arc<RuntimeEnv>,
+        record: &Arc<Record>,
+        spread: Option<&Spread>,
+        (schema, missing): (&SchemaRef, &[u32]),
+    ) -> Result<SendableRecordBatchStream, QueryError> {
+        let open = self.open(query, runtime, record, spread);
+        let (stream, lacking) = record.within(Box::pin(open)).await?;
+        if !same_columns(&stream.schema(), schema) {
+            let message = "the result's columns depend on the parameters: bind one row at a time";
+            return Err(QueryError::new(QueryErrorKind::Invalid, message));
+        }
+        if lacking.iter().any(|group| !missing.contains(group)) {
+            return Err(unavailable(
+                "a leader went away between two rows of parameters; nothing would say so".to_owned(),
+            ));
+        }
+        Ok(stream)
+    }
+
+    /// What one query runs in: its own memory, and stores that count what it reads.
     fn runtime_of(&self, record: &Arc<Record>, memory: Arc<QueryPool>) -> Arc<RuntimeEnv> {
         runtime_of(&self.runtime, &self.stores, record, memory)
     }
@@ -488,7 +505,6 @@ impl Inner {
     async fn open(
         &self,
         query: &Query,
-        work: &Work,
         runtime: &Arc<RuntimeEnv>,
         record: &Arc<Record>,
         spread: Option<&Spread>,
@@ -498,17 +514,8 @@ impl Inner {
             Some(spread) => spread.session(context, record)?,
             None => context,
         };
-        let frame = match work {
-            Work::Sql => {
-                let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
-                DataFrame::new(state, parameters::bind(plan, &query.parameters)?)
-            }
-            Work::Plan(table, shape) => {
-                let stored = Arc::new(Box::pin(snapshotter.table(&query.identity.dataset, *table)).await?);
-                let scan = LogicalPlanBuilder::scan(table.name(), provider_as_source(stored), None)?;
-                DataFrame::new(context.state(), shape(scan)?)
-            }
-        };
+        let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
+        let frame = DataFrame::new(state, parameters::bind(plan, &query.parameters)?);
         let stream = frame.execute_stream().await?;
         Ok((stream, snapshotter.missing()))
     }
@@ -535,7 +542,7 @@ impl Inner {
         });
         let tables = Arc::clone(&snapshotter);
         let catalog = Arc::new(TenantCatalog { snapshotter: tables, datasets, open: !self.access.enabled() });
-        let mut builder = SessionStateBuilder::new_from_existing(self.template.clone())
+        let mut builder = (self.session)()
             .with_runtime_env(Arc::clone(runtime))
             .with_catalog_list(Arc::new(OneCatalog(Arc::clone(&catalog))));
         builder.table_functions().get_or_insert_default().extend(as_of::functions(&catalog, &query.identity.dataset));
@@ -543,6 +550,14 @@ impl Inner {
         state.config_mut().options_mut().catalog.default_schema = query.identity.dataset.to_string();
         (SessionContext::new_with_state(state), snapshotter)
     }
+}
+
+/// Whether columns can be null may differ from run to run: a value that is bound is null or not.
+fn same_columns(one: &Schema, other: &Schema) -> bool {
+    let columns = |schema: &Schema| -> Vec<(String, DataType)> {
+        schema.fields().iter().map(|field| (field.name().clone(), field.data_type().clone())).collect()
+    };
+    columns(one) == columns(other)
 }
 
 /// Only queries: nothing that changes data, tables or settings.
@@ -570,7 +585,6 @@ fn template(config: &QueryConfig) -> SessionState {
         .with_create_default_catalog_and_schema(false);
     let options = session.options_mut();
     options.sql_parser.collect_spans = true;
-    options.sql_parser.map_string_types_to_utf8view = false;
     options.execution.parquet.pushdown_filters = true;
     // Each of a query's sorts keeps it, and together they must leave room for what is sorted.
     let merges = config.query_memory_bytes / (4 * config.partitions.max(1));
@@ -578,18 +592,26 @@ fn template(config: &QueryConfig) -> SessionState {
     // It would move attributes['k'] below the view, out of reach of the rule that collapses it.
     options.optimizer.enable_leaf_expression_pushdown = false;
     options.execution.time_zone = Some("UTC".to_owned());
-    let mut rules = Optimizer::new().rules;
-    let before = rules.iter().position(|rule| rule.name() == "push_down_filter").unwrap_or(0);
-    rules.insert(before, Arc::new(CollapseView));
     let mut physical_rules = PhysicalOptimizer::new().rules;
     let before = physical_rules.iter().position(|rule| rule.name() == "EnsureCooperative");
     physical_rules.insert(before.unwrap_or(physical_rules.len()), Arc::new(NewestPages(kept)));
     let mut builder = SessionStateBuilder::new()
         .with_config(session)
         .with_default_features()
-        .with_optimizer_rules(rules)
+        .with_optimizer_rules(optimizer_rules())
         .with_physical_optimizer_rules(physical_rules);
     let functions = builder.scalar_functions().get_or_insert_default();
     functions.extend([Arc::clone(&HEX_ID), Arc::clone(&ATTRIBUTES), Arc::clone(&ATTRIBUTE)]);
     builder.build()
+}
+
+/// DataFusion's rules, and those that see through the logical view.
+pub(crate) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
+    let mut rules = Optimizer::new().rules;
+    // The view has some sixty columns, and a query wants a few: the other rules need not look at the rest.
+    rules.insert(0, Arc::new(OptimizeProjections::new()));
+    let before = rules.iter().position(|rule| rule.name() == "push_down_filter").unwrap_or(0);
+    rules.insert(before, Arc::new(CollapseView));
+    rules.insert(before + 1, Arc::new(ComputeBelowView));
+    rules
 }

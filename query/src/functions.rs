@@ -1,8 +1,11 @@
 //! The functions of the logical view: ids as hex, the whole attribute map, one attribute of it, and a copy of one.
+//!
+//! Columns of texts are views ([`crate::views`]), texts in maps are not. What stands for `map['key']` is `Utf8` as well, so that
+//! an expression that is rewritten keeps its type; so are ids, which nobody has as text already. A copy is its column.
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, StringArray, StringViewArray};
 use arrow::compute::kernels::zip::zip;
 use arrow::compute::{cast, is_not_null};
 use arrow::datatypes::{DataType, FieldRef};
@@ -131,7 +134,7 @@ impl ScalarUDFImpl for Attribute {
 
     fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
         match arguments {
-            [DataType::Utf8 | DataType::Int64, DataType::Utf8] => Ok(DataType::Utf8),
+            [DataType::Utf8View | DataType::Utf8 | DataType::Int64, DataType::Utf8] => Ok(DataType::Utf8),
             other => plan_err!("{ATTRIBUTE} takes a promoted column and a text, not {other:?}"),
         }
     }
@@ -139,14 +142,20 @@ impl ScalarUDFImpl for Attribute {
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let rows = arguments.number_rows;
         let (column, in_map) = (arguments.args[0].to_array(rows)?, arguments.args[1].to_array(rows)?);
-        let column = cast(&column, &DataType::Utf8)?;
-        let value = match column.null_count() {
-            0 => column,
-            nulls if nulls == column.len() => in_map,
-            _ => zip(&is_not_null(&column)?, &column, &in_map)?,
+        let value: ArrayRef = match (column.null_count(), column.as_string_view_opt()) {
+            (0, _) => cast(&column, &DataType::Utf8)?,
+            (nulls, _) if nulls == column.len() => in_map,
+            // Each text is copied once.
+            (_, Some(texts)) => Arc::new(either(texts, in_map.as_string::<i32>())),
+            (_, None) => zip(&is_not_null(&column)?, &cast(&column, &DataType::Utf8)?, &in_map)?,
         };
         Ok(ColumnarValue::Array(value))
     }
+}
+
+/// The column's texts, and those of the map where there are none.
+fn either(column: &StringViewArray, in_map: &StringArray) -> StringArray {
+    column.iter().zip(in_map).map(|(column, in_map)| column.or(in_map)).collect()
 }
 
 /// `signaldb_copy(map['its key']) -> the column that the attribute is copied into`, where rows do not have the column.
@@ -186,7 +195,8 @@ impl ScalarUDFImpl for CopyOf {
 
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let texts = arguments.args[0].to_array(arguments.number_rows)?;
-        Ok(ColumnarValue::Array(self.kind.values(texts.as_string::<i32>())))
+        let values = self.kind.values(texts.as_string::<i32>());
+        Ok(ColumnarValue::Array(cast(&values, self.field.data_type())?))
     }
 }
 
@@ -201,6 +211,15 @@ mod tests {
         for bad in ["", "0af", "0AFF", "0aff00", "+aff", "zzzz", "é0a"] {
             assert_eq!(unhex(bad, 2), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn an_attribute_is_the_columns_text_or_else_the_maps() {
+        let in_map = StringArray::from(vec![Some("m"), Some("in the map as well"), None, Some("m")]);
+        let long = "in the column, and longer than a view";
+        let column = StringViewArray::from(vec![None, Some(long), Some("c"), None]);
+        let expected = [Some("m"), Some(long), Some("c"), Some("m")];
+        assert_eq!(either(&column, &in_map).iter().collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! Start with [`QueryEngine`].
 
 mod as_of;
+mod below;
 mod budget;
 mod copies;
 mod distributed;
@@ -14,8 +15,12 @@ mod engine;
 mod error;
 mod files;
 mod functions;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod kept;
+mod likes;
 mod logical_view;
 mod memory;
 pub mod metrics;
@@ -35,14 +40,17 @@ mod system;
 mod table;
 pub mod traceql;
 mod traces;
+mod views;
 mod whole;
 
 pub use budget::Budget;
 pub use distributed::{Distribution, PeerWorker};
-pub use engine::{Allowance, Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};
+pub use engine::{Allowance, Answers, Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};
 pub use error::{QueryError, QueryErrorKind};
 pub use names::SYSTEM as SYSTEM_SCHEMA;
 pub use parameters::Parameters;
 pub use peer_flight::PeerFlight;
 pub use queries::{Queries, QueryId, QueryStatus};
+#[cfg(feature = "testing")]
+pub use snapshot::testing::{SeenTable, TableReader};
 pub use system::NAMES as SYSTEM_TABLES;

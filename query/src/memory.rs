@@ -1,4 +1,4 @@
-//! Scanning memtable rows: filtered before what they share is spread, a batch at a time.
+//! Scanning memtable rows: filtered before what they share is spread, a batch at a time. Their texts become views then.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -22,6 +22,8 @@ use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayFormatType, ExecutionPlan, SendableRecordBatchStream};
 use signaldb_signals::Rows;
+
+use crate::views;
 
 /// Plans with more columns are not about bounds.
 const BOUNDED_COLUMNS_MAX: usize = 4;
@@ -82,7 +84,7 @@ impl RowFilter {
     }
 
     fn apply(&self, rows: &Rows) -> Result<Rows> {
-        let batch = rows.project(&self.columns)?;
+        let batch = views::with_views(&rows.project(&self.columns)?)?;
         let keep = self.keep.evaluate(&batch)?.into_array(batch.num_rows())?;
         let keep: &BooleanArray = as_boolean_array(&keep)?;
         Ok(rows.filter(keep)?)
@@ -95,7 +97,7 @@ impl RowsSource {
             Some(filter) => filter.apply(&rows)?,
             None => rows,
         };
-        Ok(kept.project(&self.columns)?)
+        views::with_views(&kept.project(&self.columns)?)
     }
 }
 

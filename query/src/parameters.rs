@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashMap};
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::{ParamValues, ScalarValue};
-use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
@@ -15,28 +14,41 @@ use crate::error::{QueryError, QueryErrorKind};
 /// Parameters of one statement: `$1000000` must not make a list of a million.
 const PARAMETERS_MAX: usize = 1000;
 
-/// Values of a statement's parameters, in their order, with their names.
+/// Values of a statement's parameters: a column for each of them, a row for each time that the statement runs.
 #[derive(Debug, Clone, Default)]
-pub struct Parameters(Vec<(String, ScalarValue)>);
+pub struct Parameters(Option<RecordBatch>);
 
 impl Parameters {
-    /// The values of one row; its columns are the parameters.
+    /// The columns are the parameters, in their order, with their names.
+    pub fn of_rows(rows: RecordBatch) -> Self {
+        Self(Some(rows))
+    }
+
+    /// Whether nothing is bound.
+    pub fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(|rows| rows.num_columns() == 0)
+    }
+
+    /// What each run of the statement has, one row; without parameters it runs once.
+    pub(crate) fn runs(self) -> impl Iterator<Item = Self> {
+        let count = self.0.as_ref().map_or(1, RecordBatch::num_rows);
+        (0..count).map(move |at| Self(self.0.as_ref().map(|rows| rows.slice(at, 1))))
+    }
+
+    /// The values of the first run, with their names.
     ///
     /// # Errors
     /// For a row that is not there, or values of a type that no query has.
-    pub fn of_row(row: &RecordBatch, at: usize) -> Result<Self, QueryError> {
-        let schema = row.schema();
-        let values = schema.fields().iter().zip(row.columns()).map(|(field, column)| {
-            if at >= column.len() {
-                return Err(DataFusionError::Plan(format!("there is no row {at} of parameters")));
+    fn values(&self) -> Result<Vec<(String, ScalarValue)>, QueryError> {
+        let Some(rows) = &self.0 else { return Ok(Vec::new()) };
+        let schema = rows.schema();
+        let values = schema.fields().iter().zip(rows.columns()).map(|(field, column)| {
+            if column.is_empty() {
+                return Err(invalid("no row of parameters is bound"));
             }
-            Ok((field.name().clone(), ScalarValue::try_from_array(column, at)?))
+            Ok((field.name().clone(), ScalarValue::try_from_array(column, 0)?))
         });
-        Ok(Self(values.collect::<Result<_, DataFusionError>>()?))
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        values.collect()
     }
 }
 
@@ -106,8 +118,7 @@ impl Wanted {
         }
     }
 
-    fn values(&self, parameters: &Parameters) -> Result<ParamValues, QueryError> {
-        let bound = &parameters.0;
+    fn values(&self, bound: &[(String, ScalarValue)]) -> Result<ParamValues, QueryError> {
         match self {
             Self::Numbered(wanted) if *wanted == bound.len() => {
                 Ok(ParamValues::from(bound.iter().map(|(_, value)| value.clone()).collect::<Vec<_>>()))
@@ -135,7 +146,7 @@ impl Wanted {
     }
 }
 
-/// The plan with values for all of its parameters.
+/// The plan with values for all of its parameters, those of the first run.
 ///
 /// # Errors
 /// When a parameter has no value, or a value has no parameter.
@@ -144,7 +155,7 @@ pub(crate) fn bind(plan: LogicalPlan, parameters: &Parameters) -> Result<Logical
     if wanted == Wanted::Numbered(0) && parameters.is_empty() {
         return Ok(plan);
     }
-    Ok(plan.replace_params_with_values(&wanted.values(parameters)?)?)
+    Ok(plan.replace_params_with_values(&wanted.values(&parameters.values()?)?)?)
 }
 
 /// The parameters of a plan as columns, `Null` where nothing says which type is meant.
@@ -217,19 +228,21 @@ mod tests {
 
     #[tokio::test]
     async fn values_take_their_places_by_number() {
-        let row = Parameters::of_row(&row(), 0).expect("a row");
+        let row = Parameters::of_rows(row());
         let plan = bind(plan("SELECT $2, $1 + 1").await, &row).expect("binds").display_indent().to_string();
         assert!(plan.contains("\"x\"") && plan.contains("Int64(7)"), "{plan}");
     }
 
     #[tokio::test]
     async fn what_is_bound_must_fit() {
-        let two = Parameters::of_row(&row(), 0).expect("a row");
+        let two = Parameters::of_rows(row());
+        let no_row = Parameters::of_rows(row().slice(0, 0));
         for (sql, parameters) in [
             ("SELECT $1", &two),
             ("SELECT $3", &two),
             ("SELECT 1", &two),
             ("SELECT $1", &Parameters::default()),
+            ("SELECT $1, $2", &no_row),
             ("SELECT $a", &two),
             ("SELECT $a, $1", &two),
         ] {
@@ -238,6 +251,16 @@ mod tests {
         }
         assert!(bind(plan("SELECT 1").await, &Parameters::default()).is_ok());
         assert!(schema_of(&plan("SELECT $4000000000").await).is_err());
-        assert!(Parameters::of_row(&row(), 1).is_err());
+    }
+
+    #[test]
+    fn a_statement_runs_once_for_each_row() {
+        let column: Arc<dyn Array> = Arc::new(Int64Array::from(vec![7, 8, 9]));
+        let rows = RecordBatch::try_from_iter([("0", column)]).expect("a batch");
+        let runs = Parameters::of_rows(rows).runs().map(|run| run.values().expect("a row")).collect::<Vec<_>>();
+        let expected = [7, 8, 9].map(|value| vec![("0".to_owned(), ScalarValue::Int64(Some(value)))]);
+        assert_eq!(runs, expected);
+        assert_eq!(Parameters::default().runs().count(), 1);
+        assert_eq!(Parameters::of_rows(row().slice(0, 0)).runs().count(), 0);
     }
 }

@@ -17,9 +17,9 @@ use prost::Message;
 use signaldb_lake::{Lake, TableView};
 use signaldb_model::{DatasetId, GroupId, TableCode, TableId, TenantId};
 use signaldb_proto::peer::{
-    FLUSH_ACTION, FlushRequest, KILL_ACTION, KillRequest, KillResponse, MAINTAIN_ACTION, MaintainRequest,
-    QUERIES_ACTION, QueriesRequest, QueriesResponse, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest,
-    ViewResponse,
+    CANCEL_ACTION, CancelRequest, FLUSH_ACTION, FlushRequest, KILL_ACTION, KillRequest, KillResponse, MAINTAIN_ACTION,
+    MaintainRequest, QUERIES_ACTION, QueriesRequest, QueriesResponse, RELEASE_ACTION, RowsTicket, VIEW_ACTION,
+    ViewRequest, ViewResponse,
 };
 use signaldb_raft::{Group, Groups, Peers};
 use signaldb_signals::{SignalTable, schema};
@@ -163,6 +163,11 @@ fn kill(queries: &Queries, request: &KillRequest) -> Result<KillResponse, Status
     Ok(KillResponse { found: queries.kill(id, named(&request.tenant)?.as_ref()) })
 }
 
+fn cancel(queries: &Queries, request: &CancelRequest) -> Result<KillResponse, Status> {
+    let tenant = TenantId::new(&request.tenant).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok(KillResponse { found: queries.cancel(&request.tickets, &tenant) })
+}
+
 /// The tenant that a message names, if it names one.
 fn named(tenant: &str) -> Result<Option<TenantId>, Status> {
     let named = (!tenant.is_empty()).then(|| TenantId::new(tenant)).transpose();
@@ -203,6 +208,7 @@ impl FlightService for PeerFlight {
             }
             MAINTAIN_ACTION => Bytes::from(Box::pin(self.maintain(&decode(action.body)?)).await?),
             QUERIES_ACTION => queries_of(&self.queries, &decode(action.body)?)?.encode_to_vec().into(),
+            CANCEL_ACTION => cancel(&self.queries, &decode(action.body)?)?.encode_to_vec().into(),
             KILL_ACTION => kill(&self.queries, &decode(action.body)?)?.encode_to_vec().into(),
             other => return Err(Status::unimplemented(format!("peers do not know the action {other}"))),
         };

@@ -98,7 +98,7 @@ fn column_statistics(id: i32, kind: &DataType, own: bool, file: &DataFile) -> Co
     let bound = |side: &HashMap<i32, Datum>| scalar(side.get(&id)?)?.cast_to(kind).ok();
     let mut statistics = ColumnStatistics::new_unknown();
     if let (Some(lower), Some(upper)) = (bound(file.lower_bounds()), bound(file.upper_bounds())) {
-        let exact = own && (kind != &DataType::Utf8 || lower == upper);
+        let exact = own && (kind != &DataType::Utf8View || lower == upper);
         (statistics.min_value, statistics.max_value) = (precision(exact, lower), precision(exact, upper));
     }
     if let Some(nulls) = file.null_value_counts().get(&id).filter(|_| own) {
@@ -162,16 +162,17 @@ mod tests {
     use datafusion::logical_expr::{Expr, col, lit};
     use datafusion::prelude::SessionContext;
     use iceberg::spec::{DataContentType, DataFileBuilder, DataFileFormat, Literal, Struct};
-    use signaldb_signals::{SignalTable, schema};
+    use signaldb_signals::SignalTable;
 
     use super::*;
+    use crate::views;
 
     const DAY: i32 = 20_000;
     const OWN: &str = "file:///t/data/timestamp_day=2024-10-04/1-019253b0-0000-7000-8000-000000000000-0.parquet";
     const FOREIGN: &str = "file:///t/data/00000-0.parquet";
 
     fn traces() -> &'static TableSchema {
-        schema::of(SignalTable::Traces)
+        views::of(SignalTable::Traces)
     }
 
     fn id(column: &str) -> i32 {
@@ -223,6 +224,7 @@ mod tests {
     #[test]
     fn bounds_are_exact_where_they_cannot_be_cut() {
         let (lower, upper) = (Datum::string("a"), Datum::string("b"));
+        let view = |text: &str| ScalarValue::Utf8View(Some(text.to_owned()));
         let times = |at| ("duration_nano", Datum::long(at));
         let at = |name: &str| traces().arrow.index_of(name).expect("exists");
         let columns = [at("duration_nano"), at("name"), at("kind")];
@@ -235,13 +237,13 @@ mod tests {
         let duration = &own.column_statistics[at("duration_nano")];
         assert_eq!(duration.min_value, Precision::Exact(ScalarValue::from(1_i64)));
         assert_eq!(duration.max_value, Precision::Exact(ScalarValue::from(5_i64)));
-        assert_eq!(own.column_statistics[at("name")].max_value, Precision::Inexact(ScalarValue::from("b")));
+        assert_eq!(own.column_statistics[at("name")].max_value, Precision::Inexact(view("b")));
         assert_eq!(own.column_statistics[at("kind")].null_count, Precision::Exact(10));
         assert_eq!(own.column_statistics[at("span_id")], ColumnStatistics::new_unknown(), "was not asked for");
         let same = of(OWN, &lower);
-        assert_eq!(same.column_statistics[at("name")].max_value, Precision::Exact(ScalarValue::from("a")));
+        assert_eq!(same.column_statistics[at("name")].max_value, Precision::Exact(view("a")));
         let foreign = of(FOREIGN, &lower);
-        assert_eq!(foreign.column_statistics[at("name")].max_value, Precision::Inexact(ScalarValue::from("a")));
+        assert_eq!(foreign.column_statistics[at("name")].max_value, Precision::Inexact(view("a")));
         assert_eq!(foreign.column_statistics[at("duration_nano")].min_value, Precision::Inexact(1_i64.into()));
         assert_eq!(foreign.column_statistics[at("kind")].null_count, Precision::Absent);
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use datafusion::execution::memory_pool::MemoryPool;
 use metrics::{counter, gauge, histogram};
 use signaldb_catalog::Identity;
@@ -22,7 +23,8 @@ use crate::pool::QueryPool;
 /// Characters of a query's text that are kept.
 const TEXT_CHARS_MAX: usize = 1000;
 
-/// Names a query among those of all nodes, as `node-number`, the number in hex.
+/// Names a query among those of all nodes, as `node-number`, the number in hex. The number is random: a node that starts
+/// again does not give a name twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct QueryId {
     /// Where it runs.
@@ -148,6 +150,8 @@ pub(crate) struct Record {
     id: QueryId,
     identity: Identity,
     text: String,
+    /// Of the Flight ticket that it answers; empty for all others. The same ticket may be read twice.
+    ticket: Bytes,
     started: UnixNanos,
     begun: Instant,
     /// Of all its time.
@@ -195,11 +199,12 @@ impl Queries {
         Self(Arc::new(Inner { node, clock, running: Mutex::default() }))
     }
 
-    /// A query arrived. `allowed` is all the time that it has.
+    /// A query arrived. `allowed` is all the time that it has, `ticket` what [`Self::cancel`] may name it by.
     pub(crate) fn list(
         &self,
         identity: &Identity,
         text: &str,
+        ticket: Bytes,
         allowed: Duration,
         scan_bytes_max: Option<u64>,
     ) -> Listed {
@@ -220,6 +225,7 @@ impl Queries {
             id: QueryId { node: self.0.node, number },
             identity: identity.clone(),
             text: text.chars().take(TEXT_CHARS_MAX).collect(),
+            ticket,
             started: self.0.clock.now(),
             begun: Instant::now(),
             allowed,
@@ -268,6 +274,16 @@ impl Queries {
             record.stop(QueryError::new(QueryErrorKind::Cancelled, format!("query {id} was killed")));
         }
         found.is_some()
+    }
+
+    /// Stops the tenant's queries that answer one of these tickets; says whether there is one.
+    pub(crate) fn cancel(&self, tickets: &[Bytes], tenant: &TenantId) -> bool {
+        let named = |record: &Arc<Record>| !record.ticket.is_empty() && tickets.contains(&record.ticket);
+        let found: Vec<_> = self.of(Some(tenant)).into_iter().filter(named).collect();
+        for record in &found {
+            record.stop(QueryError::new(QueryErrorKind::Cancelled, "the query was cancelled by its client"));
+        }
+        !found.is_empty()
     }
 
     /// Brings the gauges up to date.
@@ -446,8 +462,8 @@ mod tests {
     #[test]
     fn a_query_is_listed_until_nobody_works_on_it() {
         let queries = queries();
-        let listed = queries.list(&identity("acme"), &"x".repeat(5000), Duration::from_secs(60), None);
-        let other = queries.list(&identity("other"), "SELECT 1", Duration::from_secs(60), None);
+        let listed = queries.list(&identity("acme"), &"x".repeat(5000), Bytes::new(), Duration::from_secs(60), None);
+        let other = queries.list(&identity("other"), "SELECT 1", Bytes::new(), Duration::from_secs(60), None);
         let found = queries.statuses(Some(&listed.identity.tenant));
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].query.len(), found[0].state.as_str()), (TEXT_CHARS_MAX, "waiting"));
@@ -459,7 +475,7 @@ mod tests {
     #[test]
     fn a_peer_hears_all_of_a_query() {
         let queries = queries();
-        let _listed = queries.list(&identity("acme"), "SELECT 1", Duration::from_secs(60), None);
+        let _listed = queries.list(&identity("acme"), "SELECT 1", Bytes::new(), Duration::from_secs(60), None);
         let status = queries.statuses(None).remove(0);
         assert_eq!(QueryStatus::from_peer(NodeId(7), status.clone().into_peer()), status);
     }
@@ -467,7 +483,7 @@ mod tests {
     #[test]
     fn only_its_tenant_finds_a_query() {
         let queries = queries();
-        let listed = queries.list(&identity("acme"), "SELECT 1", Duration::from_secs(60), None);
+        let listed = queries.list(&identity("acme"), "SELECT 1", Bytes::new(), Duration::from_secs(60), None);
         let (acme, other) = (identity("acme").tenant, identity("other").tenant);
         assert!(!queries.kill(listed.id(), Some(&other)));
         assert!(listed.reason().is_none());
@@ -476,9 +492,29 @@ mod tests {
         assert_eq!(queries.statuses(None)[0].state, "stopping");
     }
 
+    #[test]
+    fn a_tenant_cancels_the_results_of_its_tickets_and_nothing_else() {
+        let queries = queries();
+        let [ticket, another, none] = [&b"1"[..], b"2", b""].map(Bytes::from_static);
+        let of =
+            |ticket: &Bytes| queries.list(&identity("acme"), "SELECT 1", ticket.clone(), Duration::from_secs(60), None);
+        let (first, again, without) = (of(&ticket), of(&ticket), of(&none));
+        let (acme, other) = (identity("acme").tenant, identity("other").tenant);
+        assert!(!queries.cancel(std::slice::from_ref(&ticket), &other));
+        assert!(!queries.cancel(&[another.clone(), none], &acme));
+        assert!(first.reason().is_none());
+        assert!(queries.cancel(&[another, ticket.clone()], &acme));
+        for stopped in [&first, &again] {
+            assert_eq!(stopped.reason().expect("a reason").kind, QueryErrorKind::Cancelled);
+        }
+        assert!(without.reason().is_none());
+        drop((first, again));
+        assert!(!queries.cancel(&[ticket], &acme));
+    }
+
     #[tokio::test]
     async fn a_query_that_reads_too_much_stops_with_both_numbers() {
-        let listed = queries().list(&identity("acme"), "SELECT 1", Duration::from_secs(60), Some(2048));
+        let listed = queries().list(&identity("acme"), "SELECT 1", Bytes::new(), Duration::from_secs(60), Some(2048));
         listed.scan(2048).expect("as much as it may");
         let error = listed.scan(1024).expect_err("too much");
         assert_eq!(error.budget, Some(Budget::Scan));
@@ -490,7 +526,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_deadline_is_a_budget() {
-        let listed = queries().list(&identity("acme"), "SELECT 1", Duration::from_millis(1), None);
+        let listed = queries().list(&identity("acme"), "SELECT 1", Bytes::new(), Duration::from_millis(1), None);
         let waited = listed.within(std::future::pending::<Result<(), QueryError>>()).await.expect_err("late");
         assert_eq!((waited.kind, waited.budget), (QueryErrorKind::Deadline, Some(Budget::Deadline)));
         assert!(waited.message.contains("waited for its turn"), "{waited}");
@@ -502,7 +538,7 @@ mod tests {
 
     #[test]
     fn a_task_that_dies_early_was_not_late() {
-        let listed = queries().list(&identity("acme"), "SELECT 1", Duration::from_secs(60), None);
+        let listed = queries().list(&identity("acme"), "SELECT 1", Bytes::new(), Duration::from_secs(60), None);
         assert_eq!(listed.gone().kind, QueryErrorKind::Internal);
         listed.stop(QueryError::new(QueryErrorKind::Cancelled, "killed"));
         assert_eq!(listed.gone().kind, QueryErrorKind::Cancelled);

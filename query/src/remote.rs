@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow_flight::FlightClient;
 use arrow_flight::flight_service_client::FlightServiceClient;
@@ -17,18 +18,19 @@ use datafusion::physical_expr::projection::ProjectionExprs;
 use datafusion::physical_expr::{EquivalenceProperties, Partitioning};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{DisplayFormatType, ExecutionPlan, SendableRecordBatchStream};
-use futures::TryStreamExt;
+use futures::{Stream, StreamExt, TryStreamExt};
 use prost::Message;
 use signaldb_model::{GroupId, NodeId, TableId, TenantId};
 use signaldb_proto::peer::{
-    FLUSH_ACTION, FlushRequest, KILL_ACTION, KillRequest, KillResponse, MAINTAIN_ACTION, MaintainRequest,
-    QUERIES_ACTION, QueriesRequest, QueriesResponse, RELEASE_ACTION, RowsTicket, VIEW_ACTION, ViewRequest,
-    ViewResponse,
+    CANCEL_ACTION, CancelRequest, FLUSH_ACTION, FlushRequest, KILL_ACTION, KillRequest, KillResponse, MAINTAIN_ACTION,
+    MaintainRequest, QUERIES_ACTION, QueriesRequest, QueriesResponse, RELEASE_ACTION, RowsTicket, VIEW_ACTION,
+    ViewRequest, ViewResponse,
 };
 use signaldb_raft::{Lane, MESSAGE_BYTES_MAX, Peers};
 use tonic::Status;
 
 use crate::queries::{QueryId, QueryStatus};
+use crate::views;
 
 /// How long a leader may take to flush.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
@@ -146,6 +148,13 @@ pub(crate) async fn kill(peers: &Peers, id: QueryId, tenant: Option<&TenantId>) 
     Ok(KillResponse::decode(answer).map_err(|error| Status::internal(error.to_string()))?.found)
 }
 
+/// Has a node stop the queries that answer these tickets of the tenant's; says whether there was one.
+pub(crate) async fn cancel(peers: &Peers, node: NodeId, tickets: &[Bytes], tenant: &TenantId) -> Result<bool, Status> {
+    let request = CancelRequest { tickets: tickets.to_vec(), tenant: tenant.to_string() };
+    let answer = act(peers, node, CANCEL_ACTION, request.encode_to_vec()).await?;
+    Ok(KillResponse::decode(answer).map_err(|error| Status::internal(error.to_string()))?.found)
+}
+
 /// A plan that yields the rows with the columns of `projection`.
 pub(crate) fn scan(
     rows: &RemoteRows,
@@ -157,6 +166,14 @@ pub(crate) fn scan(
     Ok(DataSourceExec::from_data_source(RemoteSource { rows: rows.clone(), schema, columns: columns.into() }))
 }
 
+/// One column of the rows, all of it, as it is stored.
+#[cfg(feature = "testing")]
+pub(crate) async fn collect(rows: &RemoteRows, schema: &SchemaRef, column: usize) -> Result<Vec<RecordBatch>> {
+    let schema = Arc::new(schema.project(&[column])?);
+    let source = RemoteSource { rows: rows.clone(), schema, columns: Arc::from([column]) };
+    source.rows().await?.try_collect().await
+}
+
 #[derive(Debug, Clone)]
 struct RemoteSource {
     rows: RemoteRows,
@@ -166,7 +183,8 @@ struct RemoteSource {
 }
 
 impl RemoteSource {
-    async fn rows(self) -> Result<SendableRecordBatchStream> {
+    /// As they come: texts are not views yet.
+    async fn rows(self) -> Result<impl Stream<Item = Result<RecordBatch>> + Send + 'static> {
         let failed = |error: Status| DataFusionError::External(Box::new(error));
         let ticket = RowsTicket {
             view: self.rows.lease.view.clone(),
@@ -176,14 +194,14 @@ impl RemoteSource {
         let mut client = client(&self.rows.lease.peers, self.rows.lease.leader, Lane::Rows).map_err(failed)?;
         let batches = client.do_get(Ticket { ticket: ticket.encode_to_vec().into() }).await;
         let batches = batches.map_err(|error| failed(status(error)))?;
-        let batches = batches.map_err(move |error| failed(status(error)));
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema, batches)))
+        Ok(batches.map_err(move |error| failed(status(error))))
     }
 }
 
 impl DataSource for RemoteSource {
     fn open(&self, _partition: usize, _context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let rows = futures::stream::once(self.clone().rows()).try_flatten();
+        let rows = rows.map(|rows| views::with_views(&rows?));
         Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows)))
     }
 
@@ -214,5 +232,35 @@ impl DataSource for RemoteSource {
 
     fn try_swapping_with_projection(&self, _projection: &ProjectionExprs) -> Result<Option<Arc<dyn DataSource>>> {
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::new_null_array;
+    use arrow_flight::decode::FlightRecordBatchStream;
+    use arrow_flight::encode::FlightDataEncoderBuilder;
+    use futures::stream;
+    use signaldb_signals::{SignalTable, schema};
+
+    use super::*;
+
+    /// What a leader sends has the types of its memtable, whatever queries make of them: nodes of other builds read it.
+    #[tokio::test]
+    async fn rows_that_came_from_another_node_have_the_columns_of_the_scan() {
+        for table in SignalTable::ALL {
+            let stored = Arc::clone(&schema::of(table).arrow);
+            let columns = stored.fields().iter().map(|field| new_null_array(field.data_type(), 1)).collect();
+            let row = RecordBatch::try_new(Arc::clone(&stored), columns).expect("a row of nulls");
+            let encoded = FlightDataEncoderBuilder::new().with_schema(stored).build(stream::iter([Ok(row)]));
+            let mut came = FlightRecordBatchStream::new_from_flight_data(encoded);
+            let mut batches = 0;
+            while let Some(batch) = came.try_next().await.expect("decodes") {
+                let seen = views::with_views(&batch).expect("casts");
+                assert_eq!(seen.schema().fields(), views::of(table).arrow.fields(), "{table:?}");
+                batches += 1;
+            }
+            assert_eq!(batches, 1, "{table:?}");
+        }
     }
 }

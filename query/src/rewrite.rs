@@ -7,6 +7,7 @@
 //! | `signaldb_hex_id(trace_id) IS NULL` | `trace_id IS NULL` |
 //! | `signaldb_attributes(m, ..)['http.route']` | `signaldb_attribute(http_route, m['http.route'])` |
 //! | `signaldb_attributes(m, ..)['k']` | `m['k']` |
+//! | `m['k']` with `'k'` as a view | `m['k']` |
 //!
 //! What becomes of `signaldb_attribute` depends on the data file: [`crate::whole`].
 
@@ -77,8 +78,13 @@ pub(crate) fn text(expression: &Expr) -> Option<&str> {
     }
 }
 
+/// What an expression of the view's columns collapses to, if it does.
+pub(crate) fn collapsed(expression: Expr) -> Option<Expr> {
+    collapse(expression).ok().filter(|collapsed| collapsed.transformed).map(|collapsed| collapsed.data)
+}
+
 /// The id column under a hex call, with its length in bytes.
-fn hex_column(expression: &Expr) -> Option<(&Expr, usize)> {
+pub(crate) fn hex_column(expression: &Expr) -> Option<(&Expr, usize)> {
     let Expr::ScalarFunction(function) = expression else { return None };
     let [column @ Expr::Column(inner)] = function.args.as_slice() else { return None };
     if function.func.name() != functions::HEX_ID {
@@ -120,13 +126,17 @@ fn collapse_in_list(list: &InList) -> Option<Expr> {
 }
 
 fn collapse_get_field(function: &ScalarFunction) -> Option<Expr> {
-    let [Expr::ScalarFunction(view), key] = function.args.as_slice() else { return None };
-    if function.func.name() != "get_field" || view.func.name() != functions::ATTRIBUTES {
-        return None;
-    }
-    let (map, columns) = view.args.split_first()?;
-    let key_text = text(key)?;
-    let in_map = Expr::ScalarFunction(ScalarFunction { args: vec![map.clone(), key.clone()], ..function.clone() });
+    let [map, key] = function.args.as_slice() else { return None };
+    let key_text = text(key).filter(|_| function.func.name() == "get_field")?;
+    let value_in = |map: &Expr| {
+        Expr::ScalarFunction(ScalarFunction { args: vec![map.clone(), lit(key_text)], ..function.clone() })
+    };
+    let (map, columns) = match map {
+        Expr::ScalarFunction(view) if view.func.name() == functions::ATTRIBUTES => view.args.split_first()?,
+        // The keys of maps are no views, and are compared with what they are.
+        map => return (*key != lit(key_text)).then(|| value_in(map)),
+    };
+    let in_map = value_in(map);
     let at = promoted_list(columns.len()).iter().position(|promoted| promoted.key == key_text);
     match at {
         Some(at) => Some(ATTRIBUTE.call(vec![columns.get(at)?.clone(), in_map])),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use signaldb_lake::{Lake, LakeError, MemBatch, TableView, copies_of};
+use signaldb_lake::{Lake, MemBatch, TableView, copies_of};
 use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{DatasetId, GroupId, NodeId, Position, TableId, TenantId};
 use signaldb_raft::{Group, Groups};
@@ -16,6 +16,9 @@ use crate::error::{QueryError, QueryErrorKind, lake_error, read_error, unavailab
 use crate::queries::Queries;
 use crate::remote::{self, Lease, RemoteRows, ViewQuestion};
 use crate::table::StoredTable;
+
+#[cfg(feature = "testing")]
+pub(crate) mod testing;
 
 /// How long a query looks for the leaders of its groups.
 pub(crate) const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -242,8 +245,7 @@ impl Snapshotter {
         if let Some(view) = newest.filter(|view| view.version >= 0) {
             return Ok(Some(view.location.clone()));
         }
-        let found = self.lake.catalog().load(&id.namespace(), table.name()).await;
-        found.map_err(|error| lake_error(LakeError::Catalog(error)))
+        self.lake.location(id, table).await.map_err(lake_error)
     }
 }
 

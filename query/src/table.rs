@@ -22,6 +22,7 @@ use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::simplifier::PhysicalExprSimplifier;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::filter::FilterExecBuilder;
 use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricType};
@@ -39,12 +40,12 @@ use crate::files::DataFiles;
 use crate::kept::KeptParts;
 use crate::remote::{self, RemoteRows};
 use crate::traces::{self, Place, Places, Pruned, TraceIndexes};
-use crate::{memory, prune, whole};
+use crate::{likes, memory, prune, views, whole};
 
 /// One consistent state of a table. Made for one query.
 #[derive(Debug)]
 pub(crate) struct StoredTable {
-    /// The table's own columns, then those of `copies`.
+    /// The table's own columns, then those of `copies`, as queries see them.
     pub(crate) schema: Cow<'static, TableSchema>,
     /// Attributes that an operator promoted.
     copies: Copies,
@@ -146,10 +147,12 @@ impl StoredTable {
     /// # Errors
     /// None: the table has the columns that it is given.
     pub(crate) fn new(table: SignalTable, attributes: Vec<CopiedAttribute>) -> Result<Self, QueryError> {
-        let own = schema::of(table);
         let schema = match attributes.is_empty() {
-            true => Cow::Borrowed(own),
-            false => Cow::Owned(own.with(attributes.iter().map(|attribute| attribute.column.clone()))),
+            true => Cow::Borrowed(views::of(table)),
+            false => {
+                let copied = attributes.iter().map(|attribute| attribute.column.clone());
+                Cow::Owned(views::in_queries(&schema::of(table).with(copied)))
+            }
         };
         let copies = Copies::new(attributes, &schema)?;
         Ok(Self { schema, copies, files: Vec::new(), rows: Vec::new(), remote: Vec::new(), catalog_reads: 0 })
@@ -280,8 +283,15 @@ impl Notes {
 
 fn physical_filter(state: &dyn Session, schema: &SchemaRef, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {
     let Some(filter) = conjunction(filters.to_vec()) else { return Ok(None) };
-    let schema = DFSchema::try_from(Arc::clone(schema))?;
-    state.create_physical_expr(filter, &schema).map(Some)
+    predicate(state, schema, filter).map(Some)
+}
+
+/// A filter over rows of `schema`. What of it is known now is computed: bounds and bloom filters serve literals alone, and
+/// where a column took the place of an attribute, which is a text, the literal beside it has to become a view.
+fn predicate(state: &dyn Session, schema: &SchemaRef, filter: Expr) -> Result<Arc<dyn PhysicalExpr>> {
+    let filter = likes::prunable(filter)?;
+    let filter = state.create_physical_expr(filter, &DFSchema::try_from(Arc::clone(schema))?)?;
+    PhysicalExprSimplifier::new(schema).simplify(filter)
 }
 
 /// What `filters` keep of a scan, with the columns `wanted`. The scan is asked for those that the filters need, too.
@@ -301,7 +311,7 @@ fn filtered(
     needed.sort_unstable();
     columns.extend(needed);
     let input = scan(&columns)?;
-    let filter = state.create_physical_expr(filter, &DFSchema::try_from(input.schema())?)?;
+    let filter = predicate(state, &input.schema(), filter)?;
     let projection = (columns.len() > wanted).then(|| (0..wanted).collect());
     Ok(Arc::new(FilterExecBuilder::new(filter, input).apply_projection(projection)?.build()?))
 }

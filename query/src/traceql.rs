@@ -12,6 +12,7 @@
 
 mod ast;
 mod by_id;
+mod bytes;
 mod eval;
 mod lexer;
 mod parser;
@@ -27,13 +28,13 @@ mod value;
 use crate::error::{QueryError, QueryErrorKind};
 
 pub use ast::{Field, Function, Intrinsic, Kind, Literal, Metrics, Scope, Status, Traceql};
-pub use by_id::FoundById;
+pub use by_id::TracePart;
 pub use lexer::duration;
 pub use parser::ParseError;
-pub use scan::{Asked, Window};
+pub use scan::{Answered, Asked, Window};
 pub use search::{FoundSpan, FoundSpanset, FoundTrace, Inspected, Search, TRACES_MAX};
 pub use series::{STEPS_MAX, Series, SeriesExemplar, SeriesQuestion};
-pub use tags::{INTRINSIC_TAGS, TAG_SCOPES, TagQuestion};
+pub use tags::{INTRINSIC_TAGS, TAG_SCOPES, TagNames, TagQuestion};
 pub use value::Value;
 
 impl Traceql {

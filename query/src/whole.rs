@@ -17,6 +17,9 @@
 //! | `m['cached'] = 'true'` | `attr_cached = true` |
 //!
 //! A filter on such a column becomes one on the map where rows do not have the column: [`crate::copies`].
+//!
+//! Attributes are `Utf8` and the columns of texts are views: whoever plans what comes out has to coerce the types, as the
+//! session does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -170,7 +173,7 @@ fn typed(column: &Expr, schema: &TableSchema) -> Option<Typed> {
 /// The column whose values' text the expression is.
 fn as_text<'a>(expression: &'a Expr, schema: &TableSchema) -> Option<(&'a Expr, Typed)> {
     match expression {
-        Expr::Cast(Cast { expr, field }) if field.data_type() == &DataType::Utf8 => {
+        Expr::Cast(Cast { expr, field }) if matches!(field.data_type(), DataType::Utf8 | DataType::Utf8View) => {
             Some((expr.as_ref(), typed(expr, schema)?))
         }
         _ => None,
@@ -224,6 +227,7 @@ mod tests {
         check(attribute("server_port").eq(lit("80")), col("server_port").eq(lit(80_i64)));
         check(lit("80").not_eq(attribute("server_port")), col("server_port").not_eq(lit(80_i64)));
         check(attribute("server_port").eq(lit("080")), false_or_null(&col("server_port")));
+        check(cast(col("server_port"), DataType::Utf8View).eq(lit("80")), col("server_port").eq(lit(80_i64)));
         let list = |column: Expr, items: Vec<Expr>| column.in_list(items, false);
         check(
             list(attribute("server_port"), vec![lit("80"), lit("443")]),

@@ -37,7 +37,7 @@ pub use disk::DiskLevel;
 pub use error::{OpenError, ReadError, RejectReason, TransferError, WriteError};
 pub use forward::Forwarder;
 pub use group::{Group, GroupStatus, Leadership, RecoverError, Recovered, Written};
-pub use node::{Groups, GroupsConfig, OpenLog};
+pub use node::{ClusterSecret, Groups, GroupsConfig, OpenLog};
 pub use peers::{Dial, Lane, MESSAGE_BYTES_MAX, Peers, PeersConfig, Tcp};
 pub use server::PeerService;
 pub use sink::ApplySink;

@@ -36,7 +36,10 @@ use crate::types::Peer;
 mod admittance;
 mod balance;
 mod formation;
+mod secret;
 mod start;
+
+pub use secret::ClusterSecret;
 
 /// How long a stopping node waits for others to take its leaderships.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -77,6 +80,9 @@ pub struct Founding {
     /// First voters of every group; empty for a single node.
     #[serde(default)]
     voters: BTreeMap<u64, Peer>,
+    /// `None` in clusters that were founded before there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<ClusterSecret>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -597,7 +603,13 @@ async fn found(
 ) -> Result<Founding, OpenError> {
     let id = || uuid::Uuid::new_v4().to_string();
     let several = if voters.len() > 1 { voters.clone() } else { BTreeMap::new() };
-    let founding = Founding { cluster_id: id(), store_id: id(), data_groups: config.data_groups, voters: several };
+    let founding = Founding {
+        cluster_id: id(),
+        store_id: id(),
+        data_groups: config.data_groups,
+        voters: several,
+        secret: Some(ClusterSecret::random()),
+    };
     let command = meta_command(&MetaCommand::Found(founding));
     loop {
         if let Some(founding) = meta.read().unwrap_or_else(PoisonError::into_inner).founding.clone() {

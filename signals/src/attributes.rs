@@ -321,8 +321,8 @@ pub fn found_in_map<'a>(map: &'a MapArray, promoted: &'a [Promoted]) -> impl Ite
 
 /// The whole map again, promoted attributes included, as texts; repeated keys keep their first value.
 ///
-/// `columns` are the promoted columns in the order of `promoted`, `None` for one that is not there. The result has the
-/// type of `map`.
+/// `columns` are the promoted columns in the order of `promoted`, `None` for one that is not there; texts may be views. The
+/// result has the type of `map`.
 pub fn merge_attributes(map: &MapArray, promoted: &'static [Promoted], columns: &[Option<ArrayRef>]) -> MapArray {
     let (keys, values) = (map.keys().as_string::<i32>(), map.values().as_string::<i32>());
     let (mut out_keys, mut out_values) = (StringBuilder::new(), StringBuilder::new());
@@ -333,7 +333,7 @@ pub fn merge_attributes(map: &MapArray, promoted: &'static [Promoted], columns: 
         for (promoted, column) in present.iter().filter(|(_, column)| column.is_valid(row)) {
             out_keys.append_value(promoted.key);
             match promoted.kind {
-                PromotedType::Text => out_values.append_value(column.as_string::<i32>().value(row)),
+                PromotedType::Text => out_values.append_value(text(column, row)),
                 PromotedType::Integer => {
                     let _ = write!(out_values, "{}", column.as_primitive::<Int64Type>().value(row));
                     out_values.append_value("");
@@ -347,4 +347,12 @@ pub fn merge_attributes(map: &MapArray, promoted: &'static [Promoted], columns: 
         offsets.push(out_keys.len() as i32);
     }
     map_array(map.data_type(), offsets, Arc::new(out_keys.finish()), Arc::new(out_values.finish()))
+}
+
+/// A text as tables have it, or as queries do.
+fn text(column: &ArrayRef, row: usize) -> &str {
+    match column.as_string_view_opt() {
+        Some(views) => views.value(row),
+        None => column.as_string::<i32>().value(row),
+    }
 }

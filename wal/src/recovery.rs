@@ -19,6 +19,9 @@
 //!
 //! Sealed segments are not read but for their footers, except those that a failed read marked in `suspects`.
 //!
+//! Bytes that the disk does not return are damage, wherever they are: that a write was torn can only be said of what can be
+//! read.
+//!
 //! Nothing is ever appended behind what was found: every start begins a new segment.
 
 use std::collections::BTreeMap;
@@ -61,6 +64,8 @@ pub(crate) struct Recovered {
     pub(crate) damages: Vec<Damage>,
     /// A vote that was on disk may be neither in the log nor in `votes`.
     pub(crate) lost_votes: BTreeMap<u32, Quarantined>,
+    /// Checksum of the newest segment as it was read, all of it.
+    pub(crate) newest_crc: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -114,7 +119,7 @@ pub(crate) fn recover(
     let votes = VotesFile::read(io, dir).map_err(OpenError::io("read votes in", dir))?;
     let suspects = suspects::read(io, dir).map_err(OpenError::io("read suspects in", dir))?;
     let mut reader = Reader::open(io, dir)?;
-    let unfinished = reader.take_unfinished(&votes)?;
+    let unfinished = reader.take_unfinished(&votes, depth)?;
     let settled = reader.starts().flat_map(|(_, start)| start.settled.clone()).collect::<Vec<Settled>>();
     let newest = reader.starts().last().map(|(_, start)| start);
     let disk_id = newest.map(|start| start.disk_id.clone());
@@ -127,7 +132,7 @@ pub(crate) fn recover(
     };
     let floor = known_votes.map_or(0, |votes| votes.flushed);
     let mut replay = Replay::new(settled.clone());
-    let (mut segments, mut torn) = (BTreeMap::new(), None);
+    let (mut segments, mut torn, mut newest_crc) = (BTreeMap::new(), None, None);
     let oldest = known_votes.map_or(0, |votes| votes.oldest);
     if let Some(first) = reader.segments.first().filter(|first| first.number > oldest && oldest > 0) {
         let reason = format!("segments {oldest} to {} are missing", first.number - 1);
@@ -142,6 +147,7 @@ pub(crate) fn recover(
         replay.segment(&read.items, Some(file.as_ref()));
         expected = read.items.last().map(Item::next).or(expected);
         torn = read.torn.or(torn);
+        newest_crc = read.crc.or(newest_crc);
         segments.insert(*number, Segment { file: Arc::clone(file), len: read.len });
         visit(*number, &read.items);
     }
@@ -163,6 +169,7 @@ pub(crate) fn recover(
         found: Found { torn, groups: BTreeMap::new(), unlisted },
         damages,
         lost_votes: BTreeMap::new(),
+        newest_crc,
     };
     for (group, settlement) in settlements {
         recovered.add(group, settlement, accepted.get(&group).cloned());
@@ -226,6 +233,8 @@ struct ReadItems {
     items: Vec<Item>,
     len: u64,
     torn: Option<TornTail>,
+    /// Of the whole file, if it is the newest.
+    crc: Option<u32>,
 }
 
 struct Reader {
@@ -258,17 +267,27 @@ impl Reader {
     }
 
     fn content(&self, at: usize, len: u64) -> Result<Vec<u8>, OpenError> {
+        self.blocks(at, len).map(|(content, _)| content)
+    }
+
+    /// The first `len` bytes of a segment, and whether the disk returned all of them.
+    fn blocks(&self, at: usize, len: u64) -> Result<(Vec<u8>, bool), OpenError> {
         let segment = &self.segments[at];
         let failed = OpenError::io("read", segment_path(&self.dir, segment.number));
-        read_content(segment.file.as_ref(), len).map_err(failed)
+        scan::read_blocks(segment.file.as_ref(), len).map_err(failed)
     }
 
     /// A crash while a segment is being started leaves a file without a synced checkpoint: it holds nothing.
-    fn take_unfinished(&mut self, votes: &VotesFile) -> Result<Option<u64>, OpenError> {
+    ///
+    /// # Errors
+    /// A start that cannot read the newest segment cannot tell whether it is such a file, and must not remove it; whoever
+    /// reads every byte takes it for damaged.
+    fn take_unfinished(&mut self, votes: &VotesFile, depth: Depth) -> Result<Option<u64>, OpenError> {
         let Some(at) = self.segments.len().checked_sub(1) else { return Ok(None) };
         let number = self.segments[at].number;
         let first = self.segments[at].start.as_ref().map(|(batch, _)| *batch);
-        let items = scan::scan(&self.content(at, self.segments[at].file_len)?, number, first, &[]);
+        let (content, readable) = self.blocks(at, self.segments[at].file_len)?;
+        let items = scan::scan(&content, number, first, &[]);
         let floor = if let VotesFile::Sound(votes) = votes { votes.flushed } else { 0 };
         let headers = || items.iter().filter_map(Item::header);
         let checkpoint = items.iter().position(|item| item.is_sound(Kind::Checkpoint));
@@ -276,8 +295,12 @@ impl Reader {
         // Only a synced preamble is followed by records, which say so.
         let used = headers().any(|header| header.flushed > 0);
         let flushed = headers().next().is_some_and(|header| header.batch < floor);
-        if whole || used || flushed {
+        if whole || used || flushed || (!readable && depth == Depth::Full) {
             return Ok(None);
+        }
+        if !readable {
+            let source = std::io::Error::other("the disk does not return what the newest segment begins with");
+            return Err(OpenError::io("read", segment_path(&self.dir, number))(source));
         }
         self.segments.pop();
         Ok(Some(number))
@@ -323,12 +346,13 @@ impl Reader {
                     records.into_iter().map(|(offset, header)| Item::Sound(offset, header)).collect()
                 };
                 items.push(Item::footer(number, limit, end_batch.unwrap_or(0) - 1));
-                return Ok(ReadItems { items, len: limit, torn: None });
+                return Ok(ReadItems { items, len: limit, torn: None, crc: None });
             }
         }
-        let content = self.content(at, limit)?;
+        let (content, readable) = self.blocks(at, limit)?;
+        let crc = last.then(|| crc32c::crc32c(&content));
         let mut items = scan::scan(&content, number, expected, settled);
-        let torn = if last { scan::take_torn_tail(&mut items, &content, floor) } else { None };
+        let torn = if last && readable { scan::take_torn_tail(&mut items, &content, floor) } else { None };
         if let Some(Item::Bad(bad)) = items.last_mut()
             && let Some(trailer) = content.last_chunk().and_then(decode_trailer)
             && trailer == bad.offset
@@ -347,7 +371,7 @@ impl Reader {
             bad.next = bad.next.max(bad.batch + u64::from(last));
         }
         let len = items.last().map_or(0, Item::end).min(content.len() as u64);
-        Ok(ReadItems { items, len, torn })
+        Ok(ReadItems { items, len, torn, crc })
     }
 }
 

@@ -21,6 +21,8 @@ struct Disk {
     cycle: u64,
     /// Bytes that may still be written before ENOSPC.
     space: Option<u64>,
+    /// Bytes that all files together may have before ENOSPC.
+    capacity: Option<u64>,
     /// fdatasyncs that still fail.
     failing_syncs: u64,
     /// fdatasyncs that were asked for.
@@ -29,12 +31,16 @@ struct Disk {
     changes: Option<u64>,
     /// Bytes of a file that cannot be read.
     unreadable: Option<(PathBuf, Range<usize>)>,
+    /// Reads of open files that still succeed, and how many fail then.
+    failing_reads: Option<(u64, u64)>,
 }
 
 #[derive(Debug, Default, Clone)]
 struct Content {
     bytes: Vec<u8>,
     synced: usize,
+    /// What a failed fdatasync was about: called clean ever since, and not on the disk.
+    dropped: Option<Range<usize>>,
 }
 
 /// What a power loss does to the unsynced end of a file.
@@ -71,6 +77,10 @@ impl SimIo {
                 Loss::KeepPrefix(keep) => content.bytes.truncate(content.synced + keep.min(unsynced)),
                 Loss::ZerosAfter(keep) => content.bytes[content.synced + keep.min(unsynced)..].fill(0),
             }
+            if let Some(dropped) = content.dropped.take() {
+                let len = content.bytes.len();
+                content.bytes[dropped.start.min(len)..dropped.end.min(len)].fill(0);
+            }
             content.synced = content.bytes.len();
         }
     }
@@ -85,13 +95,28 @@ impl SimIo {
         self.disk().space = bytes;
     }
 
+    /// From now on all files together have at most `bytes`: what is removed makes room; `None` lifts the bound.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.disk().capacity = bytes;
+    }
+
+    /// Bytes of all files.
+    pub fn used_bytes(&self) -> u64 {
+        self.disk().used()
+    }
+
+    /// Bytes that can still be written; `None` without a bound.
+    pub fn free_bytes(&self) -> Option<u64> {
+        Some(self.disk().room()).filter(|room| *room < u64::MAX)
+    }
+
     /// From now on every fdatasync fails with EIO.
     pub fn fail_syncs(&self) {
         self.disk().failing_syncs = u64::MAX;
     }
 
     /// The next fdatasync fails with EIO, later ones succeed: the kernel reports a failure once, and calls the pages
-    /// clean that it could not write.
+    /// clean that it could not write. They can be read until the power fails.
     pub fn fail_one_sync(&self) {
         self.disk().failing_syncs = 1;
     }
@@ -110,6 +135,16 @@ impl SimIo {
     /// From now on these bytes of the file at `path` cannot be read (EIO).
     pub fn make_unreadable(&self, path: &Path, bytes: Range<usize>) {
         self.disk().unreadable = Some((path.to_owned(), bytes));
+    }
+
+    /// After `reads` more reads of open files the next `failing` fail with EIO, and those after them succeed.
+    pub fn fail_reads(&self, reads: u64, failing: u64) {
+        self.disk().failing_reads = Some((reads, failing));
+    }
+
+    /// All reads succeed again; whether the time to fail had come since [`Self::fail_reads`].
+    pub fn mend_reads(&self) -> bool {
+        self.disk().failing_reads.take().is_none_or(|(reads, _)| reads == 0)
     }
 
     /// Another disk with the same content.
@@ -194,7 +229,7 @@ impl LogIo for SimIo {
             Ok(()) => (path.to_owned(), content),
             Err(_) => (temporary, &content[..content.len() / 2]),
         };
-        disk.files.insert(path, Content { bytes: bytes.to_vec(), synced: bytes.len() });
+        disk.files.insert(path, Content { bytes: bytes.to_vec(), synced: bytes.len(), dropped: None });
         replaced
     }
 
@@ -204,14 +239,35 @@ impl LogIo for SimIo {
 }
 
 impl Disk {
+    fn used(&self) -> u64 {
+        self.files.values().map(|content| content.bytes.len() as u64).sum()
+    }
+
+    /// Bytes that may be written now.
+    fn room(&self) -> u64 {
+        let left = self.capacity.map(|capacity| capacity.saturating_sub(self.used()));
+        left.into_iter().chain(self.space).min().unwrap_or(u64::MAX)
+    }
+
     fn take_space(&mut self, bytes: usize) -> io::Result<()> {
-        match self.space {
-            Some(space) if space < bytes as u64 => Err(io::ErrorKind::StorageFull.into()),
-            space => {
-                self.space = space.map(|space| space - bytes as u64);
-                Ok(())
-            }
+        if self.room() < bytes as u64 {
+            return Err(io::ErrorKind::StorageFull.into());
         }
+        self.space = self.space.map(|space| space - bytes as u64);
+        Ok(())
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let Some((reads, failing)) = &mut self.failing_reads else { return Ok(()) };
+        if *reads > 0 {
+            *reads -= 1;
+            return Ok(());
+        }
+        *failing -= 1;
+        if *failing == 0 {
+            self.failing_reads = None;
+        }
+        Err(io::Error::other("simulated EIO"))
     }
 
     fn change(&mut self) -> io::Result<()> {
@@ -252,7 +308,7 @@ impl LogFile for SimFile {
         self.with(|disk, path| {
             let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
             let changed = disk.change();
-            let room = disk.space.map_or(bytes, |space| bytes.min(space as usize));
+            let room = bytes.min(usize::try_from(disk.room()).unwrap_or(usize::MAX));
             let room = if changed.is_ok() { room } else { room / 2 };
             disk.space = disk.space.map(|space| space - room as u64);
             let written = buffers.concat();
@@ -267,6 +323,9 @@ impl LogFile for SimFile {
             disk.syncs += 1;
             if disk.failing_syncs > 0 {
                 disk.failing_syncs -= 1;
+                let content = content(disk, path)?;
+                let from = content.dropped.as_ref().map_or(content.synced, |dropped| dropped.start.min(content.synced));
+                content.dropped = Some(from..content.bytes.len());
                 return Err(io::Error::other("simulated EIO"));
             }
             disk.change()?;
@@ -278,6 +337,7 @@ impl LogFile for SimFile {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.with(|disk, path| {
+            disk.read()?;
             let end = offset as usize + buffer.len();
             let bad = disk.unreadable.as_ref().filter(|(bad, _)| bad == path);
             if bad.is_some_and(|(_, bytes)| (offset as usize) < bytes.end && bytes.start < end) {

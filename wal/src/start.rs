@@ -112,7 +112,8 @@ pub(crate) fn start(
     let copies = quarantine(io, dir, &recovered)?;
     remove_leftovers(io, dir, &segments_dir, recovered.unfinished)?;
     if let Some(mut newest) = recovered.segments.last_entry() {
-        let rewritten = rewrite(io, &segment_path(&segments_dir, *newest.key()), newest.get())?;
+        let path = segment_path(&segments_dir, *newest.key());
+        let rewritten = rewrite(io, &path, newest.get(), recovered.newest_crc)?;
         newest.insert(rewritten);
     }
     let previous = recovered.segments.last_key_value().map(|(number, segment)| (*number, segment.len));
@@ -215,8 +216,15 @@ fn remove_leftovers(io: &dyn LogIo, dir: &Path, segments_dir: &Path, unfinished:
 /// The torn end is written with it. It is evidence that acknowledged bytes may be lost, and the decision on it is
 /// durable only with the next segment: were it cut here, a start after a kill in between would find a whole log. It
 /// does no harm: the next segment's first record seals this one at its valid length, and nothing is appended to it.
-fn rewrite(io: &dyn LogIo, path: &Path, segment: &Segment) -> Result<Segment, OpenError> {
+///
+/// What is written must be what was read, and decided on: a disk that returns less now would have its gaps take the place
+/// of sound records.
+fn rewrite(io: &dyn LogIo, path: &Path, segment: &Segment, read: Option<u32>) -> Result<Segment, OpenError> {
     let content = read_content(segment.file.as_ref(), u64::MAX).map_err(OpenError::io("read", path))?;
+    if read.is_some_and(|read| read != crc32c::crc32c(&content)) {
+        let source = std::io::Error::other("the disk returns something else than a moment ago");
+        return Err(OpenError::io("read", path)(source));
+    }
     io.replace(path, &content).map_err(OpenError::io("rewrite", path))?;
     let file = io.open(path).map_err(OpenError::io("open", path))?;
     Ok(Segment { file, len: segment.len })

@@ -63,11 +63,7 @@ struct Bare {
 
 impl Statement {
     pub(super) fn to_bytes(&self) -> Bytes {
-        let mut out = vec![VERSION];
-        out.extend(self.encode_to_vec());
-        let checksum = xxh3_64(&out);
-        out.extend(checksum.to_le_bytes());
-        out.into()
+        sealed(&self.encode_to_vec())
     }
 
     /// # Errors
@@ -113,6 +109,15 @@ impl Statement {
         }
         Ok(Identity { dataset, ..caller })
     }
+}
+
+/// A message as a ticket or handle has it.
+pub(super) fn sealed(message: &[u8]) -> Bytes {
+    let mut out = vec![VERSION];
+    out.extend_from_slice(message);
+    let checksum = xxh3_64(&out);
+    out.extend(checksum.to_le_bytes());
+    out.into()
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! What the engine found, as the messages of the protocol. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::fmt::Debug;
 
+use prost::Message;
 use signaldb_proto::otlp::common::v1::any_value::Value as Any;
 use signaldb_proto::otlp::common::v1::{AnyValue, ArrayValue, KeyValue};
 use signaldb_proto::tempo;
 use signaldb_query::traceql::{
-    Field, FoundById, FoundSpan, FoundSpanset, FoundTrace, INTRINSIC_TAGS, Inspected, Scope, Series, Value,
+    Field, FoundSpan, FoundSpanset, FoundTrace, INTRINSIC_TAGS, Inspected, Scope, Series, TagNames, TracePart, Value,
 };
 
 use super::ask::scope_name;
@@ -39,12 +41,12 @@ fn clamped<T: TryFrom<u64>>(value: u64, most: T) -> T {
     T::try_from(value).unwrap_or(most)
 }
 
-/// What was read; one job, which is done.
+/// What was read; one job, which is done when nothing more follows.
 pub(super) fn metrics(inspected: &Inspected) -> tempo::SearchMetrics {
     tempo::SearchMetrics {
         inspected_traces: clamped(inspected.traces, u32::MAX),
         inspected_bytes: inspected.bytes,
-        completed_jobs: 1,
+        completed_jobs: u32::from(!inspected.so_far),
         total_jobs: 1,
         inspected_spans: inspected.spans,
     }
@@ -56,18 +58,22 @@ pub(super) fn partial(inspected: &Inspected) -> Option<String> {
     (!groups.is_empty()).then(|| format!("groups {} did not answer: their newest spans are missing", groups.join(",")))
 }
 
-/// A trace; without spans when there is none of that id.
-pub(super) fn trace(found: FoundById) -> tempo::TraceByIdResponse {
-    let missing = partial(&found.inspected);
-    let cut = found.cut.then(|| "the trace is larger than one answer: the rest is left out".to_owned());
+/// How a trace ended, without the trace.
+pub(super) fn trace_end(last: &TracePart) -> tempo::TraceByIdResponse {
+    let missing = partial(&last.inspected);
+    let cut = last.cut.then(|| "the trace is larger than one answer: the rest is left out".to_owned());
     let message = [cut, missing].into_iter().flatten().collect::<Vec<_>>().join("; ");
-    let status = if message.is_empty() { tempo::PartialStatus::Complete } else { tempo::PartialStatus::Partial };
     tempo::TraceByIdResponse {
-        trace: Some(found.trace),
-        metrics: Some(tempo::TraceByIdMetrics { inspected_bytes: found.inspected.bytes }),
-        status: status.into(),
+        trace: None,
+        metrics: Some(tempo::TraceByIdMetrics { inspected_bytes: last.inspected.bytes }),
+        status: status(&message).into(),
         message,
     }
+}
+
+/// An answer that has nothing to say is whole.
+fn status(message: &str) -> tempo::PartialStatus {
+    if message.is_empty() { tempo::PartialStatus::Complete } else { tempo::PartialStatus::Partial }
 }
 
 pub(super) fn search(found: Vec<FoundTrace>, inspected: &Inspected, by_tags: bool) -> tempo::SearchResponse {
@@ -112,10 +118,7 @@ fn span(span: FoundSpan) -> tempo::Span {
 }
 
 /// Names by scope; scopes without any are left out.
-pub(super) fn tags_v2(
-    scopes: &[Option<Scope>],
-    mut found: BTreeMap<Scope, BTreeSet<String>>,
-) -> tempo::SearchTagsV2Response {
+pub(super) fn tags_v2(scopes: &[Option<Scope>], mut found: TagNames) -> tempo::SearchTagsV2Response {
     let mut out = tempo::SearchTagsV2Response::default();
     for scope in scopes {
         let tags: Vec<String> = match scope {
@@ -130,7 +133,7 @@ pub(super) fn tags_v2(
 }
 
 /// The same as one list; intrinsics are in it only when they alone are asked for.
-pub(super) fn tags_v1(scopes: &[Option<Scope>], found: BTreeMap<Scope, BTreeSet<String>>) -> tempo::SearchTagsResponse {
+pub(super) fn tags_v1(scopes: &[Option<Scope>], found: TagNames) -> tempo::SearchTagsResponse {
     let tag_names = match scopes {
         [None] => INTRINSIC_TAGS.map(str::to_owned).into(),
         _ => found.into_values().flatten().collect::<BTreeSet<String>>().into_iter().collect(),
@@ -169,14 +172,15 @@ pub(super) fn field_v1(name: &str) -> Field {
 }
 
 pub(super) fn range(series: Vec<Series>, inspected: &Inspected) -> tempo::QueryRangeResponse {
+    answered(series.into_iter().map(time_series).collect(), inspected)
+}
+
+fn answered<S>(series: Vec<S>, inspected: &Inspected) -> tempo::SeriesResponse<S>
+where
+    S: Message + Default + Debug,
+{
     let message = partial(inspected).unwrap_or_default();
-    let status = if message.is_empty() { tempo::PartialStatus::Complete } else { tempo::PartialStatus::Partial };
-    tempo::QueryRangeResponse {
-        series: series.into_iter().map(time_series).collect(),
-        metrics: Some(metrics(inspected)),
-        status: status.into(),
-        message,
-    }
+    tempo::SeriesResponse { series, metrics: Some(metrics(inspected)), status: status(&message).into(), message }
 }
 
 fn time_series(series: Series) -> tempo::TimeSeries {
@@ -203,19 +207,12 @@ fn time_series(series: Series) -> tempo::TimeSeries {
 }
 
 pub(super) fn instant(series: Vec<Series>, inspected: &Inspected) -> tempo::QueryInstantResponse {
-    let message = partial(inspected).unwrap_or_default();
-    let status = if message.is_empty() { tempo::PartialStatus::Complete } else { tempo::PartialStatus::Partial };
     let one = |series: Series| {
         let value = series.samples.first().map(|(_, value)| *value)?;
         let prom_labels = prom_labels(&series.labels);
         Some(tempo::InstantSeries { labels: series.labels.into_iter().map(pair).collect(), value, prom_labels })
     };
-    tempo::QueryInstantResponse {
-        series: series.into_iter().filter_map(one).collect(),
-        metrics: Some(metrics(inspected)),
-        status: status.into(),
-        message,
-    }
+    answered(series.into_iter().filter_map(one).collect(), inspected)
 }
 
 /// `{name="x", p="0.9"}`
@@ -226,6 +223,8 @@ fn prom_labels(labels: &[(String, Value<'static>)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
@@ -260,10 +259,18 @@ mod tests {
 
     #[test]
     fn a_cut_trace_says_so() {
-        let whole = trace(FoundById::default());
+        let whole = trace_end(&TracePart::default());
         assert_eq!((whole.status, whole.message.as_str()), (0, ""));
-        assert_eq!(trace(FoundById { cut: true, ..FoundById::default() }).status, 1);
-        let missing = Inspected { missing_groups: BTreeSet::from([2]), ..Inspected::default() };
-        assert_eq!(trace(FoundById { inspected: missing, ..FoundById::default() }).status, 1);
+        assert_eq!(trace_end(&TracePart { cut: true, ..TracePart::default() }).status, 1);
+        let inspected = Inspected { missing_groups: BTreeSet::from([2]), ..Inspected::default() };
+        assert_eq!(trace_end(&TracePart { inspected, ..TracePart::default() }).status, 1);
+    }
+
+    #[test]
+    fn an_answer_so_far_says_that_more_is_read() {
+        let so_far = Inspected { traces: 3, so_far: true, ..Inspected::default() };
+        let read = metrics(&so_far);
+        assert_eq!((read.inspected_traces, read.completed_jobs, read.total_jobs), (3, 0, 1));
+        assert_eq!(metrics(&Inspected::default()).completed_jobs, 1);
     }
 }

@@ -20,6 +20,12 @@ const EXEMPLARS_MAX: usize = 1_000;
 const SECOND: u64 = 1_000_000_000;
 /// How far back series go when a request does not say.
 const SERIES_NANOS: u64 = 3600 * SECOND;
+/// The same of names and values, and how an answer says it.
+const LOOKBACK_NANOS: u64 = 3600 * SECOND;
+pub(super) const LOOKBACK: &str = "1h";
+/// Digits of the seconds, and of the nanoseconds since 1970 that anybody asks about; numbers between them are neither.
+const DIGITS_OF_SECONDS: usize = 10;
+const DIGITS_OF_NANOS: usize = 18;
 
 pub(super) type Parameters = BTreeMap<String, String>;
 
@@ -58,11 +64,62 @@ pub(super) fn window(start: u64, end: u64) -> Result<Window, ApiError> {
 }
 
 pub(super) fn window_of(parameters: &Parameters) -> Result<Window, ApiError> {
-    window(number(parameters, "start")?.unwrap_or(0), number(parameters, "end")?.unwrap_or(0))
+    window(seconds(parameters, "start")?, seconds(parameters, "end")?)
+}
+
+/// A time in seconds; 0 when it is not given.
+fn seconds(parameters: &Parameters, name: &str) -> Result<u64, ApiError> {
+    let value = number(parameters, name)?.unwrap_or(0);
+    if value.to_string().len() > DIGITS_OF_SECONDS {
+        return Err(invalid(format!("invalid {name}: {value} is no time in seconds since 1970")));
+    }
+    Ok(value)
+}
+
+/// A range for names and values, and whether its start is the default.
+pub(super) fn recent(window: Window, now: u64) -> (Window, bool) {
+    if window.start.is_some() {
+        return (window, false);
+    }
+    let end = window.end.map_or(now, |end| end.min(now));
+    (Window { start: Some(end.saturating_sub(LOOKBACK_NANOS)), ..window }, true)
+}
+
+/// Reads `a=b&c=d+e%26`.
+pub(super) fn form(body: &[u8]) -> Result<Vec<(String, String)>, ApiError> {
+    let wrong = |part: &[u8]| {
+        let part: String = String::from_utf8_lossy(part).chars().take(80).collect();
+        invalid(format!("invalid form: {part:?} is not URL-encoded"))
+    };
+    let pair = |part: &[u8]| {
+        let middle = part.iter().position(|byte| *byte == b'=').unwrap_or(part.len());
+        let value = part.get(middle + 1..).unwrap_or_default();
+        Some((unescaped(&part[..middle])?, unescaped(value)?))
+    };
+    let parts = body.split(|byte| *byte == b'&').filter(|part| !part.is_empty());
+    parts.map(|part| pair(part).ok_or_else(|| wrong(part))).collect()
+}
+
+fn unescaped(text: &[u8]) -> Option<String> {
+    let (mut out, mut rest) = (Vec::with_capacity(text.len()), text);
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let (digits, after) =
+                    rest.split_at_checked(2).filter(|(two, _)| two.iter().all(u8::is_ascii_hexdigit))?;
+                rest = after;
+                u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?
+            }
+            byte => *byte,
+        });
+    }
+    String::from_utf8(out).ok()
 }
 
 /// An id of up to 32 hex digits; a shorter one has zeros before it.
-pub(super) fn trace_id(hex: &str) -> Result<[u8; 16], ApiError> {
+pub(crate) fn trace_id(hex: &str) -> Result<[u8; 16], ApiError> {
     let wrong =
         || invalid(format!("trace IDs are up to 32 hex digits, not {:?}", hex.chars().take(80).collect::<String>()));
     if hex.is_empty() || hex.len() > 32 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -97,8 +154,8 @@ impl SearchParts {
             max_duration: duration("maxDuration")?,
             limit: number(parameters, "limit")?,
             spans: number(parameters, "spss")?,
-            start: number(parameters, "start")?.unwrap_or(0),
-            end: number(parameters, "end")?.unwrap_or(0),
+            start: seconds(parameters, "start")?,
+            end: seconds(parameters, "end")?,
         })
     }
 
@@ -247,9 +304,11 @@ pub(super) fn tags(query: &str, window: Window, limit: Option<u64>) -> TagQuesti
     TagQuestion { window, filter: Traceql::parse(query).ok(), limit: limit.min(TAGS_MAX) }
 }
 
-pub(super) fn tags_of(parameters: &Parameters) -> Result<TagQuestion, ApiError> {
+/// The same, and whether its range is the default.
+pub(super) fn tags_of(parameters: &Parameters, now: u64) -> Result<(TagQuestion, bool), ApiError> {
     let query = text(parameters, "q").unwrap_or_default();
-    Ok(tags(query, window_of(parameters)?, number(parameters, "limit")?))
+    let (window, by_default) = recent(window_of(parameters)?, now);
+    Ok((tags(query, window, number(parameters, "limit")?), by_default))
 }
 
 /// A question for series over time, or for one value of each when there is no `step`.
@@ -305,11 +364,15 @@ pub(super) fn series_of(parameters: &Parameters, now: u64, instant: bool) -> Res
     series(query, (start, end), step, number(parameters, "exemplars")?)
 }
 
-/// Seconds, perhaps with a fraction, or nanoseconds since 1970.
+/// Seconds, perhaps with a fraction, or nanoseconds since 1970. Milliseconds are refused: they would pass for 1970.
 fn time(text: &str) -> Option<u64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         let number: u64 = text.parse().ok()?;
-        return if text.len() <= 10 { number.checked_mul(SECOND) } else { Some(number) };
+        return match text.len() {
+            ..=DIGITS_OF_SECONDS => number.checked_mul(SECOND),
+            DIGITS_OF_NANOS.. => Some(number),
+            _ => None,
+        };
     }
     if let Ok(seconds) = text.parse::<f64>() {
         return (0.0..1e10).contains(&seconds).then_some((seconds * SECOND as f64) as u64);
@@ -319,7 +382,7 @@ fn time(text: &str) -> Option<u64> {
 }
 
 /// About 240 moments, at round times.
-fn default_step(range: u64) -> u64 {
+pub(super) fn default_step(range: u64) -> u64 {
     const ROUND: [u64; 9] = [3600, 1800, 900, 300, 60, 30, 15, 5, 1];
     let about = range / 240 / SECOND;
     ROUND.into_iter().find(|round| *round <= about).map_or(SECOND, |round| about / round * round * SECOND)
@@ -396,6 +459,98 @@ mod tests {
         }
     }
 
+    /// What is wrong in a request, and what is said about it.
+    #[test]
+    fn wrong_numbers_times_and_durations_are_named() {
+        const NOW: u64 = 1_800_000_000 * SECOND;
+        let search = |pairs: &[(&str, &str)]| SearchParts::of(&parameters(pairs)).and_then(SearchParts::search).err();
+        let trace = |pairs: &[(&str, &str)]| window_of(&parameters(pairs)).err();
+        let tags = |pairs: &[(&str, &str)]| tags_of(&parameters(pairs), NOW).err();
+        let range = |pairs: &[(&str, &str)]| {
+            let pairs: Vec<(&str, &str)> = pairs.iter().copied().chain([("q", "{} | rate()")]).collect();
+            series_of(&parameters(&pairs), NOW, false).err()
+        };
+        let nanos = "1800000000000000000";
+        for (name, value, named) in [
+            ("start", "-1", "invalid start: \"-1\" is not a whole number"),
+            ("end", "1.5", "invalid end: \"1.5\" is not a whole number"),
+            ("start", "x", "invalid start"),
+            ("start", "99999999999999999999", "invalid start"),
+            ("start", nanos, "is no time in seconds"),
+            ("end", "1800000000000", "is no time in seconds"),
+        ] {
+            for refused in [search(&[(name, value)]), trace(&[(name, value)]), tags(&[(name, value)])] {
+                let refused = refused.unwrap_or_else(|| panic!("{name}={value} was taken"));
+                assert_eq!(refused.kind, Kind::Invalid);
+                assert!(refused.message.contains(named), "{name}={value}: {}", refused.message);
+            }
+        }
+        for (pairs, named) in [
+            (&[("start", "5"), ("end", "5")][..], "start must be before end"),
+            (&[("start", "6"), ("end", "5")], "start must be before end"),
+            (&[("start", "-5")], "invalid start: \"-5\" is no time"),
+            (&[("start", "1800000000000")], "is no time"),
+            (&[("end", "yesterday")], "invalid end"),
+            (&[("end", "1969-12-31T23:59:59Z")], "invalid end"),
+            (&[("since", "-1h")], "invalid since"),
+            (&[("since", "1")], "invalid since"),
+            (&[("step", "-5")], "invalid step"),
+            (&[("step", "0s")], "invalid step"),
+            (&[("step", "NaN")], "invalid step"),
+            (&[("step", "1e400")], "invalid step"),
+            (&[("exemplars", "-1")], "invalid exemplars"),
+        ] {
+            let refused = range(pairs).unwrap_or_else(|| panic!("{pairs:?} was taken"));
+            assert_eq!(refused.kind, Kind::Invalid, "{pairs:?}");
+            assert!(refused.message.contains(named), "{pairs:?}: {}", refused.message);
+        }
+        for (name, value) in [
+            ("limit", "-1"),
+            ("limit", "1e3"),
+            ("limit", "10001"),
+            ("spss", "-1"),
+            ("minDuration", "-1s"),
+            ("minDuration", "1parsec"),
+            ("maxDuration", "300"),
+        ] {
+            let refused = search(&[("q", "{}"), (name, value)]).unwrap_or_else(|| panic!("{name}={value} was taken"));
+            assert!(refused.message.contains(&format!("invalid {name}")), "{name}={value}: {}", refused.message);
+        }
+        assert!(tags(&[("limit", "-1")]).is_some());
+        assert!(range(&[("start", nanos), ("end", "1800000060000000000")]).is_none());
+    }
+
+    #[test]
+    fn names_without_a_range_are_those_of_the_last_hour() {
+        let hour = LOOKBACK_NANOS;
+        let of = |start, end| recent(Window { start, end }, 10 * hour);
+        assert_eq!(of(None, None), (Window { start: Some(9 * hour), end: None }, true));
+        assert_eq!(of(None, Some(5 * hour)), (Window { start: Some(4 * hour), end: Some(5 * hour) }, true));
+        assert_eq!(of(None, Some(50 * hour)).0.start, Some(9 * hour));
+        assert_eq!(of(Some(1), None), (Window { start: Some(1), end: None }, false));
+        assert_eq!(signaldb_query::traceql::duration(LOOKBACK), i64::try_from(LOOKBACK_NANOS).ok());
+    }
+
+    #[test]
+    fn forms_are_read_whole_or_refused() {
+        let owned = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        for (body, expected) in [
+            ("", &[][..]),
+            ("q=%7B%7D&limit=3", &[("q", "{}"), ("limit", "3")]),
+            ("q={ .a = 1 }+%2b", &[("q", "{ .a = 1 } +")]),
+            ("a&b=&=c&&", &[("a", ""), ("b", ""), ("", "c")]),
+            ("a=b=c", &[("a", "b=c")]),
+            ("a=%C3%A9", &[("a", "é")]),
+        ] {
+            assert_eq!(form(body.as_bytes()).expect(body), owned(expected), "{body}");
+        }
+        for bad in [&b"a=%"[..], b"a=%2", b"a=%zz", b"a=%ff", b"a=\xff"] {
+            assert_eq!(form(bad).expect_err("refused").kind, Kind::Invalid, "{bad:?}");
+        }
+    }
+
     #[test]
     fn series_have_round_steps() {
         let of = |pairs: &[(&str, &str)], instant| series_of(&parameters(pairs), 7200 * SECOND, instant);
@@ -408,8 +563,8 @@ mod tests {
         assert_eq!((found.start, found.step), (10 * SECOND, 10_500_000_000));
         assert_eq!(time("1700000000000000000"), Some(1_700_000_000_000_000_000));
         assert_eq!(time("1970-01-01T00:00:01.5Z"), Some(1_500_000_000));
-        let compare = of(&[("q", "{} | compare({})")], false).expect_err("not supported");
-        assert_eq!(compare.kind, Kind::NotImplemented);
+        let compared = of(&[("q", "{} | rate() > 3")], false).expect_err("not supported");
+        assert_eq!(compared.kind, Kind::NotImplemented);
         for bad in [
             &[][..],
             &[("q", "{} | rate()"), ("step", "0")],

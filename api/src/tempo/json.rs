@@ -1,8 +1,11 @@
 //! Messages of the protocol as JSON: proto3's own mapping, with what is zero left out, 64-bit integers as texts, bytes as
 //! base64 and enums by name.
 
+use std::fmt::Debug;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use prost::Message;
 use serde_json::{Map, Value, json};
 use signaldb_proto::otlp::common::v1::{InstrumentationScope, KeyValue};
 use signaldb_proto::otlp::resource::v1::Resource;
@@ -77,6 +80,10 @@ impl Object {
         }
     }
 
+    fn attributes(self, attributes: &[KeyValue], dropped: u32) -> Self {
+        self.list("attributes", attributes, pair).number("droppedAttributesCount", dropped)
+    }
+
     fn done(self) -> Value {
         Value::Object(self.0)
     }
@@ -86,32 +93,19 @@ fn pair(pair: &KeyValue) -> Value {
     Object::default().text("key", &pair.key).object("value", pair.value.as_ref(), any_value_to_json).done()
 }
 
-/// A trace of the first version of the API has another name for its resources.
-pub(super) fn trace_v1(found: &tempo::TraceByIdResponse) -> Value {
-    let spans = found.trace.as_ref().map(|trace| trace.resource_spans.as_slice()).unwrap_or_default();
-    Object::default().list("batches", spans, resource_spans).done()
-}
-
-pub(super) fn trace_v2(found: &tempo::TraceByIdResponse) -> Value {
-    let spans = found.trace.as_ref().map(|trace| trace.resource_spans.as_slice()).unwrap_or_default();
-    let trace = Object::default().list("resourceSpans", spans, resource_spans).done();
-    let bytes = found.metrics.as_ref().map_or(0, |metrics| metrics.inspected_bytes);
+/// What comes behind the spans of a trace.
+pub(super) fn trace_end(end: &tempo::TraceByIdResponse, found: bool) -> Value {
+    let bytes = end.metrics.as_ref().map_or(0, |metrics| metrics.inspected_bytes);
     Object::default()
-        .put("trace", trace)
         // Nothing was found: nothing is told, as clients know it.
-        .put("metrics", Object::default().long("inspectedBytes", if spans.is_empty() { 0 } else { bytes }).done())
-        .name("status", &["COMPLETE", "PARTIAL"], found.status)
-        .text("message", &found.message)
+        .put("metrics", Object::default().long("inspectedBytes", if found { bytes } else { 0 }).done())
+        .name("status", &["COMPLETE", "PARTIAL"], end.status)
+        .text("message", &end.message)
         .done()
 }
 
-fn resource_spans(part: &ResourceSpans) -> Value {
-    let resource = |resource: &Resource| {
-        Object::default()
-            .list("attributes", &resource.attributes, pair)
-            .number("droppedAttributesCount", resource.dropped_attributes_count)
-            .done()
-    };
+pub(super) fn resource_spans(part: &ResourceSpans) -> Value {
+    let resource = |one: &Resource| Object::default().attributes(&one.attributes, one.dropped_attributes_count).done();
     Object::default()
         .object("resource", part.resource.as_ref(), resource)
         .list("scopeSpans", &part.scope_spans, scope_spans)
@@ -120,19 +114,17 @@ fn resource_spans(part: &ResourceSpans) -> Value {
 }
 
 fn scope_spans(part: &ScopeSpans) -> Value {
-    let scope = |scope: &InstrumentationScope| {
-        Object::default()
-            .text("name", &scope.name)
-            .text("version", &scope.version)
-            .list("attributes", &scope.attributes, pair)
-            .number("droppedAttributesCount", scope.dropped_attributes_count)
-            .done()
-    };
+    let (scope, spans) = (part.scope.as_ref(), &part.spans);
     Object::default()
-        .object("scope", part.scope.as_ref(), scope)
-        .list("spans", &part.spans, span)
+        .object("scope", scope, scope_of)
+        .list("spans", spans, span)
         .text("schemaUrl", &part.schema_url)
         .done()
+}
+
+fn scope_of(scope: &InstrumentationScope) -> Value {
+    let named = Object::default().text("name", &scope.name).text("version", &scope.version);
+    named.attributes(&scope.attributes, scope.dropped_attributes_count).done()
 }
 
 fn span(span: &Span) -> Value {
@@ -148,8 +140,7 @@ fn span(span: &Span) -> Value {
         .name("kind", &KINDS, span.kind)
         .long("startTimeUnixNano", span.start_time_unix_nano)
         .long("endTimeUnixNano", span.end_time_unix_nano)
-        .list("attributes", &span.attributes, pair)
-        .number("droppedAttributesCount", span.dropped_attributes_count)
+        .attributes(&span.attributes, span.dropped_attributes_count)
         .list("events", &span.events, event)
         .number("droppedEventsCount", span.dropped_events_count)
         .list("links", &span.links, link)
@@ -162,8 +153,7 @@ fn event(event: &Event) -> Value {
     Object::default()
         .long("timeUnixNano", event.time_unix_nano)
         .text("name", &event.name)
-        .list("attributes", &event.attributes, pair)
-        .number("droppedAttributesCount", event.dropped_attributes_count)
+        .attributes(&event.attributes, event.dropped_attributes_count)
         .done()
 }
 
@@ -172,8 +162,7 @@ fn link(link: &Link) -> Value {
         .bytes("traceId", &link.trace_id)
         .bytes("spanId", &link.span_id)
         .text("traceState", &link.trace_state)
-        .list("attributes", &link.attributes, pair)
-        .number("droppedAttributesCount", link.dropped_attributes_count)
+        .attributes(&link.attributes, link.dropped_attributes_count)
         .number("flags", link.flags)
         .done()
 }
@@ -272,13 +261,7 @@ pub(super) fn range(found: &tempo::QueryRangeResponse) -> Value {
             .list("exemplars", &series.exemplars, exemplar)
             .done()
     };
-    let series: Vec<Value> = found.series.iter().map(series).collect();
-    Object::default()
-        .put("series", series.into())
-        .object("metrics", found.metrics.as_ref(), metrics)
-        .name("status", &["COMPLETE", "PARTIAL"], found.status)
-        .text("message", &found.message)
-        .done()
+    answered(found, series)
 }
 
 pub(super) fn instant(found: &tempo::QueryInstantResponse) -> Value {
@@ -289,9 +272,15 @@ pub(super) fn instant(found: &tempo::QueryInstantResponse) -> Value {
             .text("promLabels", &series.prom_labels)
             .done()
     };
-    let series: Vec<Value> = found.series.iter().map(series).collect();
+    answered(found, series)
+}
+
+fn answered<S>(found: &tempo::SeriesResponse<S>, series: impl Fn(&S) -> Value) -> Value
+where
+    S: Message + Default + Debug,
+{
     Object::default()
-        .put("series", series.into())
+        .put("series", found.series.iter().map(series).collect())
         .object("metrics", found.metrics.as_ref(), metrics)
         .name("status", &["COMPLETE", "PARTIAL"], found.status)
         .text("message", &found.message)
@@ -300,8 +289,6 @@ pub(super) fn instant(found: &tempo::QueryInstantResponse) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use signaldb_proto::otlp::trace::v1::TracesData;
-
     use super::*;
 
     #[test]
@@ -316,21 +303,17 @@ mod tests {
             ..Span::default()
         };
         let scope_spans = vec![ScopeSpans { spans: vec![one], ..ScopeSpans::default() }];
-        let spans = vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }];
-        let expected = json!([{"scopeSpans": [{"spans": [{
+        let part = ResourceSpans { scope_spans, ..ResourceSpans::default() };
+        let expected = json!({"scopeSpans": [{"spans": [{
             "traceId": "AAE=", "spanId": "AgICAgICAgI=", "name": "pay", "kind": "SPAN_KIND_SERVER",
             "startTimeUnixNano": "7", "status": {"code": "STATUS_CODE_ERROR"},
-        }]}]}]);
-        let found = tempo::TraceByIdResponse {
-            trace: Some(TracesData { resource_spans: spans }),
-            status: 1,
-            message: "cut".to_owned(),
-            ..Default::default()
-        };
-        assert_eq!(trace_v1(&found), json!({"batches": expected}));
-        let v2 = json!({"trace": {"resourceSpans": expected}, "metrics": {}, "status": "PARTIAL", "message": "cut"});
-        assert_eq!(trace_v2(&found), v2);
-        assert_eq!(trace_v2(&tempo::TraceByIdResponse::default()), json!({"trace": {}, "metrics": {}}));
+        }]}]});
+        assert_eq!(resource_spans(&part), expected);
+        let metrics = Some(tempo::TraceByIdMetrics { inspected_bytes: 9 });
+        let end = tempo::TraceByIdResponse { metrics, status: 1, message: "cut".to_owned(), ..Default::default() };
+        let expected = json!({"metrics": {"inspectedBytes": "9"}, "status": "PARTIAL", "message": "cut"});
+        assert_eq!(trace_end(&end, true), expected);
+        assert_eq!(trace_end(&tempo::TraceByIdResponse::default(), false), json!({"metrics": {}}));
     }
 
     #[test]

@@ -119,10 +119,10 @@ async fn refreshed(node: &Node, http: &reqwest::Client) -> anyhow::Result<Vec<(u
 }
 
 /// Rows that come in at a steady rate.
-struct Ingest(JoinSet<anyhow::Result<Vec<Duration>>>);
+pub(super) struct Ingest(JoinSet<anyhow::Result<Vec<Duration>>>);
 
 impl Ingest {
-    fn start(node: &Node, lasts: Duration) -> Self {
+    pub(super) fn start(node: &Node, lasts: Duration) -> Self {
         let signals = [Signal::Spans, Signal::Logs];
         let urls = signals.map(|signal| node.otlp(signal.path()).swap_remove(0));
         let templates = Arc::new(signals.map(Template::new));
@@ -150,7 +150,7 @@ impl Ingest {
     }
 
     /// Times of acknowledgments.
-    async fn finish(mut self) -> anyhow::Result<Vec<Duration>> {
+    pub(super) async fn finish(mut self) -> anyhow::Result<Vec<Duration>> {
         let mut times = Vec::new();
         while let Some(task) = self.0.join_next().await {
             times.extend(task??);

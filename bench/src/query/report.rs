@@ -2,14 +2,16 @@
 
 use std::fmt::Write;
 
+use super::crowd::ASKERS;
 use super::engines::Times;
-use super::{Dashboard, Engine, MeasuredQueries, QUESTIONS, Reads};
+use super::{Crowd, Dashboard, Engine, MeasuredQueries, QUESTIONS, Reads};
 use crate::lake::{Row, table};
 
 pub(crate) fn render(queries: &MeasuredQueries) -> String {
     let mut out = questions(queries);
     out.push_str(&reads(&queries.reads));
     out.push_str(&dashboard(&queries.dashboard));
+    out.push_str(&crowd(&queries.crowd));
     out
 }
 
@@ -84,6 +86,17 @@ fn dashboard(dashboard: &Dashboard) -> String {
     out
 }
 
+fn crowd(crowd: &Crowd) -> String {
+    let Crowd { seconds, answered, refused, took, acks: [alone, beside] } = crowd;
+    let times = beside.p99 / alone.p99;
+    format!(
+        "\n{ASKERS} aggregations by trace at a time, without pause for {seconds:.0} s, beside the same rows: {answered} \
+         answered (p50 / p99 {:.0} / {:.0} ms), {refused} refused. Acknowledgments p50 / p99, ms: {:.1} / {:.1} without, \
+         {:.1} / {:.1} with; p99 {times:.1} times, expected 2 or less.\n",
+        took.p50, took.p99, alone.p50, alone.p99, beside.p50, beside.p99
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +129,13 @@ mod tests {
                 refresh: latency(7.0),
                 acks: [latency(1.0), latency(2.0)],
             },
+            crowd: Crowd {
+                seconds: 30.0,
+                answered: 100,
+                refused: 3,
+                took: latency(900.0),
+                acks: [latency(1.0), latency(2.0)],
+            },
         };
         let text = render(&queries);
         for line in [
@@ -126,6 +146,8 @@ mod tests {
             "| 1.50 |",
             "| newest logs | 5.0 / 9.5 |",
             "| acknowledgments beside it | 2.0 / 9.5 |",
+            "30 s, beside the same rows: 100 answered (p50 / p99 900 / 10 ms), 3 refused.",
+            "1.0 / 9.5 without, 2.0 / 9.5 with; p99 1.0 times, expected 2 or less.",
         ] {
             assert!(text.contains(line), "{line}: {text}");
         }

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use arrow::array::{AsArray, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef};
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::FlightDataEncoderBuilder;
@@ -19,11 +19,12 @@ use arrow_flight::sql::{
 };
 use arrow_flight::{
     Action, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, Criteria, Empty, FlightData,
-    FlightDescriptor, FlightInfo, Ticket,
+    FlightDescriptor, FlightInfo, IpcMessage, Ticket,
 };
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use prost::Message;
+use serde_json::Value;
 use tonic::metadata::AsciiMetadataKey;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
@@ -31,7 +32,7 @@ use tonic::{Code, Request, Status};
 use crate::cluster::Cluster;
 use crate::fixtures::{python, run_script};
 use crate::node::{Node, flight_number};
-use crate::spans::batch;
+use crate::spans::{batch, send_batch};
 
 const AUTH: [&str; 2] = [
     "auth.enabled=true",
@@ -150,6 +151,26 @@ fn numbers(batches: &[RecordBatch]) -> Vec<i64> {
     batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
 }
 
+/// A statement without values.
+async fn prepare(client: &mut Balanced, query: &str) -> anyhow::Result<CommandPreparedStatementQuery> {
+    let create = ActionCreatePreparedStatementRequest { query: query.to_owned(), transaction_id: None };
+    let created = client.action("CreatePreparedStatement", create.as_any().encode_to_vec()).await??;
+    let created = Any::decode(created.first().context("an answer")?.clone())?;
+    let created: ActionCreatePreparedStatementResult = created.unpack()?.context("a result")?;
+    Ok(CommandPreparedStatementQuery { prepared_statement_handle: created.prepared_statement_handle })
+}
+
+/// The statement with values.
+async fn bind(
+    client: &mut Balanced,
+    unbound: &CommandPreparedStatementQuery,
+    values: RecordBatch,
+) -> anyhow::Result<CommandPreparedStatementQuery> {
+    let bound = DoPutPreparedStatementResult::decode(client.put(unbound, Some(values)).await??)?;
+    let handle = bound.prepared_statement_handle.context("the handle with what was bound")?;
+    Ok(CommandPreparedStatementQuery { prepared_statement_handle: handle })
+}
+
 /// The code of an error that has to have a name, and its message.
 fn refusal<T>(outcome: Result<T, Status>) -> (Code, String) {
     let Err(status) = outcome else { return (Code::Ok, String::new()) };
@@ -173,12 +194,7 @@ async fn every_call_may_go_to_another_node() -> anyhow::Result<()> {
     let token = login.token().context("a token")?.clone();
     ensure!(!token.contains("sk-acme"), "the session does not show the key");
     let mut acme = Balanced::connect(&nodes, &[("authorization", &format!("Bearer {token}"))]).await?;
-    let query = "SELECT count(*) FROM traces WHERE span_id = ?".to_owned();
-    let create = ActionCreatePreparedStatementRequest { query, transaction_id: None };
-    let created = acme.action("CreatePreparedStatement", create.as_any().encode_to_vec()).await??;
-    let created = Any::decode(created.first().context("an answer")?.clone())?;
-    let created: ActionCreatePreparedStatementResult = created.unpack()?.context("a result")?;
-    let unbound = CommandPreparedStatementQuery { prepared_statement_handle: created.prepared_statement_handle };
+    let unbound = prepare(&mut acme, "SELECT count(*) FROM traces WHERE span_id = ?").await?;
     let (code, message) = refusal(acme.info(&unbound).await?);
     assert_eq!(code, Code::InvalidArgument);
     assert!(message.contains("no values are bound"), "{message}");
@@ -186,9 +202,7 @@ async fn every_call_may_go_to_another_node() -> anyhow::Result<()> {
     let schema = Arc::new(Schema::new(vec![Field::new("0", DataType::Utf8, true)]));
     let values = StringArray::from(vec![ids[0].as_str(), "0000000000000000", ids[2].as_str()]);
     let values = RecordBatch::try_new(schema, vec![Arc::new(values)])?;
-    let bound = DoPutPreparedStatementResult::decode(acme.put(&unbound, Some(values)).await??)?;
-    let handle = bound.prepared_statement_handle.context("the handle with what was bound")?;
-    let bound = CommandPreparedStatementQuery { prepared_statement_handle: handle.clone() };
+    let bound = bind(&mut acme, &unbound, values).await?;
     for _ in 0..3 {
         let (_, rows) = acme.rows(&bound).await?;
         assert_eq!(numbers(&rows), [1, 0, 1]);
@@ -205,7 +219,7 @@ async fn every_call_may_go_to_another_node() -> anyhow::Result<()> {
     let (_, rows) = other.rows(&statement("SELECT count(*) FROM traces")).await?;
     assert_eq!(numbers(&rows), [2]);
 
-    let close = ActionClosePreparedStatementRequest { prepared_statement_handle: handle };
+    let close = ActionClosePreparedStatementRequest { prepared_statement_handle: bound.prepared_statement_handle };
     let closed = acme.action("ClosePreparedStatement", close.as_any().encode_to_vec()).await??;
     assert!(closed.is_empty());
     let mut forged = token.into_bytes();
@@ -356,49 +370,117 @@ async fn every_metadata_command_has_its_schema() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Scenario: a result without end is read; another tenant and a stranger to it cancel it, then its own client does.
+/// Rows until it is stopped.
+const ENDLESS: &str = "SELECT a.value FROM generate_series(1, 1000000) a CROSS JOIN generate_series(1, 1000000) b";
+
+/// What cancelling a result answers, by `CancelQuery` or by `CancelFlightInfo`.
+async fn cancel(
+    client: &mut Balanced,
+    info: &FlightInfo,
+    by_query: bool,
+) -> anyhow::Result<Result<CancelStatus, Status>> {
+    let (name, body) = match by_query {
+        false => ("CancelFlightInfo", CancelFlightInfoRequest::new(info.clone()).encode_to_vec()),
+        true => {
+            let request = ActionCancelQueryRequest { info: info.encode_to_vec().into() };
+            ("CancelQuery", request.as_any().encode_to_vec())
+        }
+    };
+    let answers = match client.action(name, body).await? {
+        Ok(answers) => answers,
+        Err(status) => return Ok(Err(status)),
+    };
+    let answer = answers.into_iter().next().context("an answer")?;
+    let status = match by_query {
+        false => CancelFlightInfoResult::decode(answer)?.status,
+        true => {
+            let answer: Option<ActionCancelQueryResult> = Any::decode(answer)?.unpack()?;
+            answer.context("a result")?.result
+        }
+    };
+    Ok(Ok(CancelStatus::try_from(status)?))
+}
+
+/// How a result ends that must not pass for a whole one.
+async fn failure(mut rows: FlightRecordBatchStream) -> anyhow::Result<Status> {
+    loop {
+        match rows.try_next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => anyhow::bail!("the stream ended as if it were whole"),
+            Err(error) => return Ok(Status::from(error)),
+        }
+    }
+}
+
+/// Scenario: a result without end is read; another tenant cancels it, then its own client does.
 /// Guarantees: only its own client ends it, and the stream says that it was cancelled; what is not read is not cancellable.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_is_cancelled_by_whoever_reads_it() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let node = Node::start(dir.path(), &[]).await?;
-    let mut client = Balanced::connect(&[&node], &[]).await?;
-    let mut other = Balanced::connect(&[&node], &[("x-tenant-id", "other")]).await?;
-    let endless = "SELECT a.value FROM generate_series(1, 1000000) a CROSS JOIN generate_series(1, 1000000) b";
+    cancel_at(&node, &node).await
+}
+
+/// Scenario: the same, where every cancellation goes to another node than the one that sends the rows; then a node dies.
+/// Guarantees: the same; and while a node is silent, nobody says that a result is not read.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_is_cancelled_through_any_node() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut cluster = Cluster::start(dir.path(), &[]).await?;
+    for at in [1, 2] {
+        cancel_at(&cluster.nodes[0], &cluster.nodes[at]).await?;
+    }
+    let mut client = Balanced::connect(&[&cluster.nodes[0]], &[]).await?;
+    let info = client.info(&statement(ENDLESS)).await??;
+    cluster.nodes[2].kill()?;
+    let (code, message) = refusal(cancel(&mut client, &info, false).await?);
+    assert_eq!(code, Code::Unavailable);
+    assert!(message.contains("node 3"), "{message}");
+    Ok(())
+}
+
+async fn cancel_at(reads: &Node, cancels: &Node) -> anyhow::Result<()> {
+    let mut reader = Balanced::connect(&[reads], &[]).await?;
+    let mut client = Balanced::connect(&[cancels], &[]).await?;
+    let mut other = Balanced::connect(&[cancels], &[("x-tenant-id", "other")]).await?;
     for by_query in [false, true] {
-        let info = client.info(&statement(endless)).await??;
-        let (name, body) = match by_query {
-            false => ("CancelFlightInfo", CancelFlightInfoRequest::new(info.clone()).encode_to_vec()),
-            true => {
-                let request = ActionCancelQueryRequest { info: info.encode_to_vec().into() };
-                ("CancelQuery", request.as_any().encode_to_vec())
-            }
-        };
-        let status = |answers: Vec<Bytes>| -> anyhow::Result<i32> {
-            let answer = answers.into_iter().next().context("an answer")?;
-            Ok(match by_query {
-                false => CancelFlightInfoResult::decode(answer)?.status,
-                true => {
-                    let answer: Option<ActionCancelQueryResult> = Any::decode(answer)?.unpack()?;
-                    answer.context("a result")?.result
-                }
-            })
-        };
-        let not_cancellable = CancelStatus::NotCancellable as i32;
-        assert_eq!(status(client.action(name, body.clone()).await??)?, not_cancellable, "before it is read");
-        let mut rows = client.stream(ticket(&info)?).await??;
+        let info = reader.info(&statement(ENDLESS)).await??;
+        let before = cancel(&mut client, &info, by_query).await??;
+        assert_eq!(before, CancelStatus::NotCancellable, "before it is read");
+        let mut rows = reader.stream(ticket(&info)?).await??;
         assert!(rows.next().await.is_some_and(|batch| batch.is_ok()));
-        assert_eq!(status(other.action(name, body.clone()).await??)?, not_cancellable, "another tenant");
-        assert_eq!(status(client.action(name, body).await??)?, CancelStatus::Cancelling as i32);
-        let error = loop {
-            match rows.try_next().await {
-                Ok(Some(_)) => {}
-                Ok(None) => anyhow::bail!("the stream ended as if it were whole"),
-                Err(error) => break Status::from(error),
-            }
-        };
+        let by_another = cancel(&mut other, &info, by_query).await??;
+        assert_eq!(by_another, CancelStatus::NotCancellable, "another tenant");
+        assert_eq!(cancel(&mut client, &info, by_query).await??, CancelStatus::Cancelling);
+        let error = failure(rows).await?;
         assert_eq!(error.code(), Code::Cancelled, "{error}");
     }
+    Ok(())
+}
+
+/// Scenario: a thousand rows are bound to a statement, each run of which takes a moment, and all of them longer than the
+/// client allows.
+/// Guarantees: they are one query in the list, which ends at its deadline.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_rows_of_parameters_share_one_deadline() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let node = Node::start(dir.path(), &[]).await?;
+    let mut client = Balanced::connect(&[&node], &[("x-signaldb-deadline", "3s")]).await?;
+    let sql = "SELECT sum(value % ?) AS total FROM generate_series(1, 1000000)";
+    let divisors: ArrayRef = Arc::new(Int64Array::from_iter_values(2..1002));
+    let unbound = prepare(&mut client, sql).await?;
+    let bound = bind(&mut client, &unbound, RecordBatch::try_from_iter([("0", divisors)])?).await?;
+    let info = client.info(&bound).await??;
+    let mut rows = client.stream(ticket(&info)?).await??;
+    for _ in 0..2 {
+        rows.try_next().await?.context("the row of a run")?;
+    }
+    let body: Value = node.http.get(node.url("/api/v1/queries")).send().await?.json().await?;
+    let queries: Vec<&Value> =
+        body["queries"].as_array().into_iter().flatten().filter(|query| query["query"] == sql).collect();
+    assert!(queries.len() == 1 && queries[0]["rows"].as_u64() >= Some(2), "{body}");
+    let error = failure(rows).await?;
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
     Ok(())
 }
 
@@ -429,6 +511,48 @@ async fn types_leave_the_node_as_clients_read_them() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Scenario: spans in memory, then in a file. Their texts are selected, described and compared with a parameter.
+/// Guarantees: a column of texts is `Utf8` in rows, information, lists of tables and prepared statements.
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_texts_are_plain_texts_to_clients() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let node = Node::start(dir.path(), &[]).await?;
+    let mut client = Balanced::connect(&[&node], &[]).await?;
+    send_batch(&node.http, &[node.otlp_http("/v1/traces")], 3).await?;
+    for _ in 0..2 {
+        let sql = "SELECT service_name, attributes['http.route'] AS route, CAST(kind AS VARCHAR) AS kind FROM traces";
+        let (schema, rows) = client.rows(&statement(sql)).await?;
+        assert!(schema.fields().iter().all(|field| *field.data_type() == DataType::Utf8), "{schema}");
+        let all = |column: usize, text: &str| {
+            rows.iter().all(|batch| batch.column(column).as_string::<i32>().iter().all(|found| found == Some(text)))
+        };
+        assert_eq!(rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 3);
+        assert!(all(0, "shop") && all(1, "/checkout"), "{rows:?}");
+        node.flush().await?;
+    }
+    let tables = CommandGetTables {
+        table_name_filter_pattern: Some("traces".to_owned()),
+        include_schema: true,
+        ..CommandGetTables::default()
+    };
+    let tables = client.rows(&tables).await?.1;
+    let listed = tables.first().context("a table")?.column(4).as_binary::<i32>().value(0).to_vec();
+    let create = ActionCreatePreparedStatementRequest {
+        query: "SELECT name FROM traces WHERE name = $1".to_owned(),
+        transaction_id: None,
+    };
+    let created = client.action("CreatePreparedStatement", create.as_any().encode_to_vec()).await??;
+    let created = Any::decode(created.first().context("an answer")?.clone())?;
+    let created: ActionCreatePreparedStatementResult = created.unpack()?.context("a result")?;
+    for (message, column) in
+        [(Bytes::from(listed), "name"), (created.dataset_schema, "name"), (created.parameter_schema, "$1")]
+    {
+        let schema = Schema::try_from(IpcMessage(message))?;
+        assert_eq!(schema.field_with_name(column)?.data_type(), &DataType::Utf8, "{schema}");
+    }
+    Ok(())
+}
+
 /// Scenario: ADBC makes every call that it has (`cluster-tests/python/flight_sql.py`): at one node, then at each of three,
 /// where what one node prepared for others to read is read at the next.
 /// Guarantees: each call answers what it should, and everything is where anybody wrote it.
@@ -455,7 +579,13 @@ async fn adbc(python: &Path, nodes: &[&Node]) -> anyhow::Result<()> {
     let (ids, position) = write(writer, "acme", 3).await?;
     write(writer, "other", 2).await?;
     let flights: Vec<String> = nodes.iter().map(|node| node.flight().replace("http://", "grpc://")).collect();
-    let environment = [("SIGNALDB_FLIGHT", flights.join(",")), ("SPANS", ids.join(",")), ("POSITION", position)];
+    let https: Vec<String> = nodes.iter().map(|node| node.url("")).collect();
+    let environment = [
+        ("SIGNALDB_FLIGHT", flights.join(",")),
+        ("SIGNALDB_HTTP", https.join(",")),
+        ("SPANS", ids.join(",")),
+        ("POSITION", position),
+    ];
     run_script(python, "flight_sql.py", &environment, "every call answered").map(drop)
 }
 

@@ -53,8 +53,8 @@ fn a_build_with_mutations_says_so_and_refuses_names_that_are_none() -> anyhow::R
     Ok(())
 }
 
-/// The features of the model in a build without tests, as cargo resolves them.
-fn features_of_the_model(arguments: &[&str]) -> anyhow::Result<Vec<String>> {
+/// The features of a package in a build without tests, as cargo resolves them.
+fn features_of(package: &str, arguments: &[&str]) -> anyhow::Result<Vec<String>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let packages = RELEASED.into_iter().flat_map(|package| ["--package", package]);
     let tree = Command::new(cargo)
@@ -66,16 +66,31 @@ fn features_of_the_model(arguments: &[&str]) -> anyhow::Result<Vec<String>> {
         .context("run cargo tree")?;
     anyhow::ensure!(tree.status.success(), "cargo tree: {}", String::from_utf8_lossy(&tree.stderr));
     let tree = String::from_utf8(tree.stdout)?;
-    Ok(tree.lines().filter(|line| line.starts_with("signaldb-model ")).map(str::to_owned).collect())
+    let package = format!("{package} ");
+    Ok(tree.lines().filter(|line| line.starts_with(&package)).map(str::to_owned).collect())
 }
 
 /// Guarantees: nothing can be told to be wrong in a release, by the features that cargo builds it with.
 #[test]
 fn releases_have_no_mutations() -> anyhow::Result<()> {
-    let has_mutations = |line: &String| line.rsplit('[').next().is_some_and(|features| features.contains("mutations"));
-    let released = features_of_the_model(&[])?;
+    let has_mutations = |line: &String| has(line, "mutations");
+    let released = features_of("signaldb-model", &[])?;
     assert!(!released.is_empty() && !released.iter().any(has_mutations), "{released:?}");
-    let asked = features_of_the_model(&["--features", "signaldb-node/mutations"])?;
+    let asked = features_of("signaldb-model", &["--features", "signaldb-node/mutations"])?;
     assert!(!asked.is_empty() && asked.iter().all(has_mutations), "{asked:?}");
     Ok(())
+}
+
+/// Guarantees: what libFuzzer calls is not in a release.
+#[test]
+fn releases_have_no_entry_points_for_fuzzing() -> anyhow::Result<()> {
+    for package in ["signaldb-query", "signaldb-api"] {
+        let released = features_of(package, &[])?;
+        assert!(!released.is_empty() && !released.iter().any(|line| has(line, "fuzzing")), "{released:?}");
+    }
+    Ok(())
+}
+
+fn has(line: &str, feature: &str) -> bool {
+    line.rsplit('[').next().is_some_and(|features| features.contains(feature))
 }

@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use prost::Message;
-use serde_json::json;
+use serde_json::{Value, json};
 use signaldb_proto::otlp::collector::metrics::v1::ExportMetricsServiceRequest;
 use signaldb_proto::otlp::metrics::v1::{
     Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, metric, number_data_point,
 };
 use signaldb_proto::otlp::trace::v1::Span;
 
+use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::pruning::{DAY_NANOS, FIRST_DAY};
-use crate::spans::{hex, request, send_until_acknowledged, span};
+use crate::spans::{hex, request, send_until_acknowledged, span, text};
 
 const SPANS: u64 = 2000;
 
@@ -228,6 +229,54 @@ async fn comparisons_find_nan_in_files_as_in_memory() -> anyhow::Result<()> {
             assert_eq!(found, rows, "{filter}");
         }
         node.flush().await?;
+    }
+    Ok(())
+}
+
+/// What every node says of spans and their texts.
+async fn answers_about_texts(cluster: &Cluster) -> anyhow::Result<Vec<Value>> {
+    let mut answers = Vec::new();
+    for sql in [
+        "SELECT service_name, http_route, count(*) FROM traces GROUP BY 1, 2 ORDER BY 1, 2",
+        "SELECT attributes['http.route'], min(name), count(*) FROM traces GROUP BY 1 ORDER BY 1",
+        "SELECT name, attributes FROM traces WHERE attributes['http.route'] = '/a/route/of/some/length' ORDER BY name",
+        "SELECT count(*) FROM traces WHERE name LIKE '%work 1%' OR attributes['own'] = name",
+        "SELECT service_name, name FROM traces ORDER BY name DESC, service_name LIMIT 5",
+    ] {
+        let mut said: Option<Value> = None;
+        for (at, node) in cluster.nodes.iter().enumerate() {
+            let body = node.sql_json(sql).await?;
+            let answer = json!([body["columns"], body["rows"]]);
+            assert_eq!(said.get_or_insert_with(|| answer.clone()), &answer, "{sql} of node {}", at + 1);
+        }
+        answers.extend(said);
+    }
+    Ok(answers)
+}
+
+/// Scenario: spans on three nodes, which are in memory at first and then in a file; then twice as many, of which a half are
+/// in memory.
+/// Guarantees: every node gives the same answers about texts, with the same types, wherever the rows are.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_the_same_in_files_in_memory_and_from_other_nodes() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let cluster = Cluster::start(dir.path(), &["flush.interval=1h", "flush.max_interval=1h"]).await?;
+    let one = |n: u64| Span {
+        name: format!("work {n}"),
+        attributes: match n % 3 {
+            0 => vec![text("http.route", "/a/route/of/some/length"), text("own", &format!("work {n}"))],
+            1 => vec![text("http.route", "/x")],
+            _ => vec![],
+        },
+        ..span("work")
+    };
+    for (service, names) in [("a", 0..20), ("a service with a long name", 10..30)] {
+        let body = request(service, names.map(one).collect()).encode_to_vec().into();
+        send_until_acknowledged(&cluster.http, &cluster.urls(), body).await?;
+        let before = answers_about_texts(&cluster).await?;
+        assert_eq!(before[0][0][0], json!({"name": "service_name", "type": "Utf8"}));
+        cluster.nodes[0].flush().await?;
+        assert_eq!(answers_about_texts(&cluster).await?, before);
     }
     Ok(())
 }

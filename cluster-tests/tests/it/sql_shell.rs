@@ -134,7 +134,7 @@ async fn tables_are_described_and_keys_come_from_the_environment() -> anyhow::Re
         };
         ensure!(said.out.lines().any(is_listed), "{column}: {said:?}");
     }
-    ensure!(sql_as(&node, &acme, &["--format", "csv", "\\d logs"], "")?.out.contains("\nbody,Utf8,YES\n"));
+    ensure!(sql_as(&node, &acme, &["--format", "csv", "\\d logs"], "")?.out.contains("\nbody,Utf8View,YES\n"));
     for (key, expected) in [("sk-other", 1), ("sk-acme", 0)] {
         let said = sql_as(&node, &[("SIGNALDB_TENANT", "acme")], &["--key", key, "SELECT 1"], "")?;
         ensure!(said.code == Some(expected) && !said.error.contains("sk-"), "{key}: {said:?}");

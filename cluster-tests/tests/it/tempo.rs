@@ -290,6 +290,33 @@ async fn series_count_every_acknowledged_span() -> anyhow::Result<()> {
     let buckets = ask("{} | histogram_over_time(duration)").await?;
     assert_eq!(buckets["series"].as_array().map(Vec::len), Some(2), "{buckets}");
 
+    let compared = ask("{} | compare({ status = error }, 2)").await?;
+    let of = |meta: (&str, &str), field: &str, shown: &str| {
+        let label = |(key, value): (&str, &str)| json!({"key": key, "value": {"stringValue": value}});
+        let labels = json!([label(meta), label((field, shown))]);
+        let series = compared["series"].as_array().into_iter().flatten();
+        series.filter(|one| one["labels"] == labels).map(|one| one["value"].as_f64().unwrap_or(0.0)).next()
+    };
+    let (baseline, selection) = (("__meta_type", "baseline"), ("__meta_type", "selection"));
+    for (meta, field, shown, expected) in [
+        (selection, "name", "pay", Some(5.0)),
+        (baseline, "name", "GET /", Some(5.0)),
+        (baseline, "name", "pay", None),
+        (selection, "resource.service.name", "shop", Some(5.0)),
+        (selection, "span.card", "visa", Some(5.0)),
+        (baseline, "span.card", "visa", None),
+        (baseline, "span.db.system.name", "postgresql", Some(5.0)),
+        (("__meta_type", "baseline_total"), "name", "nil", Some(10.0)),
+        (("__meta_type", "selection_total"), "kind", "nil", Some(5.0)),
+        (("__meta_error", "__too_many_values__"), "name", "nil", None),
+    ] {
+        assert_eq!(of(meta, field, shown), expected, "{meta:?} {field}={shown}: {compared}");
+    }
+    let cut = ask("{} | compare({ status = error }, 1)").await?.to_string();
+    assert!(cut.contains("__too_many_values__"), "{cut}");
+    let late = ask("{} | compare({ rootName = \"GET /\" }, 1, 1, 2)").await?.to_string();
+    assert!(late.contains("baseline") && !late.contains("\"selection\""), "nothing was selected at that time: {late}");
+
     let query = [("q", "{} | rate() by(name)"), ("start", start.as_str()), ("end", end.as_str()), ("step", "30s")];
     let answer = get(&node, "/api/metrics/query_range", &query).await?;
     let series = answer["series"].as_array().context("series")?;
@@ -329,9 +356,9 @@ async fn bad_requests_are_told_where_they_are_wrong() -> anyhow::Result<()> {
         ("/api/metrics/query_range", &[("q", "{} | rate()"), ("step", "1ms")], 400, "longer step"),
         (
             "/api/metrics/query_range",
-            &[("q", "{} | compare({ status = error })")],
+            &[("q", "({} | rate()) / ({} | rate())")],
             501,
-            "col 6: not supported: compare()",
+            "col 7: not supported: arithmetic of series",
         ),
         ("/api/v2/traces/zz", &[], 400, "hex"),
     ] {
@@ -352,6 +379,66 @@ async fn bad_requests_are_told_where_they_are_wrong() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Scenario: clients that POST, as forms and otherwise, and clients that ask for names without a range.
+/// Guarantees: a form says the same as a URL; no body is passed over in silence; an answer that looks back by default says how
+/// far, and goes no further.
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_are_read_and_a_default_range_is_named() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let node = Node::start(dir.path(), &[]).await?;
+    Checkout::new().send(&node).await?;
+    let mut old = span("old");
+    (old.start_time_unix_nano, old.end_time_unix_nano) =
+        (now_nanos() - 7_200_000 * MILLI, now_nanos() - 7_199_000 * MILLI);
+    old.attributes = vec![text("of.yesterday", "x")];
+    let body = Bytes::from(request("front", vec![old]).encode_to_vec());
+    send_until_acknowledged(&node.http, &[node.otlp_http("/v1/traces")], body).await?;
+
+    let post = |path: &str, kind: &'static str, body: &'static str| {
+        node.http.post(node.url(path)).header("content-type", kind).body(body).send()
+    };
+    let form = "application/x-www-form-urlencoded";
+    let found: Value =
+        post("/api/search?limit=5", form, "q=%7B+name+%3D+%22pay%22+%7D").await?.error_for_status()?.json().await?;
+    assert_eq!(found["traces"].as_array().map(Vec::len), Some(1), "{found}");
+    assert_eq!(found["traces"][0]["rootTraceName"], "GET /", "{found}");
+    let rate = "q=%7B%7D%20%7C%20count_over_time()&since=1h";
+    for path in ["/api/metrics/query", "/tempo/api/metrics/query_range"] {
+        let found: Value = post(path, form, rate).await?.error_for_status()?.json().await?;
+        assert_eq!(found["series"].as_array().map(Vec::len), Some(1), "{path}: {found}");
+    }
+    for (path, kind, body, status, named) in [
+        ("/api/search", form, "q=%7B", 400, "parse error at line 1, col 2"),
+        ("/api/search", form, "q=%zz", 400, "URL-encoded"),
+        ("/api/search?q=%7B%7D", form, "q=%7B%7D", 400, "given twice"),
+        ("/api/search", "application/json", "{\"q\": \"{}\"}", 415, "x-www-form-urlencoded"),
+        ("/api/metrics/query", "text/plain", "q=%7B%7D", 415, "x-www-form-urlencoded"),
+        ("/api/search/tags", form, "scope=span", 405, ""),
+        ("/api/traces/abc", form, "", 405, ""),
+    ] {
+        let response = post(path, kind, body).await?;
+        assert_eq!(response.status().as_u16(), status, "{path} {body}");
+        let text = response.text().await?;
+        assert!(text.contains(named), "{path} {body}: {text}");
+    }
+
+    for path in ["/api/search/tags", "/api/v2/search/tags", "/api/search/tag/span.of.yesterday/values"] {
+        let asked = |start: Option<String>| {
+            let start: Vec<(&str, String)> = start.map(|start| ("start", start)).into_iter().collect();
+            node.http.get(node.url(path)).query(&start).send()
+        };
+        let recent = asked(None).await?.error_for_status()?;
+        assert_eq!(recent.headers()["x-signaldb-lookback"], "1h", "{path}");
+        let recent = recent.text().await?;
+        let long = asked(Some((now_nanos() / 1_000_000_000 - 86_400).to_string())).await?.error_for_status()?;
+        assert!(!long.headers().contains_key("x-signaldb-lookback"), "{path}");
+        let long = long.text().await?;
+        let known = if path.ends_with("/values") { "\"x\"" } else { "of.yesterday" };
+        assert!(!recent.contains(known) && long.contains(known), "{path}: {recent}, {long}");
+    }
+    Ok(())
+}
+
 async fn stream<Q: Message, A: Message + Default>(
     address: String,
     method: &str,
@@ -369,6 +456,11 @@ async fn stream<Q: Message, A: Message + Default>(
     Ok(out)
 }
 
+/// What a stream ends with.
+async fn last<Q: Message, A: Message + Default>(address: String, method: &str, question: &Q) -> anyhow::Result<A> {
+    stream(address, method, question).await?.pop().context("an answer")
+}
+
 /// Scenario: Grafana's streaming client, on each node of a cluster, right after the acknowledgment by one.
 /// Guarantees: every method answers on the port of HTTP, with the same as HTTP, through any node.
 #[tokio::test(flavor = "multi_thread")]
@@ -380,32 +472,33 @@ async fn grpc_answers_as_http_does_through_any_node() -> anyhow::Result<()> {
     let now = now_nanos();
     for node in &cluster.nodes {
         let question = tempo::SearchRequest { query: "{ status = error }".to_owned(), limit: 5, ..Default::default() };
-        let found: Vec<tempo::SearchResponse> = stream(node.url(""), "Search", &question).await?;
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].traces[0].trace_id, checkout.hex().trim_start_matches('0'));
-        assert_eq!(found[0].traces[0].span_sets[0].spans[0].name, "pay");
+        let found: tempo::SearchResponse = last(node.url(""), "Search", &question).await?;
+        assert_eq!(found.traces[0].trace_id, checkout.hex().trim_start_matches('0'));
+        assert_eq!(found.traces[0].span_sets[0].spans[0].name, "pay");
+        assert_eq!(found.metrics.map(|read| (read.completed_jobs, read.total_jobs)), Some((1, 1)));
         let question = tempo::SearchTagsRequest { scope: "resource".to_owned(), ..Default::default() };
-        let tags: Vec<tempo::SearchTagsV2Response> = stream(node.url(""), "SearchTagsV2", &question).await?;
-        assert_eq!(tags[0].scopes[0].tags, ["service.name"]);
-        let tags: Vec<tempo::SearchTagsResponse> = stream(node.url(""), "SearchTags", &question).await?;
-        assert_eq!(tags[0].tag_names, ["service.name"]);
+        let tags: tempo::SearchTagsV2Response = last(node.url(""), "SearchTagsV2", &question).await?;
+        assert_eq!(tags.scopes[0].tags, ["service.name"]);
+        let tags: tempo::SearchTagsResponse = last(node.url(""), "SearchTags", &question).await?;
+        assert_eq!(tags.tag_names, ["service.name"]);
         let question =
             tempo::SearchTagValuesRequest { tag_name: "resource.service.name".to_owned(), ..Default::default() };
-        let values: Vec<tempo::SearchTagValuesV2Response> =
-            stream(node.url(""), "SearchTagValuesV2", &question).await?;
-        let values: Vec<&str> = values[0].tag_values.iter().map(|value| value.value.as_str()).collect();
+        let values: tempo::SearchTagValuesV2Response = last(node.url(""), "SearchTagValuesV2", &question).await?;
+        let values: Vec<&str> = values.tag_values.iter().map(|value| value.value.as_str()).collect();
         assert_eq!(values, ["db", "front", "shop"]);
-        let values: Vec<tempo::SearchTagValuesResponse> = stream(node.url(""), "SearchTagValues", &question).await?;
-        assert_eq!(values[0].tag_values, ["db", "front", "shop"]);
+        let values: tempo::SearchTagValuesResponse = last(node.url(""), "SearchTagValues", &question).await?;
+        assert_eq!(values.tag_values, ["db", "front", "shop"]);
         let (start, end) = (now - 600_000 * MILLI, now + 60_000 * MILLI);
         let query = "{} | count_over_time()".to_owned();
         let question = tempo::QueryInstantRequest { query: query.clone(), start, end };
-        let instant: Vec<tempo::QueryInstantResponse> = stream(node.url(""), "MetricsQueryInstant", &question).await?;
-        assert!((instant[0].series[0].value - 3.0).abs() < 1e-9);
-        let question = tempo::QueryRangeRequest { query, start, end, step: 60_000 * MILLI, exemplars: 0 };
-        let range: Vec<tempo::QueryRangeResponse> = stream(node.url(""), "MetricsQueryRange", &question).await?;
-        let total: f64 = range[0].series[0].samples.iter().map(|sample| sample.value).sum();
-        assert!((total - 3.0).abs() < 1e-9);
+        let instant: tempo::QueryInstantResponse = last(node.url(""), "MetricsQueryInstant", &question).await?;
+        assert!((instant.series[0].value - 3.0).abs() < 1e-9);
+        for step in [60_000 * MILLI, 0] {
+            let question = tempo::QueryRangeRequest { query: query.clone(), start, end, step, exemplars: 0 };
+            let range: tempo::QueryRangeResponse = last(node.url(""), "MetricsQueryRange", &question).await?;
+            let total: f64 = range.series[0].samples.iter().map(|sample| sample.value).sum();
+            assert!((total - 3.0).abs() < 1e-9, "{step}");
+        }
 
         let wrong = tempo::SearchRequest { query: "{ .a = }".to_owned(), ..Default::default() };
         for (method, code) in [("Search", Code::InvalidArgument), ("Nothing", Code::Unimplemented)] {
@@ -414,5 +507,56 @@ async fn grpc_answers_as_http_does_through_any_node() -> anyhow::Result<()> {
             assert_eq!(refused.code(), code, "{method}: {refused}");
         }
     }
+    Ok(())
+}
+
+/// Scenario: streams over more traces than one portion has.
+/// Guarantees: answers so far come before the last one and only grow; the last one is what HTTP answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_say_what_is_known_so_far_and_end_with_all_of_it() -> anyhow::Result<()> {
+    let dir = tempfile::tempdir()?;
+    let node = Node::start(dir.path(), &[]).await?;
+    let spans: Vec<Span> = (0..200).map(|n| span(&format!("span {n}"))).collect();
+    let body = Bytes::from(request("shop", spans).encode_to_vec());
+    send_until_acknowledged(&node.http, &[node.otlp_http("/v1/traces")], body).await?;
+    let protobuf = |path: &'static str, parameters: Vec<(&'static str, String)>| {
+        let request = node.http.get(node.url(path)).query(&parameters).header("accept", "application/protobuf");
+        async move { anyhow::Ok(request.send().await?.error_for_status()?.bytes().await?) }
+    };
+    let query = "{ span:childCount = 0 }".to_owned();
+    let question = tempo::SearchRequest { query: query.clone(), limit: 1000, ..Default::default() };
+    let found: Vec<tempo::SearchResponse> = stream(node.url(""), "Search", &question).await?;
+    let whole = protobuf("/api/search", vec![("q", query), ("limit", "1000".to_owned())]).await?;
+    let whole = tempo::SearchResponse::decode(whole)?;
+    let counts: Vec<usize> = found.iter().map(|answer| answer.traces.len()).collect();
+    assert!(counts.len() > 1 && counts.is_sorted() && counts[0] > 0 && counts[0] < 200, "{counts:?}");
+    let jobs: Vec<u32> = found.iter().filter_map(|answer| Some(answer.metrics?.completed_jobs)).collect();
+    assert_eq!((jobs[0], jobs.last()), (0, Some(&1)), "{jobs:?}");
+    assert_eq!(found.last().map(|answer| &answer.traces), Some(&whole.traces));
+    assert_eq!(whole.traces.len(), 200);
+
+    let (start, end) = (now_nanos() - 600_000 * MILLI, now_nanos() + 60_000 * MILLI);
+    let query = "{ span:childCount = 0 } | count_over_time() by (resource.service.name)".to_owned();
+    let question =
+        tempo::QueryRangeRequest { query: query.clone(), start, end, step: 60_000 * MILLI, ..Default::default() };
+    let range: Vec<tempo::QueryRangeResponse> = stream(node.url(""), "MetricsQueryRange", &question).await?;
+    let times = vec![("start", start.to_string()), ("end", end.to_string()), ("step", "60s".to_owned())];
+    let whole = protobuf("/api/metrics/query_range", [vec![("q", query)], times].concat()).await?;
+    let whole = tempo::QueryRangeResponse::decode(whole)?;
+    let total = |answer: &tempo::QueryRangeResponse| -> f64 {
+        answer.series.iter().flat_map(|one| &one.samples).map(|sample| sample.value).sum()
+    };
+    let totals: Vec<f64> = range.iter().map(total).collect();
+    assert!(totals.len() > 1 && totals.is_sorted() && totals[0] > 0.0 && totals[0] < 200.0, "{totals:?}");
+    assert_eq!(range.last().map(|answer| &answer.series), Some(&whole.series));
+    assert!((total(&whole) - 200.0).abs() < 1e-9);
+
+    let question = tempo::SearchTagsRequest { scope: "span".to_owned(), ..Default::default() };
+    let tags: Vec<tempo::SearchTagsV2Response> = stream(node.url(""), "SearchTagsV2", &question).await?;
+    assert!(tags.len() > 1, "{tags:?}");
+    let whole = tempo::SearchTagsV2Response::decode(
+        protobuf("/api/v2/search/tags", vec![("scope", "span".to_owned())]).await?,
+    )?;
+    assert_eq!(tags.last(), Some(&whole));
     Ok(())
 }

@@ -84,6 +84,21 @@ async fn the_log_of_a_stopped_node_is_shown_and_is_whole() -> anyhow::Result<()>
     assert!(table.text.contains("traces"), "{}", table.text);
     let logs = wal(dir.path(), &["inspect", "--tenant", "default", "--signal", "logs", "--format", "json"])?.json()?;
     assert_eq!(logs["tenants"], json!([]));
+    let listed = wal(dir.path(), &["inspect", "--entries", "--format", "json"])?;
+    let listed = listed.text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    assert_eq!(listed[0], json!({"sound": true}));
+    let rows: Vec<&Value> = listed.iter().filter(|line| line["entry"] == "rows").collect();
+    assert_eq!(rows.iter().map(|line| line["rows"].as_u64()).collect::<Vec<_>>(), [Some(10), Some(20)]);
+    assert!(
+        rows.iter().all(|line| line["request"].is_string()) && rows[0]["request"] != rows[1]["request"],
+        "{rows:?}"
+    );
+    let group = listed.iter().find(|line| line["group"] == rows[0]["group"]).context("its group")?;
+    let indexes =
+        listed.iter().filter(|line| line["group"] == rows[0]["group"]).filter_map(|line| line["index"].as_u64());
+    let indexes: Vec<u64> = indexes.collect();
+    let whole = group["first"].as_u64().context("first")?..=group["last"].as_u64().context("last")?;
+    assert_eq!(indexes, whole.collect::<Vec<_>>(), "every index, in their order");
     let whole = wal(dir.path(), &["verify"])?;
     assert_eq!(whole.code, Some(0), "{}", whole.text);
     let nothing = wal(dir.path(), &["repair", "--accept-data-loss"])?;

@@ -28,8 +28,8 @@ struct Book {
     places: BTreeMap<u64, Place>,
     replicas: BTreeMap<(u64, u32), Replica>,
     leaders: BTreeMap<(u32, u64), u64>,
-    /// By table, rows that a client was told are there, and those that may be.
-    acknowledged: BTreeMap<TableId, BTreeSet<String>>,
+    /// By table, rows that a client was told are there, with their index, and those that may be.
+    acknowledged: BTreeMap<TableId, BTreeMap<String, u64>>,
     attempted: BTreeMap<TableId, BTreeSet<String>>,
     /// By group, the last index that a client was told of.
     told: BTreeMap<u32, u64>,
@@ -68,7 +68,8 @@ impl Ledger {
     pub(crate) fn acknowledged(&self, table: &TableId, rows: &[String], payload: &[u8], position: Position) {
         let place = (position.group.0, position.index);
         let mut book = self.book();
-        book.acknowledged.entry(table.clone()).or_default().extend(rows.iter().cloned());
+        let known = book.acknowledged.entry(table.clone()).or_default();
+        known.extend(rows.iter().map(|row| (row.clone(), position.index)));
         let told = book.told.entry(place.0).or_default();
         *told = (*told).max(place.1);
         let found = book.committed.get(&place).copied();
@@ -80,7 +81,19 @@ impl Ledger {
 
     /// What a strong read that begins now must see.
     pub(crate) fn promised(&self, table: &TableId) -> BTreeSet<String> {
-        self.book().acknowledged.get(table).cloned().unwrap_or_default()
+        self.promised_upto(table, u64::MAX)
+    }
+
+    /// What a read must see that asks for an acknowledged index.
+    pub(crate) fn promised_upto(&self, table: &TableId, index: u64) -> BTreeSet<String> {
+        let book = self.book();
+        let rows = book.acknowledged.get(table).into_iter().flatten();
+        rows.filter(|(_, at)| **at <= index).map(|(row, _)| row.clone()).collect()
+    }
+
+    /// The last index of the table that a client was told of.
+    pub(crate) fn told_of(&self, table: &TableId) -> Option<u64> {
+        self.book().acknowledged.get(table)?.values().copied().max()
     }
 
     /// The index that a strong read of the group that begins now must be at, at least.
@@ -88,7 +101,7 @@ impl Ledger {
         self.book().told.get(&group).copied().unwrap_or(0)
     }
 
-    /// A strong read of a table came to these rows.
+    /// A read of a table that was promised some of them came to these rows.
     pub(crate) fn read(&self, who: &str, table: &TableId, promised: &BTreeSet<String>, rows: &[String]) {
         let distinct: BTreeSet<&String> = rows.iter().collect();
         let missing: Vec<&String> = promised.iter().filter(|row| !distinct.contains(row)).collect();
@@ -113,8 +126,8 @@ impl Ledger {
 
     pub(crate) fn rows(&self) -> (usize, usize) {
         let book = self.book();
-        let count = |of: &BTreeMap<TableId, BTreeSet<String>>| of.values().map(BTreeSet::len).sum();
-        (count(&book.acknowledged), count(&book.attempted))
+        let acknowledged = book.acknowledged.values().map(BTreeMap::len).sum();
+        (acknowledged, book.attempted.values().map(BTreeSet::len).sum())
     }
 
     fn restored(&self, node: u64, group: u32, applied: u64) {

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signaldb_lake::{Lake, LakeConfig, Store};
 use signaldb_model::{Clock, NodeId, SystemClock, UnixNanos};
+use signaldb_query::{PeerFlight, Queries};
 use signaldb_raft::state_store::MemoryStateStore;
-use signaldb_raft::{Groups, GroupsConfig, OpenLog, PeerService, PeersConfig};
+use signaldb_raft::{DiskLevel, Groups, GroupsConfig, OpenLog, PeerService, PeersConfig};
 use signaldb_wal::WalConfig;
 use signaldb_wal::sim::{Loss, SimIo};
 use tokio::runtime::{Builder, Runtime};
@@ -17,16 +18,16 @@ use tokio::task::JoinSet;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::disk::ProcessDisk;
+use crate::disk::{self, ProcessDisk};
 use crate::ledger::{Ledger, Sink};
 use crate::net::{Incoming, Wires};
-use crate::os;
+use crate::os::{self, Clocks, NeverIdle};
 use crate::tables::{Catalog, Objects, Tables};
-use crate::world::{Chance, World};
+use crate::world::{Chance, MILLI, SECOND, World};
 
 pub(crate) const NODES: [u64; 3] = [1, 2, 3];
 const WINDOW_BYTES: u32 = 16 << 20;
-/// How often a process looks whether it must end.
+/// How often a process looks whether it must end, and how full its disk is.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// What a process that was asked to stop ends with.
 pub(crate) const STOPPED: &str = "stopped";
@@ -61,12 +62,9 @@ pub(crate) struct Machine {
     pub(crate) disk: SimIo,
     state: Arc<MemoryStateStore>,
     boots: u32,
-    /// Its wall clock is ahead of the true time by so much.
-    wall_ahead: Duration,
+    pub(crate) clocks: Clocks,
     /// It may have lost what it acknowledged, and has not caught up since.
     pub(crate) untrusted: bool,
-    /// Its next sync fails.
-    pub(crate) failing: bool,
     pub(crate) process: Option<Process>,
 }
 
@@ -86,6 +84,7 @@ pub(crate) struct Process {
 pub(crate) struct Parts {
     pub(crate) groups: Arc<Groups>,
     pub(crate) lake: Lake,
+    pub(crate) queries: Queries,
 }
 
 /// What all nodes share.
@@ -104,14 +103,17 @@ impl Machine {
             disk: SimIo::new(),
             state: Arc::default(),
             boots: 0,
-            wall_ahead: Duration::from_millis(chance.below(5000)),
+            clocks: Clocks::ahead(chance.below(5000 * MILLI).cast_signed()),
             untrusted: false,
-            failing: false,
             process: None,
         }
     }
 
     pub(crate) fn start(&mut self, around: &Around) {
+        os::with_clocks(self.clocks, || self.boot(around));
+    }
+
+    fn boot(&mut self, around: &Around) {
         let (world, node) = (around.world.clone(), self.node);
         world.with(|state| state.switch_on(node));
         world.note(format_args!("start {node}"));
@@ -125,7 +127,7 @@ impl Machine {
             gone: Arc::clone(&gone),
         });
         let store = Store::of_objects(Arc::new(Objects::new(&around.tables, world.clone(), node, Arc::clone(&gone))));
-        let clock: Arc<dyn Clock> = Arc::new(WallAhead(self.wall_ahead));
+        let clock: Arc<dyn Clock> = Arc::new(ProcessClock { begun: Instant::now() });
         let cpu = runtime.handle().clone();
         let lake = Lake::simulated(around.settings.lake(), pointers, store, Arc::clone(&clock), cpu);
         let life = Life {
@@ -162,7 +164,31 @@ impl Machine {
             None => self.disk.kill(),
         }
         world.with(|state| state.process_ends(self.node, loss.is_some()));
-        drop(process);
+        os::with_clocks(self.clocks, || drop(process));
+    }
+
+    /// Runs all that its process has to do at this moment.
+    ///
+    /// # Errors
+    /// It never comes to an end of it.
+    pub(crate) fn run(&mut self) -> Result<(), NeverIdle> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        process.deadline = os::run_until_idle(&process.runtime, self.clocks)?;
+        Ok(())
+    }
+
+    /// Sets one of its clocks, in a way that a machine's clocks go wrong.
+    pub(crate) fn derange_clock(&mut self, chance: &mut Chance) -> &'static str {
+        if chance.percent(50) {
+            // A machine that is badly off is so by a second a day; this is for elections.
+            let drifts = [-100_000, -10_000, -200, 0, 200, 10_000, 100_000];
+            self.clocks.set_drift(chance.pick(&drifts).unwrap_or(0));
+            return "clock drifts";
+        }
+        let hour = (3600 * SECOND).cast_signed();
+        let ahead = [-2 * hour, -hour / 60, -SECOND.cast_signed(), 0, SECOND.cast_signed(), hour / 60, 2 * hour];
+        self.clocks.set_wall(chance.pick(&ahead).unwrap_or(0));
+        "clock jumps"
     }
 
     pub(crate) fn parts(&self) -> Option<&Parts> {
@@ -191,7 +217,9 @@ impl Machine {
     /// Whether it serves, with all that it ever acknowledged.
     pub(crate) fn is_well(&self) -> bool {
         let Some(parts) = self.parts() else { return false };
-        self.ended().is_none() && parts.groups.statuses().iter().all(|status| status.state != "recovering")
+        let fails = || parts.groups.failure().is_some() || parts.lake.failure().is_some();
+        let recovers = || parts.groups.statuses().iter().any(|status| status.state == "recovering");
+        self.ended().is_none() && !fails() && !recovers()
     }
 }
 
@@ -248,6 +276,7 @@ impl Life {
     /// Serves; returns why the process must end. As `node/src/run.rs` does it.
     async fn live(self) -> String {
         let Self { node, config, disk, state, world, clock, lake, ledger, opened } = self;
+        let (room, queries) = (disk.disk.clone(), Queries::new(NodeId(node), Arc::clone(&clock)));
         let addresses: BTreeMap<NodeId, String> = NODES.into_iter().map(|n| (NodeId(n), address(n))).collect();
         let peers = PeersConfig { cluster: "sim".to_owned(), secret: String::new(), node: NodeId(node), addresses };
         let dial = Arc::new(Wires { world: world.clone(), node });
@@ -255,10 +284,12 @@ impl Life {
             Ok(log) => log,
             Err(error) => return chain(&error),
         };
+        let (peers, open) = (Arc::clone(log.peers()), Arc::<OnceLock<Arc<Groups>>>::default());
+        let flight = PeerFlight::service(lake.clone(), Arc::clone(&open), Arc::clone(&peers), queries.clone());
         let server = Server::builder()
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
-            .add_routes(Routes::new(PeerService::new(Arc::clone(log.peers()))))
+            .add_routes(Routes::new(PeerService::new(peers)).add_service(flight))
             .serve_with_incoming(Incoming::listen(world, node));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { drop(server.await) });
@@ -267,17 +298,22 @@ impl Life {
             Ok(groups) => Arc::new(groups),
             Err(error) => return chain(&error),
         };
+        // Nobody else sets it.
+        let _ = open.set(Arc::clone(&groups));
         // When the store does not answer, the first write looks.
         drop(lake.store().claim(&groups.founding().store_id).await);
         for group in groups.data_groups() {
             lake.start_flusher(Arc::clone(group), groups.founding().cluster_id.clone());
         }
         // Nobody else sets it.
-        let _ = opened.set(Parts { groups: Arc::clone(&groups), lake: lake.clone() });
+        let _ = opened.set(Parts { groups: Arc::clone(&groups), lake: lake.clone(), queries });
+        let mut level = DiskLevel::Normal;
         loop {
             if let Some(reason) = groups.failure().or_else(|| lake.failure()) {
                 return reason;
             }
+            level = disk::level(level, room.free_bytes());
+            groups.set_disk_level(level);
             tokio::time::sleep(WATCH_INTERVAL).await;
         }
     }
@@ -294,17 +330,18 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// A wall clock that is ahead of the true time.
+/// The clocks of a machine, since a process on it began.
 #[derive(Debug)]
-struct WallAhead(Duration);
+struct ProcessClock {
+    begun: Instant,
+}
 
-impl Clock for WallAhead {
+impl Clock for ProcessClock {
     fn now(&self) -> UnixNanos {
-        let ahead = u64::try_from(self.0.as_nanos()).unwrap_or(0);
-        UnixNanos(SystemClock.now().0 + ahead)
+        SystemClock.now()
     }
 
     fn elapsed(&self) -> Duration {
-        SystemClock.elapsed()
+        self.begun.elapsed()
     }
 }

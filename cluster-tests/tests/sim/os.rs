@@ -3,6 +3,9 @@
 //! Everything in a process asks the C library for these three, be it std, tokio, rand or uuid. So they are answered there:
 //! this program defines the functions itself, and for the thread of a simulation they tell simulated time and numbers of
 //! its seed. All other threads get the system's answers.
+//!
+//! There is one true time, in which the simulation goes on. While a node runs, the clocks are those of its machine: they
+//! drift, and the one on the wall jumps.
 
 #![expect(unsafe_code, reason = "functions of the C library are defined here; each says why it is sound")]
 
@@ -19,12 +22,69 @@ const WALL_SECONDS: u64 = 1_793_491_200;
 const BEGIN_NANOS: u64 = 1_000_000_000_000;
 /// What it takes a busy runtime to look for events. Without it a loop that waits for time to pass would never end.
 const LOOK_NANOS: u64 = 1_000;
+/// Looks after which a runtime is taken for one that never becomes idle: a simulated second of nothing but looks.
+const LOOKS_MAX: u64 = 1_000_000;
+
+/// The clocks of a machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clocks {
+    /// What the monotonic clock showed at a moment of true time, from which it went on
+    shown: u64,
+    since: u64,
+    /// faster than true time by so many millionths, or slower.
+    drift: i64,
+    /// The wall clock is ahead by so many nanoseconds, or behind.
+    wall: i64,
+}
+
+impl Clocks {
+    const TRUE: Self = Self { shown: BEGIN_NANOS, since: BEGIN_NANOS, drift: 0, wall: 0 };
+
+    /// From [`begin`] on, right but for the wall clock.
+    pub(crate) fn ahead(wall: i64) -> Self {
+        Self { wall, ..Self::TRUE }
+    }
+
+    fn rate(self) -> u128 {
+        1_000_000_u128.saturating_add_signed(self.drift.into())
+    }
+
+    fn monotonic(self, now: u64) -> u64 {
+        let passed = u128::from(now.saturating_sub(self.since)) * self.rate() / 1_000_000;
+        self.shown + u64::try_from(passed).unwrap_or(u64::MAX / 2)
+    }
+
+    /// The first moment of true time at which the monotonic clock shows `shown`.
+    fn moment_of(self, shown: u64) -> u64 {
+        let passed = (u128::from(shown.saturating_sub(self.shown)) * 1_000_000).div_ceil(self.rate().max(1));
+        self.since + u64::try_from(passed).unwrap_or(u64::MAX / 2)
+    }
+
+    fn wall(self, now: u64) -> u64 {
+        (WALL_SECONDS * 1_000_000_000 + self.monotonic(now)).saturating_add_signed(self.wall)
+    }
+
+    /// From now on they are faster or slower.
+    pub(crate) fn set_drift(&mut self, millionths: i64) {
+        let now = now();
+        *self = Self { shown: self.monotonic(now), since: now, drift: millionths, ..*self };
+    }
+
+    /// Somebody sets the wall clock, to so much ahead of the true time.
+    pub(crate) fn set_wall(&mut self, ahead: i64) {
+        self.wall = ahead;
+    }
+}
 
 // Constants without destructors: the first look at them allocates nothing, whoever asks for the time.
 thread_local! {
     static SIMULATED: Cell<bool> = const { Cell::new(false) };
     static NOW: Cell<u64> = const { Cell::new(0) };
     static RANDOM: Cell<u64> = const { Cell::new(0) };
+    /// Those of the node that runs.
+    static CLOCKS: Cell<Clocks> = const { Cell::new(Clocks::TRUE) };
+    /// How often the runtime that runs looked for events and went on.
+    static LOOKS: Cell<u64> = const { Cell::new(0) };
     /// When the runtime that became idle wants to go on.
     static DEADLINE: Cell<Option<u64>> = const { Cell::new(None) };
     /// Whoever waits until the runtime of this thread is idle.
@@ -53,18 +113,36 @@ pub(crate) fn advance_to(nanos: u64) {
     NOW.set(NOW.get().max(nanos));
 }
 
-/// Runs all that can run on `runtime` at this moment; returns when it wants to go on by itself.
-pub(crate) fn run_until_idle(runtime: &Runtime) -> Option<u64> {
+/// Does something as a machine with these clocks does it.
+pub(crate) fn with_clocks<T>(clocks: Clocks, act: impl FnOnce() -> T) -> T {
+    let before = CLOCKS.replace(clocks);
+    let result = act();
+    CLOCKS.set(before);
+    result
+}
+
+/// A runtime that goes on and on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NeverIdle;
+
+/// Runs all that can run on `runtime` at this moment; returns when, in true time, it wants to go on by itself.
+///
+/// # Errors
+/// It never becomes idle.
+pub(crate) fn run_until_idle(runtime: &Runtime, clocks: Clocks) -> Result<Option<u64>, NeverIdle> {
+    LOOKS.set(0);
     let mut begun = false;
-    runtime.block_on(std::future::poll_fn(|context| {
-        if begun && IDLE.with_borrow(Option::is_none) {
-            return Poll::Ready(());
-        }
-        begun = true;
-        IDLE.set(Some(context.waker().clone()));
-        Poll::Pending
-    }));
-    DEADLINE.get()
+    with_clocks(clocks, || {
+        runtime.block_on(std::future::poll_fn(|context| {
+            if begun && IDLE.with_borrow(Option::is_none) {
+                return Poll::Ready(());
+            }
+            begun = true;
+            IDLE.set(Some(context.waker().clone()));
+            Poll::Pending
+        }));
+    });
+    if LOOKS.get() > LOOKS_MAX { Err(NeverIdle) } else { Ok(DEADLINE.get()) }
 }
 
 /// The next number of a sequence (splitmix64).
@@ -79,17 +157,19 @@ pub(crate) fn next_random(state: &mut u64) -> u64 {
 // SAFETY of the definition: name and signature are those of the C library, and the contract is kept.
 #[unsafe(no_mangle)]
 extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> c_int {
-    let wall = match clock {
-        libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => WALL_SECONDS * 1_000_000_000,
-        libc::CLOCK_MONOTONIC | libc::CLOCK_MONOTONIC_COARSE | libc::CLOCK_MONOTONIC_RAW | libc::CLOCK_BOOTTIME => 0,
+    let (clocks, now) = (CLOCKS.get(), NOW.get());
+    let nanos = match clock {
+        libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => Some(clocks.wall(now)),
+        libc::CLOCK_MONOTONIC | libc::CLOCK_MONOTONIC_COARSE | libc::CLOCK_MONOTONIC_RAW | libc::CLOCK_BOOTTIME => {
+            Some(clocks.monotonic(now))
+        }
         // Time of the processor.
-        _ => u64::MAX,
+        _ => None,
     };
-    if !SIMULATED.get() || wall == u64::MAX {
+    let Some(nanos) = nanos.filter(|_| SIMULATED.get()) else {
         // SAFETY: the arguments are those of the caller, for the same call of the kernel.
         return unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) } as c_int;
-    }
-    let nanos = wall + NOW.get();
+    };
     let told = libc::timespec {
         tv_sec: (nanos / 1_000_000_000) as libc::time_t,
         tv_nsec: (nanos % 1_000_000_000) as libc::c_long,
@@ -129,11 +209,16 @@ extern "C" fn epoll_wait(epoll: c_int, events: *mut libc::epoll_event, count: c_
     }
     if timeout == 0 {
         NOW.set(NOW.get() + LOOK_NANOS);
-        return 0;
+        LOOKS.set(LOOKS.get() + 1);
+        if LOOKS.get() <= LOOKS_MAX {
+            return 0;
+        }
+        // It is given up: as if it were idle.
     }
     // A negative timeout is for ever.
     let wait = u64::try_from(timeout).ok();
-    DEADLINE.set(wait.map(|millis| NOW.get() + millis * 1_000_000));
+    let clocks = CLOCKS.get();
+    DEADLINE.set(wait.map(|millis| clocks.moment_of(clocks.monotonic(NOW.get()) + millis * 1_000_000)));
     if let Some(waker) = IDLE.take() {
         waker.wake();
     }

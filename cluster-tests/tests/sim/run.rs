@@ -1,6 +1,6 @@
 //! One simulation: three nodes, clients and readers, and faults, all of it drawn from one seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use signaldb_wal::sim::Loss;
 
 use crate::ledger::Ledger;
 use crate::node::{Around, Machine, NODES, STOPPED, Settings};
-use crate::os;
+use crate::os::{self, NeverIdle};
 use crate::tables::Tables;
-use crate::work::{Call, Files, GROUP, Reader, Write};
-use crate::world::{Chance, Event, Lasting, MILLI, SECOND, World};
+use crate::work::{Call, Files, GROUP, Level, Reader, Write};
+use crate::world::{Chance, Event, FailingDisk, Lasting, MILLI, Operation, SECOND, World};
 
 const CLIENTS: usize = 4;
 /// How often all nodes are looked at.
@@ -22,8 +22,8 @@ const LOOK_INTERVAL: u64 = 50 * MILLI;
 const PATIENCE: u64 = 90 * SECOND;
 /// Attempts of a client at the same write.
 const ATTEMPTS_MAX: u32 = 6;
-/// A simulation that takes more steps than this is going round in circles.
-const STEPS_MAX: u64 = 20_000_000;
+/// A simulation that takes more steps than this within a second is going round in circles: it takes thousands.
+const STEPS_A_SECOND_MAX: u64 = 1_000_000;
 
 /// What is asked of a simulation.
 #[derive(Debug, Clone, Copy)]
@@ -40,9 +40,11 @@ pub(crate) struct Plan {
 pub(crate) struct Report {
     pub(crate) digest: u64,
     pub(crate) events: u64,
+    pub(crate) steps: u64,
     pub(crate) acknowledged: usize,
     pub(crate) attempted: usize,
     pub(crate) elapsed: Duration,
+    pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) counts: BTreeMap<&'static str, u64>,
     pub(crate) violation: Option<String>,
 }
@@ -66,14 +68,24 @@ struct Client {
     resting: bool,
 }
 
+/// A read through a node.
+struct Read {
+    node: u64,
+    /// One of the last, which have to see everything.
+    last: bool,
+    call: Call<Result<(), String>>,
+}
+
 struct Simulation {
     around: Around,
     /// What goes wrong; apart from what the world draws, so that a change of the code leaves the faults as they are.
     chance: Chance,
     machines: BTreeMap<u64, Machine>,
     clients: Vec<Client>,
-    /// The read that is on its way, and whether it is the last one, of files alone.
-    reads: Option<(bool, Call<Result<(), String>>)>,
+    /// On its way.
+    read: Option<Read>,
+    /// Nodes that the last reads did not go through yet; `None` before there was one of files alone.
+    unread: Option<BTreeSet<u64>>,
     files: Files,
     phase: Phase,
     /// When the phase must be over.
@@ -89,26 +101,30 @@ pub(crate) fn run(plan: Plan, panicked: &dyn Fn() -> bool) -> Report {
     os::begin(plan.seed);
     let world = World::new(plan.seed, plan.print);
     let mut simulation = Simulation::new(plan, world.clone());
-    let mut steps = 0;
+    let (mut steps, mut second) = (0, (0, 0));
     while simulation.phase != Phase::Done && world.violation().is_none() {
         simulation.step();
         steps += 1;
         if panicked() {
             world.violate("a task panicked".to_owned());
         }
-        if steps > STEPS_MAX {
+        let now = os::elapsed().as_secs();
+        second = if second.0 == now { (now, second.1 + 1) } else { (now, 0) };
+        if second.1 > STEPS_A_SECOND_MAX {
             world.violate("the simulation comes to no end".to_owned());
         }
     }
     let (digest, events) = world.trace();
     let (acknowledged, attempted) = simulation.around.ledger.rows();
-    let counts = world.with(|state| state.counts.clone());
+    let (faults, counts) = world.with(|state| (state.faults.clone(), state.counts.clone()));
     let report = Report {
         digest,
         events,
+        steps,
         acknowledged,
         attempted,
         elapsed: os::elapsed(),
+        faults,
         counts,
         violation: world.violation(),
     };
@@ -134,7 +150,8 @@ impl Simulation {
             chance,
             machines,
             clients: (0..CLIENTS).map(|_| Client::default()).collect(),
-            reads: None,
+            read: None,
+            unread: None,
             files: Files::default(),
             phase: Phase::Forming,
             deadline: os::now() + PATIENCE,
@@ -178,8 +195,9 @@ impl Simulation {
 
     fn run_node(&mut self, node: u64) {
         let Some(machine) = self.machines.get_mut(&node) else { return };
-        let Some(process) = machine.process.as_mut() else { return };
-        process.deadline = os::run_until_idle(&process.runtime);
+        if machine.run() == Err(NeverIdle) {
+            return self.around.world.violate(format!("node {node} never becomes idle"));
+        }
         let Some(parts) = machine.parts() else { return };
         for group in parts.groups.data_groups() {
             let seen = group.leadership();
@@ -305,29 +323,19 @@ impl Simulation {
     // --- readers
 
     fn reader(&mut self) -> Option<u64> {
-        let (last, outcome) = self.reads.take().map_or((false, None), |(last, call)| (last, call.take()));
-        match outcome {
-            Some(Ok(())) if last => {
-                self.phase = Phase::Done;
-                return None;
-            }
-            Some(Ok(())) => self.world().count("reads"),
-            Some(Err(reason)) => {
-                self.world().note(format_args!("no read {reason}"));
-                self.last_failure = reason;
-            }
-            None => {}
+        self.has_read();
+        if self.phase == Phase::Done {
+            return None;
         }
         let checking = self.phase == Phase::Checking;
-        let index_only = !checking && self.chance.percent(40);
-        let leads = |node: &u64| {
-            let group = self.machines.get(node).and_then(Machine::parts).and_then(|parts| parts.groups.group(GROUP));
-            group.is_some_and(|group| group.leadership().here)
+        let level = match checking {
+            false => self.level(),
+            true if self.unread.is_none() => Some(Level::Flushed),
+            true => Some(Level::Strong),
         };
         let mut nodes = self.open_nodes();
-        if !index_only {
-            nodes.retain(leads);
-        }
+        nodes.retain(|node| level != Some(Level::Flushed) || self.leads(*node));
+        nodes.retain(|node| !checking || self.unread.as_ref().is_none_or(|unread| unread.contains(node)));
         let Some(node) = self.chance.pick(&nodes) else {
             self.world().after(200 * MILLI, Event::Reader);
             return None;
@@ -336,7 +344,6 @@ impl Simulation {
         let machine = self.machines.get(&node)?;
         let reader = Reader {
             parts: machine.parts()?.clone(),
-            tables: Arc::clone(&self.around.tables),
             ledger: self.around.ledger.clone(),
             world: self.around.world.clone(),
             files: Arc::clone(&self.files),
@@ -346,32 +353,72 @@ impl Simulation {
             tokio::time::sleep(pause).await;
             let who = format!("node {node}");
             let read = async {
-                if index_only {
-                    reader.read_index(who).await
-                } else {
-                    Box::pin(reader.read_tables(who, checking)).await
+                match level {
+                    None => reader.read_index(who).await,
+                    Some(level) => Box::pin(reader.read_tables(who, level)).await,
                 }
             };
             // A call of a store that hangs is not waited for.
-            let limit = Duration::from_secs(if checking { 30 } else { 5 });
+            let limit = Duration::from_secs(if checking { 30 } else { 8 });
             let outcome = tokio::time::timeout(limit, Box::pin(read)).await;
             reply.give(outcome.unwrap_or_else(|_| Err("no answer in time".to_owned())));
         }));
-        self.reads = Some((checking, call));
+        self.read = Some(Read { node, last: checking, call });
         Some(node)
+    }
+
+    /// Takes the outcome of the read that was on its way.
+    fn has_read(&mut self) {
+        let Some(Read { node, last, call }) = self.read.take() else { return };
+        match call.take() {
+            Some(Ok(())) => self.world().count("reads"),
+            Some(Err(reason)) => {
+                self.world().note(format_args!("no read {reason}"));
+                self.last_failure = reason;
+                return;
+            }
+            None => return,
+        }
+        if last {
+            let unread = self.unread.get_or_insert_with(|| NODES.into());
+            unread.remove(&node);
+            if unread.is_empty() {
+                self.phase = Phase::Done;
+            }
+        }
+    }
+
+    /// What the next read asks for while things go wrong; `None`: for a read index alone.
+    fn level(&mut self) -> Option<Level> {
+        match self.chance.below(100) {
+            0..20 => None,
+            20..40 => Some(Level::Position),
+            40..50 => Some(Level::Eventual),
+            _ => Some(Level::Strong),
+        }
+    }
+
+    fn leads(&self, node: u64) -> bool {
+        let group = self.machines.get(&node).and_then(Machine::parts).and_then(|parts| parts.groups.group(GROUP));
+        group.is_some_and(|group| group.leadership().here)
     }
 
     // --- faults
 
     /// Whether another node may lose what it did not sync: at level `quorum` one of three at a time.
     fn may_lose(&self, node: u64) -> bool {
-        self.around.settings.fsync || self.machines.values().all(|machine| machine.node == node || !machine.untrusted)
+        self.around.settings.fsync || self.others_are_whole(node)
+    }
+
+    /// Whether what this node has on its disk may be lost: not of two at a time, whatever the level.
+    fn others_are_whole(&self, node: u64) -> bool {
+        self.machines.values().all(|machine| machine.node == node || !machine.untrusted)
     }
 
     fn fault(&mut self) {
         let Some(node) = self.chance.pick(&NODES) else { return };
         let world = self.around.world.clone();
-        let name = match self.chance.below(14) {
+        let name = match self.chance.below(21) {
             0 | 1 => {
                 self.kill(node, None);
                 "kill"
@@ -392,11 +439,8 @@ impl Simulation {
                 "power loss everywhere"
             }
             6 if self.may_lose(node) && self.is_running(node) => {
-                if let Some(machine) = self.machines.get_mut(&node) {
-                    machine.disk.fail_one_sync();
-                    (machine.failing, machine.untrusted) = (true, true);
-                }
-                "EIO"
+                self.fail_disk(node, Operation::Sync, 1);
+                "EIO of a sync"
             }
             7 => {
                 let last = self.chance.between(500 * MILLI, 4 * SECOND);
@@ -435,6 +479,29 @@ impl Simulation {
                 self.transfer();
                 "leader transfer"
             }
+            13 | 14 if self.may_lose(node) => {
+                // The mark that a process leaves when it fails may fail, too.
+                let left = self.chance.between(1, 3);
+                self.fail_disk(node, Operation::Change, left);
+                "EIO of a write"
+            }
+            15 | 16 if self.others_are_whole(node) => {
+                let (reads, left) = (self.chance.percent(70), self.chance.between(1, 30));
+                let operation = if reads { Operation::Read } else { Operation::Open };
+                self.fail_disk(node, operation, if reads { left } else { 1 });
+                // Little is read but by a start.
+                let loss = self.chance.percent(30).then_some(Loss::All);
+                self.kill(node, loss);
+                if reads { "EIO of reads" } else { "EIO of an open" }
+            }
+            17 if self.may_lose(node) => {
+                self.fill_disk(node);
+                "disk full"
+            }
+            18 | 19 => match self.machines.get_mut(&node) {
+                Some(machine) => machine.derange_clock(&mut self.chance),
+                None => return,
+            },
             _ => {
                 if let Some(machine) = self.machines.get_mut(&node).filter(|machine| machine.ended().is_none()) {
                     machine.stop();
@@ -442,8 +509,39 @@ impl Simulation {
                 "stop"
             }
         };
-        world.note(format_args!("fault {name} {node}"));
-        world.count(name);
+        world.with(|state| {
+            state.note(format_args!("fault {name} {node}"));
+            *state.faults.entry(name).or_default() += 1;
+        });
+    }
+
+    /// From now on, for a while, so many operations of a disk fail.
+    fn fail_disk(&mut self, node: u64, operation: Operation, left: u64) {
+        let last = self.chance.between(500 * MILLI, 5 * SECOND);
+        self.distrust(node);
+        self.world().with(|state| {
+            state.trouble.failing_disks.insert(node, FailingDisk { operation, left });
+            state.after(last, Event::End(Lasting::FailingDisk(node)));
+        });
+    }
+
+    /// Something else takes the room on a disk, for a while: all of it, or as much as the node notices.
+    fn fill_disk(&mut self, node: u64) {
+        let room = self.chance.pick(&[0, 200, 4 << 10, 20 << 10, 60 << 10]).unwrap_or(0);
+        let last = self.chance.between(500 * MILLI, 5 * SECOND);
+        self.distrust(node);
+        let Some(machine) = self.machines.get(&node) else { return };
+        machine.disk.set_capacity(Some(machine.disk.used_bytes() + room));
+        self.world().with(|state| {
+            state.trouble.full_disks.insert(node);
+            state.after(last, Event::End(Lasting::FullDisk(node)));
+        });
+    }
+
+    fn distrust(&mut self, node: u64) {
+        if let Some(machine) = self.machines.get_mut(&node) {
+            machine.untrusted = true;
+        }
     }
 
     fn is_running(&self, node: u64) -> bool {
@@ -458,6 +556,7 @@ impl Simulation {
             return;
         }
         machine.kill(&world, loss);
+        world.count(if loss.is_some() { "power failed" } else { "processes ended" });
         let down = self.chance.between(50 * MILLI, 4 * SECOND);
         world.after(down, Event::Start(node));
     }
@@ -491,11 +590,22 @@ impl Simulation {
     }
 
     fn end(&mut self, lasting: Lasting) {
+        if let Lasting::FullDisk(node) = lasting
+            && let Some(machine) = self.machines.get(&node)
+        {
+            machine.disk.set_capacity(None);
+        }
         self.world().with(|state| {
             match lasting {
                 Lasting::Partition => state.release_all(),
                 Lasting::SlowDisk(node) => {
                     state.trouble.slow_disks.remove(&node);
+                }
+                Lasting::FailingDisk(node) => {
+                    state.trouble.failing_disks.remove(&node);
+                }
+                Lasting::FullDisk(node) => {
+                    state.trouble.full_disks.remove(&node);
                 }
                 Lasting::Catalog => state.trouble.catalog = 0,
                 Lasting::Store => state.trouble.store = 0,
@@ -509,8 +619,9 @@ impl Simulation {
     fn look(&mut self) {
         self.bury();
         let well = self.machines.values().all(Machine::is_well);
+        let world = self.around.world.clone();
         for machine in self.machines.values_mut().filter(|machine| machine.untrusted) {
-            machine.untrusted = machine.failing || !machine.is_well();
+            machine.untrusted = world.with(|state| state.is_disk_bad(machine.node)) || !machine.is_well();
         }
         match self.phase {
             Phase::Forming if well => {
@@ -554,10 +665,8 @@ impl Simulation {
             self.world().note(format_args!("ended {node} {reason}"));
             if reason != STOPPED {
                 self.last_failure = format!("node {node} ended: {reason}");
-                self.world().count("process ended");
-                if let Some(machine) = self.machines.get_mut(&node) {
-                    (machine.failing, machine.untrusted) = (false, true);
-                }
+                self.world().count("of them by themselves");
+                self.distrust(node);
             }
             self.kill(node, None);
         }
@@ -568,6 +677,11 @@ impl Simulation {
             state.release_all();
             state.trouble = crate::world::Trouble::default();
         });
+        for machine in self.machines.values_mut() {
+            machine.disk.set_capacity(None);
+            // What the clocks on the wall show stays wrong: nobody may mind.
+            machine.clocks.set_drift(0);
+        }
         for node in NODES {
             self.world().after(MILLI, Event::Start(node));
         }

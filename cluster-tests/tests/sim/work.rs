@@ -8,23 +8,28 @@ use arrow::array::{AsArray, RecordBatch};
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span};
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use prost::Message;
 use signaldb_model::{DatasetId, GroupId, Position, TableId, TenantId, UnixNanos};
-use signaldb_raft::{Append, Compression, Digest, Group, TableStats, WriteError};
+use signaldb_query::{Consistency, QueryError, TableReader};
+use signaldb_raft::{Append, Compression, Digest, TableStats, WriteError};
 use signaldb_signals::{SignalKind, SignalTable};
 
 use crate::ledger::Ledger;
 use crate::node::Parts;
-use crate::tables::Tables;
 use crate::world::{Event, World, digest_of};
 
 /// The one data group.
 pub(crate) const GROUP: GroupId = GroupId(1);
 const TABLE: SignalTable = SignalTable::Traces;
 const DATASETS: [&str; 2] = ["one", "two"];
+/// What tells rows from each other.
+const COLUMN: &str = "name";
 /// How long a client waits for an answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a query may take: a leader that is gone is looked for again.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
 /// Length of the dedup window, seconds: longer than a simulation.
 const DEDUP_SECONDS: u32 = 3600;
 
@@ -122,73 +127,90 @@ impl<T> Drop for Reply<T> {
 /// Rows of data files by path: files never change.
 pub(crate) type Files = Arc<Mutex<BTreeMap<String, Vec<String>>>>;
 
-/// Reads tables and compares them with what was promised.
+/// What a read asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Level {
+    /// Everything that was acknowledged before it.
+    Strong,
+    /// The last position that was acknowledged, whatever else there is.
+    Position,
+    /// What there is.
+    Eventual,
+    /// Everything, from files alone, after a flush by this node.
+    Flushed,
+}
+
+/// Reads tables through a node and compares them with what was promised.
 #[derive(Clone)]
 pub(crate) struct Reader {
     pub(crate) parts: Parts,
-    pub(crate) tables: Arc<Tables>,
     pub(crate) ledger: Ledger,
     pub(crate) world: World,
     pub(crate) files: Files,
 }
 
 impl Reader {
-    /// A strong read of every table at the leader of the group; `flushed`: from files alone, after a flush.
+    /// Reads every table.
     ///
     /// # Errors
     /// Why nothing was read.
-    pub(crate) async fn read_tables(self, who: String, flushed: bool) -> Result<(), String> {
-        let group = self.parts.groups.group(GROUP).ok_or("no such group")?;
-        if flushed {
-            let groups = [Arc::clone(&group)];
+    pub(crate) async fn read_tables(self, who: String, level: Level) -> Result<(), String> {
+        if level == Level::Flushed {
+            let groups = [self.parts.groups.group(GROUP).ok_or("no such group")?];
             self.parts.lake.flush(&groups).await.map_err(|error| error.to_string())?;
         }
+        let who = format!("{who} {level:?}");
         for table in table_ids() {
-            let promised = self.ledger.promised(&table);
-            let rows = self.read_table(&group, &table, flushed).await?;
-            self.world.note(format_args!("read {who} {table} {}", rows.len()));
-            self.ledger.read(&who, &table, &promised, &rows);
+            Box::pin(self.read_table(&who, &table, level)).await?;
         }
         Ok(())
     }
 
-    /// What a strong query does (`query/src/engine.rs`): the view first, then the metadata that it names.
-    async fn read_table(&self, group: &Arc<Group>, id: &TableId, flushed: bool) -> Result<Vec<String>, String> {
-        let lake = &self.parts.lake;
-        let index = group.read_index_here().await.map_err(|error| error.to_string())?;
-        let view = lake.view(group.id(), id, index).await.map_err(|error| error.to_string())?;
-        let Some(view) = view else { return Ok(Vec::new()) };
-        let location = match view.version {
-            -1 => self.tables.load(&id.namespace(), TABLE.name()),
-            _ => Some(view.location.clone()),
+    /// As a query takes a table (`query/src/engine.rs`), which then would scan it.
+    async fn read_table(&self, who: &str, id: &TableId, level: Level) -> Result<(), String> {
+        let told = self.ledger.told_of(id).filter(|_| level == Level::Position);
+        let (consistency, promised) = match level {
+            Level::Strong | Level::Flushed => (Consistency::Strong, self.ledger.promised(id)),
+            Level::Position | Level::Eventual => {
+                (Consistency::Eventual, told.map(|index| self.ledger.promised_upto(id, index)).unwrap_or_default())
+            }
         };
-        let (mut rows, mut cut) = (Vec::new(), view.watermark);
-        if let Some(location) = location {
-            let metadata = lake.metadata_at(&location).await.map_err(|error| error.to_string())?;
-            let cluster = &self.parts.groups.founding().cluster_id;
-            let marked = lake.flushed_index(&metadata, cluster, group.id(), id).map_err(|error| error.to_string())?;
-            cut = marked.max(view.floor);
-            if cut < view.watermark {
-                self.world.violate(format!("table {id} is at {cut}, behind its watermark {}", view.watermark));
-            }
-            let manifests = lake.data_files(&metadata).await.map_err(|error| error.to_string())?;
-            let paths: Vec<&str> =
-                manifests.iter().flat_map(|files| files.iter()).map(|file| file.file_path()).collect();
-            let distinct: BTreeSet<&str> = paths.iter().copied().collect();
-            if distinct.len() != paths.len() {
-                self.world.violate(format!("a file of table {id} is referenced twice at {location}"));
-            }
-            for path in paths {
-                rows.extend(self.rows_of_file(path).await?);
-            }
+        let position = told.map(|index| Position { group: GROUP, index });
+        let Parts { groups, lake, queries } = self.parts.clone();
+        let reader = TableReader { lake, groups, queries };
+        let seen = reader.read(id, COLUMN, consistency, position, READ_TIMEOUT).await;
+        let seen = seen.map_err(|error| self.refused(who, id, &error))?;
+        if !seen.missing_groups.is_empty() && (consistency == Consistency::Strong || position.is_some()) {
+            self.world.violate(format!("{who} of {id} goes on without groups {:?}", seen.missing_groups));
         }
-        for batch in view.batches.iter().filter_map(|batch| batch.above(cut)) {
-            if flushed {
-                self.world.violate(format!("rows of {id} are not in files after a flush"));
-            }
-            rows.extend(names(&batch.rows.to_batch().map_err(|error| error.to_string())?));
+        let mut rows = Vec::new();
+        for batch in &seen.rows {
+            rows.extend(names(batch));
         }
-        Ok(rows)
+        if level == Level::Flushed && !rows.is_empty() {
+            self.world.violate(format!("rows of {id} are not in files after a flush"));
+        }
+        let paths: Vec<&str> = seen.files.iter().flat_map(|files| files.iter()).map(|file| file.file_path()).collect();
+        let distinct: BTreeSet<&str> = paths.iter().copied().collect();
+        if distinct.len() != paths.len() {
+            self.world.violate(format!("{who}: a file of table {id} is referenced twice"));
+        }
+        for path in paths {
+            rows.extend(self.rows_of_file(path).await?);
+        }
+        self.world.note(format_args!("read {who} {id} {}", rows.len()));
+        self.ledger.read(who, id, &promised, &rows);
+        Ok(())
+    }
+
+    /// Some of what a read may be told must never be.
+    fn refused(&self, who: &str, id: &TableId, error: &QueryError) -> String {
+        let message = error.to_string();
+        let never = ["went back behind its watermark", "does not exist yet", "is not of a group that holds rows"];
+        if never.iter().any(|never| message.contains(never)) {
+            self.world.violate(format!("{who} of {id}: {message}"));
+        }
+        message
     }
 
     async fn rows_of_file(&self, path: &str) -> Result<Vec<String>, String> {
@@ -225,7 +247,11 @@ impl Reader {
 }
 
 fn parquet_names(content: Bytes) -> Result<Vec<String>, String> {
-    let reader = ParquetRecordBatchReaderBuilder::try_new(content).and_then(|builder| builder.build());
+    let reader = ParquetRecordBatchReaderBuilder::try_new(content).and_then(|builder| {
+        // The others take most of the time.
+        let mask = ProjectionMask::columns(builder.parquet_schema(), [COLUMN]);
+        builder.with_projection(mask).build()
+    });
     let mut rows = Vec::new();
     for batch in reader.map_err(|error| error.to_string())? {
         rows.extend(names(&batch.map_err(|error| error.to_string())?));
@@ -235,6 +261,6 @@ fn parquet_names(content: Bytes) -> Result<Vec<String>, String> {
 
 /// The names of spans.
 fn names(batch: &RecordBatch) -> Vec<String> {
-    let column = batch.column_by_name("name").expect("spans have names");
+    let column = batch.column_by_name(COLUMN).expect("spans have names");
     column.as_string::<i32>().iter().flatten().map(str::to_owned).collect()
 }

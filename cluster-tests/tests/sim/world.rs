@@ -96,8 +96,28 @@ pub(crate) enum Event {
 pub(crate) enum Lasting {
     Partition,
     SlowDisk(u64),
+    /// Operations that did not fail by then do not fail any more.
+    FailingDisk(u64),
+    FullDisk(u64),
     Catalog,
     Store,
+}
+
+/// What the log asks of its disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Sync,
+    /// Writes, creations, removals, and syncs of directories.
+    Change,
+    Open,
+    Read,
+}
+
+/// A disk that answers an operation with EIO, so many times.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FailingDisk {
+    pub(crate) operation: Operation,
+    pub(crate) left: u64,
 }
 
 /// What goes wrong at the moment.
@@ -105,6 +125,8 @@ pub(crate) enum Lasting {
 pub(crate) struct Trouble {
     /// Syncs of these nodes take this long, nanoseconds.
     pub(crate) slow_disks: BTreeMap<u64, u64>,
+    pub(crate) failing_disks: BTreeMap<u64, FailingDisk>,
+    pub(crate) full_disks: BTreeSet<u64>,
     /// Calls of the catalog that fail, in a hundred.
     pub(crate) catalog: u64,
     pub(crate) store: u64,
@@ -119,6 +141,9 @@ pub(crate) struct State {
     pub(crate) trouble: Trouble,
     /// The first thing that must not be.
     violation: Option<String>,
+    /// What was done to the nodes, by kind,
+    pub(crate) faults: BTreeMap<&'static str, u64>,
+    /// and what else is worth a number.
     pub(crate) counts: BTreeMap<&'static str, u64>,
     /// Dropped or woken once nobody looks at the state.
     pub(crate) stale: Vec<Waker>,
@@ -147,6 +172,7 @@ impl World {
             network: Network::default(),
             trouble: Trouble::default(),
             violation: None,
+            faults: BTreeMap::new(),
             counts: BTreeMap::new(),
             stale: Vec::new(),
             woken: Vec::new(),
@@ -220,6 +246,29 @@ impl State {
 
     pub(crate) fn count(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
+    }
+
+    /// Whether this operation of a node fails.
+    pub(crate) fn fails(&mut self, node: u64, operation: Operation) -> bool {
+        let Some(disk) = self.trouble.failing_disks.get_mut(&node).filter(|disk| disk.operation == operation) else {
+            return false;
+        };
+        // One bad sector among good ones.
+        if operation == Operation::Read && self.chance.percent(50) {
+            return false;
+        }
+        disk.left = disk.left.saturating_sub(1);
+        if disk.left == 0 {
+            self.trouble.failing_disks.remove(&node);
+        }
+        self.note(format_args!("disk {node} EIO {operation:?}"));
+        self.count("I/O errors");
+        true
+    }
+
+    /// Whether a disk may take from a node what it acknowledged, or keep it from starting.
+    pub(crate) fn is_disk_bad(&self, node: u64) -> bool {
+        self.trouble.failing_disks.contains_key(&node) || self.trouble.full_disks.contains(&node)
     }
 }
 

@@ -1,7 +1,8 @@
 //! How long nobody could write: the longest time between two acknowledgments, and what each kind of fault costs.
 //!
 //! While most nodes run and reach each other, every tenant can write again within [`GAP_MAX`]: longer is the anomaly
-//! `gap`. That is only judged while faults come one at a time, for a majority may be gone when they overlap.
+//! `gap`. Faults may overlap: [`super::majority`] says when they left no majority, and that time alone is excused. What is
+//! left of a gap before, between and after such outages is judged each for itself, for a new majority begins anew.
 
 use std::collections::BTreeMap;
 
@@ -10,30 +11,41 @@ use serde::Serialize;
 use crate::fault::Fault;
 use crate::history::{Kind, Operation, Outcome};
 use crate::nemesis::Strike;
+use crate::span::Span;
 use crate::verdict::Verdict;
 use crate::workload::Tenants;
 
+use super::majority::{Absence, outages};
 use super::{Anomalies, judge};
 
 /// What a tenant may have to wait for its next acknowledgment, nanoseconds.
-const GAP_MAX: u64 = 10_000_000_000;
+pub(crate) const GAP_MAX: u64 = 10_000_000_000;
 
-/// Time between two acknowledgments of a tenant that follow each other; also from its first try to the first of them, and
-/// from the last of them to its last try: whoever is never acknowledged again waits until the end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Gap {
-    begun: u64,
-    ended: u64,
+/// The longest time that a tenant had no acknowledgment although there was a majority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Longest {
+    pub(crate) tenant: &'static str,
+    pub(crate) span: Span,
+    /// What went on then.
+    pub(crate) faults: Vec<Fault>,
 }
 
-impl Gap {
-    fn length(self) -> u64 {
-        self.ended - self.begun
+impl Longest {
+    /// Where it was, for people.
+    pub(crate) fn place(&self) -> String {
+        let faults: Vec<String> = self.faults.iter().map(|fault| fault.name()).collect();
+        let faults = if faults.is_empty() { "no fault".to_owned() } else { faults.join(", ") };
+        format!("{}, {:.1} s into the run, during {faults}", self.tenant, self.span.begun as f64 / 1e9)
     }
+}
 
-    fn meets(self, strike: &Strike) -> bool {
-        self.begun < strike.ended && strike.begun < self.ended
-    }
+/// How long after faults every tenant wrote again, nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Recovery {
+    pub(crate) median: u64,
+    pub(crate) longest: u64,
+    /// Faults after which not every tenant wrote again.
+    pub(crate) never: usize,
 }
 
 /// What one fault cost.
@@ -80,23 +92,26 @@ impl Costs {
 pub(crate) struct Availability {
     costs: Vec<Cost>,
     acknowledged: u64,
-    longest: u64,
+    longest: Option<Longest>,
     anomalies: Anomalies,
 }
 
 impl Availability {
-    /// Takes a round to the others. `strikes` are those of the whole run.
-    pub(crate) fn add(&mut self, operations: &[Operation], tenants: Tenants, strikes: &[Strike]) {
+    /// Takes a round to the others. `strikes` and `absences` are those of the whole run.
+    pub(crate) fn add(&mut self, operations: &[Operation], tenants: Tenants, strikes: &[Strike], absences: &[Absence]) {
         let acknowledged = tenants.map(|tenant| acknowledged(operations, tenant));
         let times = || acknowledged.iter().flatten();
         self.acknowledged += times().count() as u64;
-        let gaps: Vec<(&str, Vec<Gap>)> = tenants
+        let gaps: Vec<(&'static str, Vec<Span>)> = tenants
             .into_iter()
             .zip(&acknowledged)
             .map(|(tenant, acknowledged)| (tenant, gaps(acknowledged, tried(operations, tenant))))
             .collect();
-        for (tenant, gaps) in &gaps {
-            self.note_gaps(tenant, gaps, strikes);
+        let outages = outages(strikes, absences);
+        for &(tenant, ref gaps) in &gaps {
+            for span in gaps.iter().flat_map(|gap| gap.without(&outages)) {
+                self.note_gap(tenant, span, strikes);
+            }
         }
         let (Some(begun), Some(ended)) =
             (times().map(|(begun, _)| *begun).min(), times().map(|(_, ended)| *ended).max())
@@ -104,7 +119,7 @@ impl Availability {
             return;
         };
         for strike in strikes.iter().filter(|strike| begun < strike.ended && strike.begun < ended) {
-            let met = gaps.iter().flat_map(|(_, gaps)| gaps).filter(|gap| gap.meets(strike));
+            let met = gaps.iter().flat_map(|(_, gaps)| gaps).filter(|gap| gap.meets(strike.span()));
             let gap = met.map(|gap| gap.length()).max().unwrap_or(0);
             let recoveries: Option<Vec<u64>> = acknowledged.iter().map(|one| recovery(one, strike.ended)).collect();
             let recovery = recoveries.and_then(|all| all.into_iter().max());
@@ -112,19 +127,32 @@ impl Availability {
         }
     }
 
-    /// Gaps that meet a fault which takes the majority away are not judged.
-    fn note_gaps(&mut self, tenant: &str, gaps: &[Gap], strikes: &[Strike]) {
-        let outages: Vec<&Strike> = strikes.iter().filter(|strike| !strike.fault.leaves_majority()).collect();
-        for gap in gaps.iter().filter(|gap| !outages.iter().any(|outage| gap.meets(outage))) {
-            self.longest = self.longest.max(gap.length());
-            if gap.length() > GAP_MAX {
-                let during = strikes.iter().filter(|strike| gap.meets(strike)).map(|strike| strike.fault);
-                let (during, seconds): (Vec<Fault>, f64) = (during.collect(), gap.length() as f64 / 1e9);
-                let what =
-                    format!("{seconds:.1} s for {tenant}, {} to {} ns, faults then: {during:?}", gap.begun, gap.ended);
-                self.anomalies.note("gap", what);
-            }
+    /// A time with a majority and without an acknowledgment.
+    fn note_gap(&mut self, tenant: &'static str, span: Span, strikes: &[Strike]) {
+        let is_longest = self.longest.as_ref().is_none_or(|longest| longest.span.length() < span.length());
+        if !is_longest && span.length() <= GAP_MAX {
+            return;
         }
+        let faults = strikes.iter().filter(|strike| strike.span().meets(span)).map(|strike| strike.fault).collect();
+        let gap = Longest { tenant, span, faults };
+        if span.length() > GAP_MAX {
+            let what =
+                format!("{:.1} s for {}, {} to {} ns", seconds(span.length()), gap.place(), span.begun, span.ended);
+            self.anomalies.note("gap", what);
+        }
+        if is_longest {
+            self.longest = Some(gap);
+        }
+    }
+
+    /// The longest gap, with its place.
+    pub(crate) fn longest(&self) -> Option<&Longest> {
+        self.longest.as_ref()
+    }
+
+    /// After all faults.
+    pub(crate) fn recovery(&self) -> Recovery {
+        sum_up(&self.costs)
     }
 
     /// What faults cost, by kind; the most expensive first.
@@ -133,35 +161,49 @@ impl Availability {
         for cost in &self.costs {
             by_fault.entry(cost.fault).or_default().push(*cost);
         }
-        let mut all: Vec<Costs> = by_fault.into_iter().map(|(fault, costs)| sum_up(fault, &costs)).collect();
+        let mut all: Vec<Costs> = by_fault.into_iter().map(|(fault, costs)| costs_of(fault, &costs)).collect();
         all.sort_by_key(|costs| std::cmp::Reverse(costs.gap_longest));
         all
     }
 
     pub(crate) fn judgment(&self) -> Verdict {
-        let seconds = |nanos: u64| nanos as f64 / 1e9;
-        let enough = match self.acknowledged {
-            0 => Err("nothing was acknowledged".to_owned()),
-            _ => Ok(format!(
-                "longest time between acknowledgments of a tenant with a majority {:.2} s, allowed are {:.0} s",
-                seconds(self.longest),
-                seconds(GAP_MAX)
+        let enough = match &self.longest {
+            _ if self.acknowledged == 0 => Err("nothing was acknowledged".to_owned()),
+            None => Err("too little was acknowledged to say how long it took".to_owned()),
+            Some(longest) => Ok(format!(
+                "longest time between acknowledgments of a tenant with a majority {:.2} s, allowed are {:.0} s: {}",
+                seconds(longest.span.length()),
+                seconds(GAP_MAX),
+                longest.place()
             )),
         };
         judge("availability", &self.anomalies, enough)
     }
 }
 
-fn sum_up(fault: Fault, costs: &[Cost]) -> Costs {
-    let mut recoveries: Vec<u64> = costs.iter().filter_map(|cost| cost.recovery).collect();
-    recoveries.sort_unstable();
+fn seconds(nanos: u64) -> f64 {
+    nanos as f64 / 1e9
+}
+
+fn costs_of(fault: Fault, costs: &[Cost]) -> Costs {
+    let Recovery { median, longest, never } = sum_up(costs);
     Costs {
         fault,
         faults: costs.len(),
         gap_longest: costs.iter().map(|cost| cost.gap).max().unwrap_or(0),
-        recovery_median: recoveries.get(recoveries.len() / 2).copied().unwrap_or(0),
-        recovery_longest: recoveries.last().copied().unwrap_or(0),
-        unrecovered: costs.len() - recoveries.len(),
+        recovery_median: median,
+        recovery_longest: longest,
+        unrecovered: never,
+    }
+}
+
+fn sum_up(costs: &[Cost]) -> Recovery {
+    let mut recoveries: Vec<u64> = costs.iter().filter_map(|cost| cost.recovery).collect();
+    recoveries.sort_unstable();
+    Recovery {
+        median: recoveries.get(recoveries.len() / 2).copied().unwrap_or(0),
+        longest: recoveries.last().copied().unwrap_or(0),
+        never: costs.len() - recoveries.len(),
     }
 }
 
@@ -182,14 +224,16 @@ fn tried(operations: &[Operation], tenant: &str) -> Option<(u64, u64)> {
     Some((tries.iter().copied().min()?, tries.iter().copied().max()?))
 }
 
-fn gaps(acknowledged: &[(u64, u64)], tried: Option<(u64, u64)>) -> Vec<Gap> {
+/// Times between two acknowledgments of a tenant that follow each other; also from its first try to the first of them, and
+/// from the last of them to its last try: whoever is never acknowledged again waits until the end.
+fn gaps(acknowledged: &[(u64, u64)], tried: Option<(u64, u64)>) -> Vec<Span> {
     let Some((first, last)) = tried else { return Vec::new() };
     let mut times = vec![first];
     times.extend(acknowledged.iter().map(|(_, ended)| *ended));
     times.push(last);
     // The last try may have been acknowledged.
     let pairs = times.windows(2).filter(|pair| pair[0] < pair[1]);
-    pairs.map(|pair| Gap { begun: pair[0], ended: pair[1] }).collect()
+    pairs.map(|pair| Span { begun: pair[0], ended: pair[1] }).collect()
 }
 
 /// From `since` until something was acknowledged that was sent after it.
@@ -218,22 +262,54 @@ mod tests {
     }
 
     fn strike(fault: Fault, begun: u64, ended: u64) -> Strike {
+        on(0, fault, begun, ended)
+    }
+
+    fn on(node: usize, fault: Fault, begun: u64, ended: u64) -> Strike {
         let (begun, ended) = (begun * SECOND, ended * SECOND);
-        Strike { fault, begun, ended, effective: true, detail: String::new(), left: None }
+        Strike { fault, node: Some(node), begun, ended, effective: true, detail: String::new(), left: None }
     }
 
     fn judge(operations: &[Operation], strikes: &[Strike]) -> Availability {
         let mut availability = Availability::default();
-        availability.add(operations, TENANTS, strikes);
+        availability.add(operations, TENANTS, strikes, &[]);
         availability
+    }
+
+    fn longest(availability: &Availability) -> Option<(u64, u64)> {
+        availability.longest().map(|longest| (longest.span.begun / SECOND, longest.span.ended / SECOND))
     }
 
     #[test]
     fn short_gaps_and_those_without_a_majority_are_valid() {
-        let operations = adds(&[1, 2, 11, 12, 40, 41]);
-        let good = judge(&operations, &[strike(Fault::KillLeader, 3, 6), strike(Fault::KillAll, 13, 20)]);
+        let operations = adds(&[1, 2, 11, 12, 29, 30]);
+        let good = judge(&operations, &[strike(Fault::KillLeader, 3, 6), strike(Fault::KillAll, 13, 21)]);
         assert_eq!(good.judgment().valid, Some(true), "{good:?}");
-        assert_eq!(good.longest, 9 * SECOND);
+        assert_eq!(longest(&good), Some((2, 11)));
+        assert_eq!(good.longest().map(|longest| longest.faults.clone()), Some(vec![Fault::KillLeader]));
+    }
+
+    #[test]
+    fn a_gap_that_meets_an_outage_is_judged_from_its_end_and_up_to_its_begin() {
+        let outage = [strike(Fault::PowerLossAll, 13, 20)];
+        let late = judge(&adds(&[1, 2, 12, 31]), &outage);
+        assert_eq!((late.judgment().valid, longest(&late)), (Some(false), Some((20, 31))));
+        let early = judge(&adds(&[1, 2, 21, 22]), &outage);
+        assert_eq!((early.judgment().valid, longest(&early)), (Some(false), Some((2, 13))));
+        assert_eq!(judge(&adds(&[1, 4, 12, 30]), &outage).judgment().valid, Some(true), "ten seconds, and ten before");
+    }
+
+    #[test]
+    fn of_faults_that_overlap_only_the_time_without_a_majority_is_excused() {
+        let pair = [on(0, Fault::Pause, 3, 14), on(1, Fault::IsolateLeader, 5, 30)];
+        let good = judge(&adds(&[1, 4, 24, 25]), &pair);
+        assert_eq!((good.judgment().valid, longest(&good)), (Some(true), Some((14, 24))));
+        let bad = judge(&adds(&[1, 4, 25, 26]), &pair);
+        assert_eq!((bad.judgment().valid, bad.anomalies.kinds()), (Some(false), vec!["gap"]));
+        let still_two = [on(0, Fault::Pause, 3, 14), on(1, Fault::Slow, 3, 14), on(1, Fault::ClockJump, 3, 14)];
+        let bad = judge(&adds(&[1, 2, 13, 14]), &still_two);
+        assert_eq!(bad.judgment().valid, Some(false), "two nodes reached each other all the time");
+        assert!(bad.judgment().anomalies[1].contains("pause, slow, clock-jump"), "{:?}", bad.judgment());
     }
 
     #[test]
@@ -282,6 +358,14 @@ mod tests {
         assert_eq!(costs[0], pause);
         assert_eq!((costs[1].fault, costs[1].faults, costs[1].gap_longest), (Fault::Kill, 2, 4 * SECOND));
         assert_eq!((costs[1].recovery_longest, costs[1].unrecovered), (3 * SECOND, 0));
+    }
+
+    #[test]
+    fn recovery_is_told_of_all_faults_together() {
+        let operations = adds(&[1, 2, 4, 8, 9, 10, 17, 18]);
+        let strikes = [strike(Fault::Kill, 3, 5), strike(Fault::Pause, 10, 12), strike(Fault::Slow, 16, 18)];
+        let expected = Recovery { median: 5 * SECOND, longest: 5 * SECOND, never: 1 };
+        assert_eq!(judge(&operations, &strikes).recovery(), expected);
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! Whether the tables are what was acknowledged, read by PyIceberg after a last flush.
+//! Whether the tables are what was acknowledged, read by PyIceberg after a last flush, and once more at the end of a run of
+//! several rounds.
 //!
 //! | anomaly | a table |
 //! |---|---|
 //! | `lost` | lacks what was acknowledged |
-//! | `vanished` | lacks what a last read of a node showed, although nobody was told that it is there |
+//! | `vanished` | lacks what a last read of a node showed, or an earlier audit, although nobody was told that it is there |
 //! | `doubled` | has a row twice |
 //! | `aborted` | has a row of a request that was certainly refused, or never sent as a whole |
 //! | `unexpected` | has a row that nobody wrote there: somebody else's, for example |
@@ -33,6 +34,8 @@ pub(super) fn examine(operations: &[Operation], blackouts: &[Blackout]) -> Found
         _ => None,
     });
     let mut requests: Option<Vec<Request<'_>>> = None;
+    // By table, what its audits so far said of its flushes: snapshots expire.
+    let mut flushed: BTreeMap<(&str, &str, &str), Vec<Flush>> = BTreeMap::new();
     for (operation, audit) in audits {
         let requests = requests.get_or_insert_with(|| self::requests(operations));
         let spans = audit.table == SPANS;
@@ -50,12 +53,16 @@ pub(super) fn examine(operations: &[Operation], blackouts: &[Blackout]) -> Found
         let name = format!("{} of {}/{}", audit.table, operation.tenant, audit.dataset);
         check_rows(&name, operation, &audit.found, &requests, &seen, blackouts, &mut found.anomalies);
         check_files(&name, &audit.found, &mut found.anomalies);
-        check_watermarks(&name, &audit.found.flushes, &mut found.anomalies);
+        let flushes = flushed.entry((operation.tenant, audit.dataset, audit.table)).or_default();
+        let newer: Vec<Flush> = audit.found.flushes.iter().filter(|one| !flushes.contains(one)).copied().collect();
+        flushes.extend(newer);
+        flushes.sort_by_key(|flush| flush.sequence);
+        check_watermarks(&name, flushes, &mut found.anomalies);
     }
     found
 }
 
-/// What last reads of nodes showed of a table before it was looked at.
+/// What last reads of nodes, and earlier audits, showed of a table before it was looked at.
 fn seen<'a>(operations: &'a [Operation], at: &Operation, audit: &Audit) -> BTreeSet<Element<'a>> {
     let spans = audit.table == SPANS;
     let reads = operations.iter().filter(|one| one.tenant == at.tenant && one.ended < at.invoked);
@@ -67,6 +74,9 @@ fn seen<'a>(operations: &'a [Operation], at: &Operation, audit: &Audit) -> BTree
             }
             Kind::Query(query) if !spans && query.purpose == Purpose::Last && query.dataset == audit.dataset => {
                 seen.extend(query.rows.iter().map(|row| (query.key.as_str(), row.as_str())));
+            }
+            Kind::Audit(earlier) if (earlier.dataset, earlier.table) == (audit.dataset, audit.table) => {
+                seen.extend(earlier.found.rows.iter().map(|(key, row)| (key.as_str(), row.as_str())));
             }
             _ => {}
         }
@@ -221,6 +231,19 @@ mod tests {
         ] {
             assert_eq!(kinds(&bad), [kind], "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_table_that_is_looked_at_again_has_all_that_it_had_and_no_lower_watermark() {
+        let later = |audit: Operation| Operation { invoked: 9000, ended: 9005, ..audit };
+        let history = |again: Operation| vec![write(1, "r", "x", 3), unknown(2, "s", "z"), audit("x z"), later(again)];
+        let expired = |table: &mut Table| table.flushes = vec![flush(5, 12)];
+        assert_eq!(kinds(&history(with_table(audit("x z"), expired))), Vec::<&str>::new());
+        assert_eq!(kinds(&history(audit("x"))), ["vanished"]);
+        assert_eq!(kinds(&history(audit("z"))), ["lost"]);
+        assert_eq!(kinds(&history(audit("x x z"))), ["doubled"]);
+        let back = |table: &mut Table| table.flushes = vec![flush(5, 8)];
+        assert_eq!(kinds(&history(with_table(audit("x z"), back))), ["went back"]);
     }
 
     #[test]

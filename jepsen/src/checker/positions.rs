@@ -15,8 +15,8 @@
 //! | `weaker` | a request was acknowledged at a lower level than it had asked for |
 //! | `disordered` | a request began after another one of its group was acknowledged, and has the lower index |
 //!
-//! Indexes have gaps, for a log also holds what no client sent. Records of a stream would not: a source whose positions
-//! are dense needs only one more anomaly here (`gap`), and its appends are requests as all others.
+//! Indexes of acknowledged requests have gaps, for a log also holds what no client was told of, and what no client sent. That
+//! the log itself has none, and what is in the gaps, is asked of the logs: [`super::entries`].
 //!
 //! A power loss of all nodes may take what was acknowledged last at `quorum`, and then gives its indexes away again:
 //! requests at that risk prove nothing.

@@ -86,6 +86,10 @@ impl Findings {
         self.violations.is_empty()
     }
 
+    pub(super) fn violations(&self) -> &Anomalies {
+        &self.violations
+    }
+
     /// Takes the findings in another history to these.
     pub(crate) fn add(&mut self, other: Self) {
         self.violations.extend(other.violations);

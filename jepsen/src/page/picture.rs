@@ -6,6 +6,7 @@ use super::escape;
 use crate::fault::ALL;
 use crate::leaders::Reign;
 use crate::nemesis::Strike;
+use crate::span::{self, Span};
 use crate::timeline::{Bin, CLASSES, Columns, slowest};
 
 /// Of the whole picture, in its own units.
@@ -50,7 +51,7 @@ impl Picture<'_> {
             "<svg viewBox=\"0 0 {SIZE} {height}\" role=\"img\" aria-label=\"Faults, writes, reads, latency and leaders over \
              time\">"
         );
-        for (begun, ended) in unions(self.strikes.iter().map(|one| (one.begun, one.ended))) {
+        for Span { begun, ended } in span::union(self.strikes.iter().map(Strike::span)) {
             let (x, width) = self.span(begun, ended);
             put(&mut out, format_args!("<path class=\"shade\" d=\"M{x:.1} {top}h{width:.1}V{bottom}h-{width:.1}z\"/>"));
         }
@@ -260,20 +261,6 @@ fn shade(count: u32, most: u32) -> usize {
     (part * (SHADES - 1) as f64).round().clamp(0.0, (SHADES - 1) as f64) as usize
 }
 
-/// Times that overlap or touch, as one.
-fn unions(times: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
-    let mut times: Vec<(u64, u64)> = times.collect();
-    times.sort_unstable();
-    let mut out: Vec<(u64, u64)> = Vec::new();
-    for (begun, ended) in times {
-        match out.last_mut() {
-            Some(last) if begun <= last.1 => last.1 = last.1.max(ended),
-            _ => out.push((begun, ended)),
-        }
-    }
-    out
-}
-
 /// The next round number; 1 at least.
 fn nice(value: f64) -> f64 {
     let mut nice = 1.0;
@@ -310,14 +297,15 @@ mod tests {
 
     fn strike(begun: u64, ended: u64, detail: &str) -> Strike {
         let detail = detail.to_owned();
-        Strike { fault: Fault::KillLeader, begun, ended, effective: true, detail, left: None }
+        Strike { fault: Fault::KillLeader, node: Some(0), begun, ended, effective: true, detail, left: None }
     }
 
     #[test]
     fn overlapping_windows_are_shaded_once() {
-        let times = [(50, 60), (10, 20), (15, 30), (30, 31), (16, 17)];
-        assert_eq!(unions(times.into_iter()), [(10, 31), (50, 60)]);
-        assert!(unions(std::iter::empty()).is_empty());
+        let strikes = [(5, 6), (1, 2), (1, 3), (3, 4)].map(|(from, to)| strike(from * SECOND, to * SECOND, ""));
+        let columns = Timeline::default().columns(9 * SECOND, 300);
+        let drawn = Picture { until: 9 * SECOND, columns: &columns, strikes: &strikes, reigns: &[] }.draw();
+        assert_eq!(drawn.matches("class=\"shade\"").count(), 2);
     }
 
     #[test]

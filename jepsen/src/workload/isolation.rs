@@ -50,7 +50,7 @@ pub(crate) async fn write(test: Test, process: usize, keys: Arc<Keys>) -> anyhow
         let batches = [0, 1, 2].map(|place| (place != left_out).then(|| batch(place)));
         let send = |place: usize| send(&test, process + place * NEXT, (node + place) % NODES, batches[place].as_ref());
         tokio::join!(send(0), send(1), send(2));
-        tokio::time::sleep(PAUSE * 2).await;
+        tokio::time::sleep(PAUSE * 4).await;
     }
     Ok(())
 }
@@ -85,7 +85,7 @@ pub(crate) async fn read(test: Test, process: usize, keys: Arc<Keys>) -> anyhow:
             _ => {}
         }
         look.ask(&test, process, random.below(NODES)).await;
-        tokio::time::sleep(PAUSE * 10).await;
+        tokio::time::sleep(PAUSE * 20).await;
     }
     Ok(())
 }

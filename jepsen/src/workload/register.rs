@@ -42,12 +42,12 @@ pub(crate) async fn write(test: Test, process: usize, registers: Arc<Registers>)
         let at = random.below(2);
         let (key, rows) = (registers.keys[at].next(), vec![registers.version()]);
         let batch = Batch::new(&test, Workload::Register, test.tenants[at], key, rows);
-        let sent = batch.persist(&test, process, random.below(NODES)).await;
+        let sent = batch.persist(&test, process, Test::node_of(process)).await;
         if let Some(position) = sent.ack.and_then(|ack| ack.position) {
             let newest = Some((batch.key, position));
             *registers.newest[at].lock().unwrap_or_else(PoisonError::into_inner) = newest;
         }
-        tokio::time::sleep(PAUSE * 2).await;
+        tokio::time::sleep(PAUSE * 4).await;
     }
     Ok(())
 }
@@ -69,7 +69,7 @@ pub(crate) async fn read(test: Test, process: usize, registers: Arc<Registers>) 
             look.consistency = Consistency::Eventual;
         }
         look.ask(&test, process, random.below(NODES)).await;
-        tokio::time::sleep(PAUSE * 8).await;
+        tokio::time::sleep(PAUSE * 16).await;
     }
     Ok(())
 }

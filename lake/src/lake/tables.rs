@@ -239,10 +239,18 @@ impl Lake {
         Ok(())
     }
 
+    /// Location of the table's current metadata, as the catalog says; `None` while there is no table.
+    ///
+    /// # Errors
+    /// When the catalog does not answer.
+    pub async fn location(&self, id: &TableId, table: SignalTable) -> Result<Option<String>, LakeError> {
+        Ok(self.0.pointers.load(&id.namespace(), table.name()).await?)
+    }
+
     /// Location of the table's current metadata, as the catalog says; creates the table if there is none.
     pub(crate) async fn ensure_table(&self, id: &TableId, table: SignalTable) -> Result<String, LakeError> {
         let (namespace, name) = (id.namespace(), table.name());
-        if let Some(location) = self.0.pointers.load(&namespace, name).await? {
+        if let Some(location) = self.location(id, table).await? {
             return Ok(location);
         }
         let root = table::table_location(self.0.store.root(), id, table);

@@ -90,6 +90,7 @@ fn entry(decoded: LogEntry, bytes: u64) -> Entry {
         LogEntry::Command(Command::Append(append)) => Entry::Rows(Rows {
             bytes,
             tables: append.tables.iter().map(|stats| (stats.table, stats.rows)).collect(),
+            request: append.dedup.map(|(digest, _)| digest.0.iter().map(|byte| format!("{byte:02x}")).collect()),
             tenant: append.tenant,
             dataset: append.dataset,
         }),

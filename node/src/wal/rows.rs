@@ -32,6 +32,8 @@ pub(super) struct Rows {
     /// Of the entry in the log.
     pub(super) bytes: u64,
     pub(super) tables: Vec<(TableCode, u32)>,
+    /// What it is recognized by when it is sent again, unless it opted out.
+    pub(super) request: Option<String>,
 }
 
 /// Entries by group and index.
@@ -89,7 +91,7 @@ impl Filter {
     }
 }
 
-fn table_name(code: TableCode) -> String {
+pub(super) fn table_name(code: TableCode) -> String {
     SignalTable::from_code(code).map_or_else(|| format!("table {}", code.0), |table| table.name().to_owned())
 }
 
@@ -252,6 +254,7 @@ mod tests {
             dataset: DatasetId::new("default").expect("name"),
             bytes: 10,
             tables: vec![(table.code(), count)],
+            request: None,
         })
     }
 

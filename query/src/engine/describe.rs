@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Inner, Query, QueryEngine, plan};
@@ -29,7 +30,7 @@ impl QueryEngine {
     /// Cancel safety: dropping the future ends the planning.
     pub async fn describe(&self, query: Query) -> Result<Description, QueryError> {
         let allowed = self.allowed(query.allowance.deadline)?;
-        let listed = self.0.queries.list(&query.identity, &query.sql, allowed, self.0.config.scan_bytes_max);
+        let listed = self.list(&query, Bytes::new(), allowed);
         let inner = Arc::clone(&self.0);
         let task = self.0.cpu.spawn(async move { listed.within(Box::pin(inner.described(&query, &listed))).await });
         let described = AbortOnDropHandle::new(task).await;

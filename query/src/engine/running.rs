@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::join_all;
 use signaldb_model::{NodeId, TenantId};
 use signaldb_raft::Peers;
@@ -41,6 +42,37 @@ impl QueryEngine {
             Err(_) => Err(failed(format!("nothing for {ASK_TIMEOUT:?}"))),
         }
     }
+
+    /// Stops the queries that answer these Flight tickets, wherever they run; only those of that tenant. Says whether there
+    /// was one.
+    ///
+    /// # Errors
+    /// [`QueryErrorKind::Unavailable`] when none was found and a node does not answer.
+    pub async fn cancel(&self, tickets: &[Bytes], tenant: &TenantId) -> Result<bool, QueryError> {
+        let peers = self.0.groups.peers();
+        let asked = others(peers).into_iter().map(|node| async move {
+            let answer = tokio::time::timeout(ASK_TIMEOUT, remote::cancel(peers, node, tickets, tenant)).await;
+            (node, answer.ok().and_then(Result::ok))
+        });
+        let (mut found, mut silent) = (self.0.queries.cancel(tickets, tenant), None);
+        for (node, answer) in join_all(asked).await {
+            match answer {
+                Some(there) => found |= there,
+                None => silent = Some(node),
+            }
+        }
+        match silent.filter(|_| !found) {
+            Some(node) => {
+                let message = format!("node {node} does not answer; the query may run there");
+                Err(QueryError::new(QueryErrorKind::Unavailable, message))
+            }
+            None => Ok(found),
+        }
+    }
+}
+
+fn others(peers: &Peers) -> Vec<NodeId> {
+    peers.addresses().keys().copied().filter(|node| *node != peers.node()).collect()
 }
 
 pub(crate) async fn of_all_nodes(
@@ -48,8 +80,7 @@ pub(crate) async fn of_all_nodes(
     peers: &Peers,
     tenant: Option<&TenantId>,
 ) -> (Vec<QueryStatus>, Vec<NodeId>) {
-    let others = peers.addresses().keys().copied().filter(|node| *node != peers.node());
-    let asked = others.map(|node| async move {
+    let asked = others(peers).into_iter().map(|node| async move {
         let answer = tokio::time::timeout(ASK_TIMEOUT, remote::queries(peers, node, tenant)).await;
         (node, answer.ok().and_then(Result::ok))
     });

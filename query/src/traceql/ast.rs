@@ -158,12 +158,10 @@ impl fmt::Display for Field {
                     (false, Scope::Link) => "link.",
                     (false, Scope::Instrumentation) => "instrumentation.",
                 })?;
-                let plain = !name.chars().any(|c| super::lexer::ends_name(c) || c == '"' || c == '\\');
-                if plain {
-                    f.write_str(name)
-                } else {
-                    write!(f, "\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))
-                }
+                // `.5` is a number.
+                let number = !parent && *scope == Scope::Any && name.starts_with(|c: char| c.is_ascii_digit());
+                let special = |c: char| super::lexer::ends_name(c) || c == '"' || c == '\\';
+                if number || name.chars().any(special) { f.write_str(&quoted(name)) } else { f.write_str(name) }
             }
         }
     }
@@ -237,16 +235,18 @@ impl fmt::Display for Literal {
             Self::Bool(value) => value.fmt(f),
             Self::Int(value) => value.fmt(f),
             Self::Float(value) => write!(f, "{value:?}"),
-            Self::Text(text) => write!(
-                f,
-                "\"{}\"",
-                text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\r', "\\r")
-            ),
+            Self::Text(text) => f.write_str(&quoted(text)),
             Self::Duration(nanos) => write!(f, "{nanos}ns"),
             Self::Status(status) => f.write_str(status.name()),
             Self::Kind(kind) => f.write_str(kind.name()),
         }
     }
+}
+
+/// A text as the lexer reads it.
+fn quoted(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\r', "\\r");
+    format!("\"{text}\"")
 }
 
 /// Operators between values.
@@ -545,7 +545,7 @@ impl<T: fmt::Display> fmt::Display for List<'_, T> {
 }
 
 /// What makes series of spans.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Function {
     Rate,
     CountOverTime,
@@ -555,6 +555,28 @@ pub enum Function {
     SumOverTime(Field),
     QuantileOverTime(Field, Vec<f64>),
     HistogramOverTime(Field),
+    Compare(Box<Comparison>),
+}
+
+/// What tells some of the spans from the others.
+#[derive(Debug, Clone)]
+pub struct Comparison {
+    /// Spans that are selected; the others are the baseline.
+    pub selection: Expr,
+    /// Values of each attribute that are shown of each of the two.
+    pub top: usize,
+    /// When selected spans begin, in nanoseconds since 1970; the start is included, the end is not.
+    pub within: Option<(u64, u64)>,
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{{ {} }}, {}", self.selection, self.top)?;
+        match self.within {
+            Some((start, end)) => write!(f, ", {start}, {end}"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Function {
@@ -568,13 +590,14 @@ impl Function {
             Self::SumOverTime(_) => "sum_over_time",
             Self::QuantileOverTime(..) => "quantile_over_time",
             Self::HistogramOverTime(_) => "histogram_over_time",
+            Self::Compare(_) => "compare",
         }
     }
 
     /// What it is computed of.
     pub(super) fn field(&self) -> Option<&Field> {
         match self {
-            Self::Rate | Self::CountOverTime => None,
+            Self::Rate | Self::CountOverTime | Self::Compare(_) => None,
             Self::MinOverTime(field)
             | Self::MaxOverTime(field)
             | Self::AvgOverTime(field)
@@ -593,7 +616,7 @@ pub enum Rank {
 }
 
 /// The end of a query that asks for series.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Metrics {
     pub function: Function,
     pub by: Vec<Field>,
@@ -606,10 +629,12 @@ impl fmt::Display for Metrics {
         if let Some(field) = self.function.field() {
             field.fmt(f)?;
         }
-        if let Function::QuantileOverTime(_, quantiles) = &self.function {
-            for quantile in quantiles {
-                write!(f, ", {quantile:?}")?;
+        match &self.function {
+            Function::QuantileOverTime(_, quantiles) => {
+                quantiles.iter().try_for_each(|quantile| write!(f, ", {quantile:?}"))?;
             }
+            Function::Compare(comparison) => comparison.fmt(f)?,
+            _ => {}
         }
         f.write_str(")")?;
         if !self.by.is_empty() {
@@ -628,6 +653,8 @@ impl fmt::Display for Metrics {
 /// A whole query.
 #[derive(Debug, Clone)]
 pub struct Traceql {
+    /// As it was written.
+    pub source: String,
     pub stages: Vec<Stage>,
     pub metrics: Option<Metrics>,
     pub hints: Vec<(String, Literal)>,

@@ -1,19 +1,24 @@
 //! Reading spans: those of a condition, those of some traces, and which traces have a span of a condition.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use datafusion::common::ScalarValue;
+use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::functions_aggregate::expr_fn::max;
 use datafusion::logical_expr::{Expr as Filter, LogicalPlanBuilder, ident, lit};
 use signaldb_catalog::Identity;
 use signaldb_model::Position;
 use signaldb_signals::SignalTable;
 
-use crate::engine::{Allowance, Consistency, Query, QueryEngine, RunningQuery, Shape};
+use super::bytes::bytes_of;
+use super::search::Inspected;
+use crate::engine::{Allowance, Answers, Consistency, Portions, Progress, Query, QueryEngine, Scan, Shape};
 use crate::error::QueryError;
 use crate::parameters::Parameters;
+use crate::views;
 
 /// How far apart in time the spans of one trace are looked for.
 const SPREAD_NANOS: u64 = 24 * 3600 * 1_000_000_000;
@@ -27,7 +32,12 @@ pub struct Asked {
     pub consistency: Consistency,
     pub min_position: Option<Position>,
     pub allowance: Allowance,
+    /// How often an answer so far is wanted before the last one; `None`: never.
+    pub progress: Option<Duration>,
 }
+
+/// What was found, and what was read for it: so far, or at last.
+pub type Answered<T> = Answers<(T, Inspected)>;
 
 /// A time range in nanoseconds since 1970, both ends included. A span is in it when a moment of it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,44 +80,56 @@ pub(super) struct Candidate {
     pub(super) newest: i64,
 }
 
-/// Reads spans for one question.
-#[derive(Debug)]
-pub(super) struct Reader {
-    engine: QueryEngine,
+/// Starts a question as one query. `text` says in `system.queries` what is asked.
+pub(super) fn start<A, F>(
+    engine: &QueryEngine,
     asked: Asked,
-    /// Groups without which an eventual answer is given.
-    pub(super) missing: BTreeSet<u32>,
-    pub(super) inspected_bytes: u64,
-    pub(super) inspected_spans: u64,
+    text: String,
+    work: impl FnOnce(Reader, Progress<A>) -> F + Send + 'static,
+) -> Result<Answers<A>, QueryError>
+where
+    A: Send + 'static,
+    F: Future<Output = Result<A, QueryError>> + Send + 'static,
+{
+    let Asked { identity, consistency, min_position, allowance, progress } = asked;
+    let query = Query { identity, sql: text, parameters: Parameters::default(), consistency, min_position, allowance };
+    engine.in_portions(query, SignalTable::Traces, progress, |portions, progress| {
+        work(Reader { portions, inspected: Inspected::default() }, progress)
+    })
+}
+
+/// Reads spans for one question.
+pub(super) struct Reader {
+    portions: Portions,
+    inspected: Inspected,
 }
 
 /// Spans as they come.
-#[derive(Debug)]
-pub(super) struct Spans(RunningQuery);
-
-impl Spans {
-    pub(super) async fn next(&mut self) -> Option<Result<RecordBatch, QueryError>> {
-        self.0.next().await
-    }
-}
+pub(super) struct Spans(Scan);
 
 impl Reader {
-    pub(super) fn new(engine: QueryEngine, asked: Asked) -> Self {
-        Self { engine, asked, missing: BTreeSet::new(), inspected_bytes: 0, inspected_spans: 0 }
+    /// Counts memory that the question holds.
+    pub(super) fn memory(&self, what: &str) -> MemoryReservation {
+        self.portions.memory(what)
     }
 
-    pub(super) fn note(&mut self, batch: &RecordBatch) {
-        self.inspected_bytes += bytes_of(batch) as u64;
-        self.inspected_spans += batch.num_rows() as u64;
+    /// What was read so far.
+    pub(super) fn inspected(&self) -> Inspected {
+        Inspected { missing_groups: self.portions.missing().clone(), ..self.inspected.clone() }
     }
 
-    async fn run(&mut self, shape: Shape) -> Result<RunningQuery, QueryError> {
-        let Asked { identity, consistency, min_position, allowance } = self.asked.clone();
-        let (sql, parameters) = ("spans for TraceQL".to_owned(), Parameters::default());
-        let query = Query { identity, sql, parameters, consistency, min_position, allowance };
-        let running = self.engine.run_over(query, SignalTable::Traces, shape).await?;
-        self.missing.extend(&running.missing_groups);
-        Ok(running)
+    pub(super) fn note_traces(&mut self, traces: usize) {
+        self.inspected.traces += traces as u64;
+    }
+
+    /// The next of the spans, `None` after the last. Texts are plain: whoever looks at them, and keeps them, knows no views.
+    pub(super) async fn next(&mut self, spans: &mut Spans) -> Result<Option<RecordBatch>, QueryError> {
+        let Some(batch) = self.portions.next(&mut spans.0).await? else { return Ok(None) };
+        // They may be kept for long, and are counted by their own bytes.
+        let batch = views::without_views(&batch)?;
+        self.inspected.bytes += bytes_of(&batch) as u64;
+        self.inspected.spans += batch.num_rows() as u64;
+        Ok(Some(batch))
     }
 
     /// The spans that a filter keeps; `columns` are stored ones.
@@ -124,7 +146,7 @@ impl Reader {
             };
             scan.project(columns.clone())?.build()
         });
-        Ok(Spans(self.run(shape).await?))
+        Ok(Spans(self.portions.scan(shape, true).await?))
     }
 
     /// Traces with a span in the window that the filter keeps, newest first, up to `limit` of those behind `after`.
@@ -152,16 +174,14 @@ impl Reader {
                 .limit(0, Some(limit))?
                 .build()
         });
-        let (_, batches) = self.run(shape).await?.collect().await?;
-        Ok(batches.iter().flat_map(read_candidates).collect())
+        // A trace that changed meanwhile may have moved before `after`.
+        let mut scan = self.portions.scan(shape, after.is_none()).await?;
+        let mut found = Vec::new();
+        while let Some(batch) = self.portions.next(&mut scan).await? {
+            found.extend(read_candidates(&batch));
+        }
+        Ok(found)
     }
-}
-
-/// Bytes of the rows themselves: a slice of a memtable shares its buffers with all others.
-pub(super) fn bytes_of(batch: &RecordBatch) -> usize {
-    let of =
-        |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size());
-    batch.columns().iter().map(of).sum()
 }
 
 fn read_candidates(batch: &RecordBatch) -> Vec<Candidate> {

@@ -1,34 +1,43 @@
 //! Finding traces: which may match (a scan), then the spans of some of them at a time, newest first, until there are
-//! enough. Memory holds one portion of traces.
+//! enough. Memory holds one portion of traces, and what was found; all of it is counted as the query's.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
+use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::logical_expr::Expr as Filter;
+use signaldb_signals::promoted;
 
 use super::ast::{Expr, Field, Function, Intrinsic, Metrics, Scalar, Spanset as SpansetExpr, Stage, Traceql};
+use super::bytes::bytes_of;
 use super::eval::{self, At};
 use super::pushdown;
-use super::scan::{Asked, Candidate, Reader, TraceId, Window, bytes_of, of_traces};
+use super::scan::{self, Answered, Asked, Candidate, Reader, TraceId, Window, of_traces};
+use super::series::compare;
 use super::spans::{ALWAYS, SpanColumns, columns_of};
 use super::trace::{SpanRef, Trace};
 use super::value::Value;
-use crate::engine::QueryEngine;
+use crate::engine::{Progress, QueryEngine};
 use crate::error::{QueryError, QueryErrorKind};
 
-/// Traces of which one scan tells the ids: 24 bytes each.
+/// Traces of which one scan tells the ids.
 const CANDIDATES: usize = 10_000;
 /// Traces whose spans are read at once, at first and at most.
 const PORTION: usize = 32;
 const PORTION_MAX: usize = 512;
-/// What the spans of a portion may take; beyond it the portion is halved.
+/// What the spans of a portion may take, if the query may hold as much; beyond it the portion is halved.
 const PORTION_BYTES: usize = 64 << 20;
-/// What the spans of one trace may take.
-const TRACE_BYTES_MAX: usize = 256 << 20;
-/// What the traces of one answer may take, spans that are shown included.
+/// What a span takes beside its values while its trace is looked at: its places in the tree and in sets of spans.
+const SPAN_BYTES: usize = 256;
+/// What the traces of one answer may take, spans that are shown included: messages and text are made of it.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// The same of an answer so far; a larger one is not said.
+const SO_FAR_BYTES_MAX: usize = 2 << 20;
 /// What a trace, a spanset, a span or an attribute takes without its texts, about.
 const ENTRY_BYTES: usize = 100;
+/// How long traces are looked at before other tasks have their turn.
+const TURN: Duration = Duration::from_millis(10);
 /// Traces that one answer may list.
 pub const TRACES_MAX: usize = 10_000;
 
@@ -87,6 +96,8 @@ pub struct Inspected {
     pub bytes: u64,
     /// Groups whose newest rows are not in an eventual answer.
     pub missing_groups: BTreeSet<u32>,
+    /// More is read; another answer follows.
+    pub so_far: bool,
 }
 
 impl FoundTrace {
@@ -107,55 +118,64 @@ impl QueryEngine {
     /// Finds traces, newest first.
     ///
     /// # Errors
-    /// [`QueryErrorKind::Invalid`] for a query that asks for series; [`QueryErrorKind::Resources`] for an answer that is
-    /// too large; as for [`QueryEngine::run`].
-    pub async fn search_traces(
-        &self,
-        asked: Asked,
-        search: Search,
-    ) -> Result<(Vec<FoundTrace>, Inspected), QueryError> {
+    /// [`QueryErrorKind::Invalid`] for a query that asks for series. Others come as the answer: those of
+    /// [`QueryEngine::run`], and [`QueryErrorKind::Resources`] for one that is too large.
+    pub fn search_traces(&self, asked: Asked, search: Search) -> Result<Answered<Vec<FoundTrace>>, QueryError> {
         if search.query.metrics.is_some() {
             let message = "a query for series is not one for traces: ask /api/metrics/query_range";
             return Err(QueryError::new(QueryErrorKind::Invalid, message));
         }
-        let engine = self.clone();
-        self.beside(asked.allowance, async move { find(Reader::new(engine, asked), &search).await }).await
+        scan::start(self, asked, search.query.source.clone(), |reader, progress| find(reader, search, progress))
     }
 }
 
-async fn find(reader: Reader, search: &Search) -> Result<(Vec<FoundTrace>, Inspected), QueryError> {
+type Found = (Vec<FoundTrace>, Inspected);
+
+async fn find(reader: Reader, search: Search, mut progress: Progress<Found>) -> Result<Found, QueryError> {
     let limit = search.limit.min(TRACES_MAX);
     let columns = columns_of_search(&search.query);
     let shown = shown_fields(&search.query.stages);
     let filter = pushdown::of_stages(&search.query.stages);
+    let held = reader.memory("traces that were found");
     let mut traces = Traces::new(reader, search.window, filter, columns);
-    let (mut found, mut bytes) = (Vec::new(), 0);
+    let mut found: Vec<FoundTrace> = Vec::new();
     while found.len() < limit {
         let Some(portion) = traces.next().await? else { break };
-        portion.each(|id, trace| {
-            let duration = trace.end - trace.start;
-            let fits = search.min_duration.is_none_or(|min| duration >= min)
-                && search.max_duration.is_none_or(|max| duration <= max);
-            if fits && found.len() < limit {
-                let sets = eval::pipeline(&search.query.stages, trace);
-                if !sets.is_empty() {
-                    let one = describe(id, trace, &sets, &shown, search.spans_per_spanset);
-                    bytes += one.bytes();
-                    if bytes > ANSWER_BYTES_MAX {
-                        let message = format!(
-                            "the traces that were found take more than {ANSWER_BYTES_MAX} bytes: ask for fewer (limit), \
-                             or for fewer spans of each (spss)"
-                        );
-                        return Err(QueryError::new(QueryErrorKind::Resources, message));
+        let mut seen = 0;
+        while seen < portion.traces() {
+            seen = portion.some(seen, |id, trace| {
+                let duration = trace.end - trace.start;
+                let fits = search.min_duration.is_none_or(|min| duration >= min)
+                    && search.max_duration.is_none_or(|max| duration <= max);
+                if fits && found.len() < limit {
+                    let sets = eval::pipeline(&search.query.stages, trace);
+                    if !sets.is_empty() {
+                        let one = describe(id, trace, &sets, &shown, search.spans_per_spanset);
+                        held.try_grow(one.bytes())?;
+                        found.push(one);
                     }
-                    found.push(one);
                 }
+                Ok(())
+            })?;
+            if held.size() > ANSWER_BYTES_MAX {
+                let message = format!(
+                    "the traces that were found take more than {ANSWER_BYTES_MAX} bytes: ask for fewer (limit), or for fewer \
+                     spans of each (spss)"
+                );
+                return Err(QueryError::new(QueryErrorKind::Resources, message));
             }
-            Ok(())
-        })?;
+            tokio::task::yield_now().await;
+        }
+        if progress.is_due() && !found.is_empty() && held.size() <= SO_FAR_BYTES_MAX {
+            progress.so_far((newest_first(found.clone()), Inspected { so_far: true, ..traces.inspected() }));
+        }
     }
+    Ok((newest_first(found), traces.inspected()))
+}
+
+fn newest_first(mut found: Vec<FoundTrace>) -> Vec<FoundTrace> {
     found.sort_by_key(|trace| std::cmp::Reverse(trace.start));
-    Ok((found, traces.inspected()))
+    found
 }
 
 fn describe(
@@ -228,6 +248,12 @@ pub(super) fn add_columns(query: &Traceql, columns: &mut BTreeSet<&'static str>)
     }
     if let Some(Metrics { function, by, .. }) = &query.metrics {
         by.iter().chain(Function::field(function)).for_each(|field| columns_of(field, columns));
+        if let Function::Compare(comparison) = function {
+            comparison.selection.fields(&mut |field| columns_of(field, columns));
+            compare::fields().for_each(|field| columns_of(&field, columns));
+            let promoted = [promoted::RECORD, promoted::RESOURCE].into_iter().flatten();
+            columns.extend(promoted.map(|promoted| promoted.column));
+        }
     }
 }
 
@@ -301,18 +327,23 @@ pub(super) struct Traces {
     last: Option<Candidate>,
     exhausted: bool,
     portion: usize,
-    read: u64,
+    /// Memory of the candidates, and of the spans of one portion.
+    listed: MemoryReservation,
+    held: MemoryReservation,
 }
 
 /// All spans of some traces.
 pub(super) struct Portion {
-    ids: Vec<TraceId>,
     batches: Vec<RecordBatch>,
+    /// In the order in which they were asked for: batch and row of each span.
+    traces: Vec<(TraceId, Vec<(usize, usize)>)>,
 }
 
 impl Traces {
     pub(super) fn new(reader: Reader, window: Window, filter: Option<Filter>, columns: BTreeSet<&'static str>) -> Self {
         Self {
+            listed: reader.memory("ids of traces"),
+            held: reader.memory("spans of traces"),
             reader,
             window,
             filter,
@@ -321,22 +352,18 @@ impl Traces {
             last: None,
             exhausted: false,
             portion: PORTION,
-            read: 0,
         }
     }
 
-    pub(super) fn inspected(self) -> Inspected {
-        Inspected {
-            traces: self.read,
-            spans: self.reader.inspected_spans,
-            bytes: self.reader.inspected_bytes,
-            missing_groups: self.reader.missing,
-        }
+    pub(super) fn inspected(&self) -> Inspected {
+        self.reader.inspected()
     }
 
-    /// The next traces, `None` after the last.
+    /// The next traces, `None` after the last. The portion before must be gone.
     pub(super) async fn next(&mut self) -> Result<Option<Portion>, QueryError> {
+        self.held.free();
         if self.waiting.is_empty() && !self.exhausted {
+            self.listed.try_resize(CANDIDATES * size_of::<Candidate>())?;
             let page = self.reader.candidates(self.window, self.filter.clone(), self.last, CANDIDATES).await?;
             self.exhausted = page.len() < CANDIDATES;
             self.last = page.last().copied();
@@ -351,7 +378,7 @@ impl Traces {
             let chosen: Vec<Candidate> = self.waiting.iter().rev().take(count).copied().collect();
             if let Some(portion) = self.load(&chosen).await? {
                 self.waiting.truncate(self.waiting.len() - count);
-                self.read += count as u64;
+                self.reader.note_traces(count);
                 self.portion = (self.portion * 2).min(PORTION_MAX);
                 return Ok(Some(portion));
             }
@@ -362,47 +389,61 @@ impl Traces {
     /// The spans of these traces, unless they are too many at once.
     async fn load(&mut self, chosen: &[Candidate]) -> Result<Option<Portion>, QueryError> {
         let ids: Vec<TraceId> = chosen.iter().map(|candidate| candidate.id).collect();
-        let bytes_max = if ids.len() == 1 { TRACE_BYTES_MAX } else { PORTION_BYTES };
         let times = || chosen.iter().map(|candidate| u64::try_from(candidate.newest).unwrap_or(0));
         let window = Window { start: times().min(), end: times().max() }.spread();
+        self.held.free();
         let mut spans = self.reader.spans(&self.columns, of_traces(&ids, window)).await?;
-        let (mut batches, mut bytes) = (Vec::new(), 0);
-        while let Some(batch) = spans.next().await {
-            let batch = batch?;
-            self.reader.note(&batch);
-            bytes += bytes_of(&batch);
+        let mut batches = Vec::new();
+        while let Some(batch) = self.reader.next(&mut spans).await? {
+            let refused = self.held.try_grow(bytes_of(&batch) + batch.num_rows() * SPAN_BYTES).err();
             batches.push(batch);
-            if bytes > bytes_max {
-                if ids.len() > 1 {
-                    return Ok(None);
+            match (refused, ids.as_slice()) {
+                (Some(refused), [id]) => {
+                    let error = QueryError::from(refused);
+                    let message = format!("the spans of trace {}: {}", crate::functions::hex(id), error.message);
+                    return Err(QueryError { message, ..error });
                 }
-                let id = ids.first().map(|id| crate::functions::hex(id)).unwrap_or_default();
-                let message = format!("the spans of trace {id} take more than {bytes_max} bytes in memory");
-                return Err(QueryError::new(QueryErrorKind::Resources, message));
+                (None, _) if ids.len() == 1 || self.held.size() <= PORTION_BYTES => {}
+                _ => return Ok(None),
             }
         }
-        Ok(Some(Portion { ids, batches }))
+        Ok(Some(Portion::new(&ids, batches)))
     }
 }
 
 impl Portion {
-    /// Calls `visit` for each trace, in the order in which they were asked for.
-    pub(super) fn each(
-        &self,
-        mut visit: impl FnMut(TraceId, &Trace<'_>) -> Result<(), QueryError>,
-    ) -> Result<(), QueryError> {
-        let columns: Vec<SpanColumns<'_>> = self.batches.iter().map(SpanColumns::of).collect();
-        let mut spans: HashMap<&[u8], Vec<SpanRef<'_>>> = HashMap::new();
-        for columns in &columns {
+    fn new(ids: &[TraceId], batches: Vec<RecordBatch>) -> Self {
+        let mut traces: Vec<(TraceId, Vec<(usize, usize)>)> = ids.iter().map(|id| (*id, Vec::new())).collect();
+        let places: HashMap<&[u8], usize> = ids.iter().enumerate().map(|(at, id)| (id.as_slice(), at)).collect();
+        for (batch, columns) in batches.iter().map(SpanColumns::of).enumerate() {
             for row in 0..columns.rows {
-                spans.entry(columns.trace_id(row)).or_default().push(SpanRef { columns, row });
+                if let Some(at) = places.get(columns.trace_id(row)) {
+                    traces[*at].1.push((batch, row));
+                }
             }
         }
-        for id in &self.ids {
-            if let Some(spans) = spans.remove(id.as_slice()) {
-                visit(*id, &Trace::new(spans))?;
-            }
+        traces.retain(|(_, spans)| !spans.is_empty());
+        Self { batches, traces }
+    }
+
+    pub(super) fn traces(&self) -> usize {
+        self.traces.len()
+    }
+
+    /// Calls `visit` for each trace from the `from`th on, until it is time for other tasks; says which trace is the next.
+    pub(super) fn some(
+        &self,
+        from: usize,
+        mut visit: impl FnMut(TraceId, &Trace<'_>) -> Result<(), QueryError>,
+    ) -> Result<usize, QueryError> {
+        let begun = Instant::now();
+        let columns: Vec<SpanColumns<'_>> = self.batches.iter().map(SpanColumns::of).collect();
+        let mut at = from;
+        while let Some((id, spans)) = self.traces.get(at).filter(|_| at == from || begun.elapsed() < TURN) {
+            let spans = spans.iter().map(|(batch, row)| SpanRef { columns: &columns[*batch], row: *row }).collect();
+            visit(*id, &Trace::new(spans))?;
+            at += 1;
         }
-        Ok(())
+        Ok(at)
     }
 }

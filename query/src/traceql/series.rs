@@ -1,21 +1,25 @@
 //! Series of spans over time: `{ ... } | rate() by (...)`.
 //!
 //! A span belongs to the step in which it begins. Conditions on single spans are one scan whose rows are counted as they
-//! come; what needs whole traces goes through [`super::search::Traces`].
+//! come; what needs whole traces goes through [`super::search::Traces`]. What is counted is counted as the query's memory,
+//! too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use datafusion::logical_expr::{ident, lit};
 
 use super::ast::{Field, Function, Metrics, Rank, Spanset, Stage, Traceql};
+use super::bytes::bytes_of;
 use super::eval::{self, At};
 use super::pushdown;
-use super::scan::{Asked, Reader, Window, and};
+use super::scan::{self, Answered, Asked, Reader, Window, and};
 use super::search::{Inspected, Traces, add_columns};
 use super::spans::{ALWAYS, SpanColumns};
 use super::value::Value;
-use crate::engine::QueryEngine;
+use crate::engine::{Progress, QueryEngine};
 use crate::error::{QueryError, QueryErrorKind};
+
+pub(super) mod compare;
 
 /// Moments of a series.
 pub const STEPS_MAX: u64 = 11_000;
@@ -25,6 +29,11 @@ const SERIES_MAX: usize = 10_000;
 const CELLS_MAX: usize = 2_000_000;
 /// What the labels of all series may take.
 const LABEL_BYTES_MAX: usize = 64 << 20;
+/// What a series takes without its labels, and a moment of it or a bucket of a quantile, while it grows and as a message.
+const SERIES_BYTES: usize = 300;
+const CELL_BYTES: usize = 96;
+/// What an answer so far may take; a larger one is not said.
+const SO_FAR_BYTES_MAX: usize = 4 << 20;
 /// Buckets of a quantile from one power of two to the next: what it says is within 2.2 % of the truth.
 const BUCKETS_PER_DOUBLING: f64 = 16.0;
 
@@ -62,13 +71,9 @@ impl QueryEngine {
     /// Computes series.
     ///
     /// # Errors
-    /// [`QueryErrorKind::Invalid`] for a query that asks for no series, or for too many moments;
-    /// [`QueryErrorKind::Resources`] for too many series; as for [`QueryEngine::run`].
-    pub async fn span_series(
-        &self,
-        asked: Asked,
-        question: SeriesQuestion,
-    ) -> Result<(Vec<Series>, Inspected), QueryError> {
+    /// [`QueryErrorKind::Invalid`] for a query that asks for no series, or for too many moments. Others come as the answer:
+    /// those of [`QueryEngine::run`], and [`QueryErrorKind::Resources`] for too many series.
+    pub fn span_series(&self, asked: Asked, question: SeriesQuestion) -> Result<Answered<Vec<Series>>, QueryError> {
         let invalid = |message: String| Err(QueryError::new(QueryErrorKind::Invalid, message));
         if question.query.metrics.is_none() {
             return invalid(
@@ -82,33 +87,75 @@ impl QueryEngine {
         if steps > STEPS_MAX {
             return invalid(format!("{steps} steps are more than {STEPS_MAX}: ask for a longer step"));
         }
-        let engine = self.clone();
-        self.beside(asked.allowance, async move { compute(Reader::new(engine, asked), &question).await }).await
+        let text = question.query.source.clone();
+        scan::start(self, asked, text, |reader, progress| compute(reader, question, progress))
     }
 }
 
-async fn compute(mut reader: Reader, question: &SeriesQuestion) -> Result<(Vec<Series>, Inspected), QueryError> {
+type Found = (Vec<Series>, Inspected);
+
+/// Series as they grow, span by span.
+trait Collected {
+    fn add(&mut self, at: At<'_>, columns: &SpanColumns<'_>, row: usize) -> Result<(), QueryError>;
+
+    /// What it takes in memory, and what the series that are made of it take, about.
+    fn bytes(&self) -> usize;
+
+    fn is_empty(&self) -> bool;
+
+    fn finish(&self) -> Vec<Series>;
+}
+
+async fn compute(reader: Reader, question: SeriesQuestion, progress: Progress<Found>) -> Result<Found, QueryError> {
     let Some(metrics) = &question.query.metrics else { return Ok((Vec::new(), Inspected::default())) };
+    if let Function::Compare(comparison) = &metrics.function {
+        let comparing = compare::Comparing::new(comparison, &question);
+        return Box::pin(collect(reader, &question, metrics, comparing, progress)).await;
+    }
+    Box::pin(collect(reader, &question, metrics, Tally::new(metrics, &question), progress)).await
+}
+
+/// Whether the labels and numbers of a span are known without the other spans of its trace.
+fn is_local(metrics: &Metrics) -> bool {
+    let needs_trace = |field: &Field| field.needs_trace();
+    let selects_locally = match &metrics.function {
+        Function::Compare(comparison) => eval::is_local(&comparison.selection),
+        _ => true,
+    };
+    selects_locally && !metrics.by.iter().chain(Function::field(&metrics.function)).any(needs_trace)
+}
+
+async fn collect(
+    mut reader: Reader,
+    question: &SeriesQuestion,
+    metrics: &Metrics,
+    mut tally: impl Collected,
+    mut progress: Progress<Found>,
+) -> Result<Found, QueryError> {
     let mut columns = BTreeSet::from(ALWAYS);
     add_columns(&question.query, &mut columns);
     let filter = pushdown::of_stages(&question.query.stages);
-    let mut tally = Tally::new(metrics, question);
-    let needs_trace = |field: &Field| field.needs_trace();
-    let local_labels = !metrics.by.iter().chain(Function::field(&metrics.function)).any(needs_trace);
+    let held = reader.memory("series");
     let condition = match question.query.stages.as_slice() {
-        [Stage::Spans(Spanset::Filter(expr))] if eval::is_local(expr) && local_labels => expr,
+        [Stage::Spans(Spanset::Filter(expr))] if eval::is_local(expr) && is_local(metrics) => expr,
         stages => {
             let window = Window { start: Some(question.start), end: Some(question.end - 1) };
             let mut traces = Traces::new(reader, window, filter, columns);
             while let Some(portion) = traces.next().await? {
-                portion.each(|_, trace| {
-                    let sets = eval::pipeline(stages, trace);
-                    let spans: BTreeSet<usize> = sets.into_iter().flat_map(|set| set.spans).collect();
-                    spans.into_iter().try_for_each(|at| {
-                        let span = trace.spans[at];
-                        tally.add(At::in_trace(trace, at), span.columns, span.row)
-                    })
-                })?;
+                let mut seen = 0;
+                while seen < portion.traces() {
+                    seen = portion.some(seen, |_, trace| {
+                        let sets = eval::pipeline(stages, trace);
+                        let spans: BTreeSet<usize> = sets.into_iter().flat_map(|set| set.spans).collect();
+                        spans.into_iter().try_for_each(|at| {
+                            let span = trace.spans[at];
+                            tally.add(At::in_trace(trace, at), span.columns, span.row)
+                        })
+                    })?;
+                    held.try_resize(tally.bytes())?;
+                    tokio::task::yield_now().await;
+                }
+                say(&tally, &mut progress, || traces.inspected());
             }
             return Ok((tally.finish(), traces.inspected()));
         }
@@ -117,9 +164,8 @@ async fn compute(mut reader: Reader, question: &SeriesQuestion) -> Result<(Vec<S
     let time = ident("time_unix_nano");
     let within = time.clone().gt_eq(nanos(question.start)).and(time.lt(nanos(question.end)));
     let mut spans = reader.spans(&columns, and(Some(within), filter)).await?;
-    while let Some(batch) = spans.next().await {
-        let batch = batch?;
-        reader.note(&batch);
+    while let Some(batch) = reader.next(&mut spans).await? {
+        held.try_resize(tally.bytes() + bytes_of(&batch))?;
         let columns = SpanColumns::of(&batch);
         for row in 0..columns.rows {
             let at = At::span(&columns, row);
@@ -127,14 +173,17 @@ async fn compute(mut reader: Reader, question: &SeriesQuestion) -> Result<(Vec<S
                 tally.add(at, &columns, row)?;
             }
         }
+        say(&tally, &mut progress, || reader.inspected());
     }
-    let inspected = Inspected {
-        traces: 0,
-        spans: reader.inspected_spans,
-        bytes: reader.inspected_bytes,
-        missing_groups: reader.missing,
-    };
-    Ok((tally.finish(), inspected))
+    held.try_resize(tally.bytes())?;
+    Ok((tally.finish(), reader.inspected()))
+}
+
+/// Says the series so far when it is time, unless they are large.
+fn say(tally: &impl Collected, progress: &mut Progress<Found>, inspected: impl FnOnce() -> Inspected) {
+    if progress.is_due() && !tally.is_empty() && tally.bytes() <= SO_FAR_BYTES_MAX {
+        progress.so_far((tally.finish(), Inspected { so_far: true, ..inspected() }));
+    }
 }
 
 /// What is known of a series in one step.
@@ -231,7 +280,9 @@ impl<'q> Tally<'q> {
         let series = BTreeMap::new();
         Self { metrics, question, series, cells: 0, label_bytes: 0, outcomes, moments, exemplars: 0 }
     }
+}
 
+impl Collected for Tally<'_> {
     fn add(&mut self, at: At<'_>, columns: &SpanColumns<'_>, row: usize) -> Result<(), QueryError> {
         let time = columns.start(row);
         if time < self.question.start || time >= self.question.end {
@@ -289,10 +340,18 @@ impl<'q> Tally<'q> {
         Ok(())
     }
 
-    fn finish(self) -> Vec<Series> {
+    fn bytes(&self) -> usize {
+        let cells = self.cells.max(self.series.len().saturating_mul(self.moments));
+        cells * CELL_BYTES + self.series.len() * SERIES_BYTES + self.label_bytes * 3
+    }
+
+    fn is_empty(&self) -> bool {
+        self.series.is_empty()
+    }
+
+    fn finish(&self) -> Vec<Series> {
         let Self { metrics, question, series, .. } = self;
-        let mut out: Vec<Series> =
-            series.into_values().flat_map(|growing| finished(growing, metrics, question)).collect();
+        let mut out: Vec<Series> = series.values().flat_map(|growing| finished(growing, metrics, question)).collect();
         for rank in &metrics.ranks {
             keep_ranked(&mut out, *rank);
         }
@@ -320,7 +379,9 @@ fn upper_bound(value: f64) -> f64 {
 /// Says whether the cell takes more room than before, beside that of a new one.
 fn grow(function: &Function, cell: std::collections::btree_map::Entry<'_, u64, Cell>, value: f64) -> bool {
     let cell = cell.or_insert_with(|| match function {
-        Function::Rate | Function::CountOverTime | Function::HistogramOverTime(_) => Cell::Count(0),
+        Function::Rate | Function::CountOverTime | Function::HistogramOverTime(_) | Function::Compare(_) => {
+            Cell::Count(0)
+        }
         Function::MinOverTime(_) | Function::MaxOverTime(_) => Cell::One(value),
         Function::AvgOverTime(_) | Function::SumOverTime(_) => Cell::Sum { total: 0.0, count: 0 },
         Function::QuantileOverTime(..) => Cell::Sketch(Sketch::default()),
@@ -338,8 +399,9 @@ fn grow(function: &Function, cell: std::collections::btree_map::Entry<'_, u64, C
     false
 }
 
-fn finished(growing: Growing, metrics: &Metrics, question: &SeriesQuestion) -> Vec<Series> {
-    let Growing { mut labels, cells, exemplars } = growing;
+fn finished(growing: &Growing, metrics: &Metrics, question: &SeriesQuestion) -> Vec<Series> {
+    let Growing { labels, cells, exemplars } = growing;
+    let mut labels = labels.clone();
     let at = |step: u64| question.start + step * question.step;
     if let Function::QuantileOverTime(_, quantiles) = &metrics.function {
         return quantiles
@@ -374,12 +436,12 @@ fn finished(growing: Growing, metrics: &Metrics, question: &SeriesQuestion) -> V
         labels.push(("__name__".to_owned(), Value::text(metrics.function.name())));
     }
     // A count has no value of its own: an example is shown on the line.
-    let shown = |exemplar: SeriesExemplar| {
+    let shown = |exemplar: &SeriesExemplar| {
         let step = (exemplar.time - question.start) / question.step;
         let on_line = || cells.get(&step).map_or(0.0, value);
-        SeriesExemplar { value: if exemplar.value.is_nan() { on_line() } else { exemplar.value }, ..exemplar }
+        SeriesExemplar { value: if exemplar.value.is_nan() { on_line() } else { exemplar.value }, ..exemplar.clone() }
     };
-    vec![Series { labels, samples, exemplars: exemplars.into_iter().map(shown).collect() }]
+    vec![Series { labels, samples, exemplars: exemplars.iter().map(shown).collect() }]
 }
 
 /// Keeps the greatest or the least values of each moment; a series without any goes.

@@ -5,17 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use signaldb_signals::promoted;
 
 use super::ast::{Expr, Field, Intrinsic, Kind, Literal, Operator, Scope, Spanset, Stage, Status, Traceql};
+use super::bytes::bytes_of;
 use super::eval::{self, At};
 use super::pushdown;
-use super::scan::{Asked, Reader, Window, in_window};
+use super::scan::{self, Answered, Asked, Reader, Window, in_window};
 use super::search::{Inspected, add_columns};
 use super::spans::{ALWAYS, SpanColumns, columns_of};
 use super::value::Value;
-use crate::engine::QueryEngine;
+use crate::engine::{Progress, QueryEngine};
 use crate::error::QueryError;
 
 /// What the names or values of one answer may take.
 const VALUES_BYTES_MAX: usize = 4 << 20;
+/// How often each of them is in memory at most: as its key, as itself, and in an answer so far.
+const COPIES: usize = 3;
 
 /// Where tags are looked for; those of intrinsics are known.
 pub const TAG_SCOPES: [Scope; 5] = [Scope::Resource, Scope::Span, Scope::Event, Scope::Link, Scope::Instrumentation];
@@ -61,45 +64,52 @@ impl TagQuestion {
             _ => None,
         }
     }
+
+    /// As `system.queries` shows it.
+    fn text(&self, what: &str) -> String {
+        match &self.filter {
+            Some(filter) => format!("{what} of {}", filter.source),
+            None => what.to_owned(),
+        }
+    }
 }
+
+/// Names of attributes by scope.
+pub type TagNames = BTreeMap<Scope, BTreeSet<String>>;
 
 impl QueryEngine {
     /// The names of attributes, by scope.
     ///
     /// # Errors
-    /// As for [`QueryEngine::run`].
-    pub async fn tag_names(
+    /// They come as the answer: those of [`QueryEngine::run`].
+    pub fn tag_names(
         &self,
         asked: Asked,
         scopes: Vec<Scope>,
         question: TagQuestion,
-    ) -> Result<(BTreeMap<Scope, BTreeSet<String>>, Inspected), QueryError> {
-        let engine = self.clone();
-        self.beside(asked.allowance, async move { names(Reader::new(engine, asked), &scopes, &question).await }).await
+    ) -> Result<Answered<TagNames>, QueryError> {
+        let text = question.text("names of attributes");
+        scan::start(self, asked, text, |reader, progress| names(reader, scopes, question, progress))
     }
 
     /// The values of a field.
     ///
     /// # Errors
-    /// As for [`QueryEngine::run`].
-    pub async fn tag_values(
+    /// They come as the answer: those of [`QueryEngine::run`].
+    pub fn tag_values(
         &self,
         asked: Asked,
         field: Field,
         question: TagQuestion,
-    ) -> Result<(Vec<Value<'static>>, Inspected), QueryError> {
-        let engine = self.clone();
-        self.beside(asked.allowance, async move { values(Reader::new(engine, asked), field, &question).await }).await
+    ) -> Result<Answered<Vec<Value<'static>>>, QueryError> {
+        let text = question.text(&format!("values of {field}"));
+        scan::start(self, asked, text, |reader, progress| values(reader, field, question, progress))
     }
 }
 
-fn inspected(reader: Reader) -> Inspected {
-    Inspected {
-        traces: 0,
-        spans: reader.inspected_spans,
-        bytes: reader.inspected_bytes,
-        missing_groups: reader.missing,
-    }
+/// What was read until now; more follows.
+fn so_far(reader: &Reader) -> Inspected {
+    Inspected { so_far: true, ..reader.inspected() }
 }
 
 /// The columns of the condition of a question.
@@ -113,11 +123,12 @@ fn columns_of_question(question: &TagQuestion) -> BTreeSet<&'static str> {
 
 async fn names(
     mut reader: Reader,
-    scopes: &[Scope],
-    question: &TagQuestion,
-) -> Result<(BTreeMap<Scope, BTreeSet<String>>, Inspected), QueryError> {
-    let mut columns = columns_of_question(question);
-    for scope in scopes {
+    scopes: Vec<Scope>,
+    question: TagQuestion,
+    mut progress: Progress<(TagNames, Inspected)>,
+) -> Result<(TagNames, Inspected), QueryError> {
+    let mut columns = columns_of_question(&question);
+    for scope in &scopes {
         columns_of(&Field::Attribute { parent: false, scope: *scope, name: String::new() }, &mut columns);
         match scope {
             Scope::Span => columns.extend(promoted::RECORD.iter().map(|promoted| promoted.column)),
@@ -127,12 +138,12 @@ async fn names(
     }
     let condition = question.condition();
     let filter = in_window(question.window, condition.and_then(pushdown::of_expr));
+    let held = reader.memory("names of attributes");
     let mut spans = reader.spans(&columns, filter).await?;
-    let mut found: BTreeMap<Scope, BTreeSet<String>> = scopes.iter().map(|scope| (*scope, BTreeSet::new())).collect();
+    let mut found: TagNames = scopes.iter().map(|scope| (*scope, BTreeSet::new())).collect();
     let mut room = VALUES_BYTES_MAX;
-    while let Some(batch) = spans.next().await {
-        let batch = batch?;
-        reader.note(&batch);
+    while let Some(batch) = reader.next(&mut spans).await? {
+        held.try_resize(bytes_of(&batch) + (VALUES_BYTES_MAX - room) * COPIES)?;
         let columns = SpanColumns::of(&batch);
         for row in 0..columns.rows {
             if condition.is_none_or(|expr| eval::matches(expr, At::span(&columns, row))) {
@@ -144,8 +155,11 @@ async fn names(
         if found.values().all(|names| names.len() >= question.limit) {
             break;
         }
+        if progress.is_due() && found.values().any(|names| !names.is_empty()) {
+            progress.so_far((found.clone(), so_far(&reader)));
+        }
     }
-    Ok((found, inspected(reader)))
+    Ok((found, reader.inspected()))
 }
 
 /// `room` is what the names of all scopes may still take.
@@ -183,13 +197,14 @@ fn add_names(
 async fn values(
     mut reader: Reader,
     field: Field,
-    question: &TagQuestion,
+    question: TagQuestion,
+    mut progress: Progress<(Vec<Value<'static>>, Inspected)>,
 ) -> Result<(Vec<Value<'static>>, Inspected), QueryError> {
     let (field, roots) = match field {
         Field::Intrinsic(Intrinsic::Status) => {
-            return Ok((Status::ALL.map(Value::Status).into(), inspected(reader)));
+            return Ok((Status::ALL.map(Value::Status).into(), reader.inspected()));
         }
-        Field::Intrinsic(Intrinsic::Kind) => return Ok((Kind::ALL.map(Value::Kind).into(), inspected(reader))),
+        Field::Intrinsic(Intrinsic::Kind) => return Ok((Kind::ALL.map(Value::Kind).into(), reader.inspected())),
         Field::Intrinsic(Intrinsic::RootName) => (Field::Intrinsic(Intrinsic::Name), true),
         Field::Intrinsic(Intrinsic::RootServiceName) => {
             (Field::Attribute { parent: false, scope: Scope::Resource, name: "service.name".to_owned() }, true)
@@ -209,7 +224,7 @@ async fn values(
             | Intrinsic::NestedSetRight
             | Intrinsic::NestedSetParent
             | Intrinsic::IsRoot,
-        ) => return Ok((Vec::new(), inspected(reader))),
+        ) => return Ok((Vec::new(), reader.inspected())),
         field => (field, false),
     };
     let root = Expr::Field(Field::Intrinsic(Intrinsic::IsRoot));
@@ -221,15 +236,15 @@ async fn values(
     let mut conditions: Vec<&Expr> = vec![&present];
     conditions.extend(roots.then_some(&root));
     conditions.extend(question.condition());
-    let mut columns = columns_of_question(question);
+    let mut columns = columns_of_question(&question);
     columns_of(&field, &mut columns);
     let filter = conditions.iter().filter_map(|expr| pushdown::of_expr(expr)).reduce(|left, right| left.and(right));
+    let held = reader.memory("values of an attribute");
     let mut spans = reader.spans(&columns, in_window(question.window, filter)).await?;
     let mut found: BTreeMap<String, Value<'static>> = BTreeMap::new();
     let (mut bytes, mut full) = (0, false);
-    while let Some(batch) = spans.next().await {
-        let batch = batch?;
-        reader.note(&batch);
+    while let Some(batch) = reader.next(&mut spans).await? {
+        held.try_resize(bytes_of(&batch) + bytes * COPIES)?;
         let columns = SpanColumns::of(&batch);
         for row in 0..columns.rows {
             let at = At::span(&columns, row);
@@ -257,8 +272,15 @@ async fn values(
         if full {
             break;
         }
+        if progress.is_due() && !found.is_empty() {
+            progress.so_far((sorted(found.values().cloned()), so_far(&reader)));
+        }
     }
-    let mut values: Vec<Value<'static>> = found.into_values().collect();
+    Ok((sorted(found.into_values()), reader.inspected()))
+}
+
+fn sorted(values: impl Iterator<Item = Value<'static>>) -> Vec<Value<'static>> {
+    let mut values: Vec<Value<'static>> = values.collect();
     values.sort_by_cached_key(Value::shown);
-    Ok((values, inspected(reader)))
+    values
 }

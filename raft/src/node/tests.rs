@@ -133,6 +133,7 @@ async fn acknowledged_writes_survive_power_loss_and_their_retries_are_found() {
     write(&groups, "two").await;
     assert_eq!(texts(&sink), ["one", "two"]);
     let founding = groups.founding().clone();
+    assert!(founding.secret.is_some());
     machine.io.lose_power(Loss::All);
     groups.close().await;
     let (groups, sink) = machine.start().await;
@@ -294,7 +295,21 @@ fn meta_commands_are_written_as_they_were() {
     let place = MetaCommand::Place { tenant: tenant(), groups: vec![1], epoch: 1 };
     let started = MetaCommand::Started { node: 3, disk_id: "d".into(), epoch };
     let poisoned = MetaCommand::Poisoned { node: 3, disk_id: "d".into(), epoch };
+    let founding = Founding {
+        cluster_id: "c".into(),
+        store_id: "s".into(),
+        data_groups: 2,
+        voters: BTreeMap::new(),
+        secret: Some(serde_json::from_str("\"hush\"").expect("a text")),
+    };
+    assert!(!format!("{founding:?}").contains("hush"));
+    let of_before = Founding { secret: None, ..founding.clone() };
     for (command, json) in [
+        (
+            MetaCommand::Found(founding),
+            r#"{"found":{"cluster_id":"c","store_id":"s","data_groups":2,"voters":{},"secret":"hush"}}"#,
+        ),
+        (MetaCommand::Found(of_before), r#"{"found":{"cluster_id":"c","store_id":"s","data_groups":2,"voters":{}}}"#),
         (place, r#"{"place":{"tenant":"acme","groups":[1],"epoch":1}}"#),
         (started, r#"{"started":{"node":3,"disk_id":"d","epoch":{"number":2,"token":7}}}"#),
         (poisoned, r#"{"poisoned":{"node":3,"disk_id":"d","epoch":{"number":2,"token":7}}}"#),

@@ -91,16 +91,22 @@ impl Item {
 /// Reads the first `len` bytes, or as many as there are. Bytes that the disk does not return are replaced: they cannot
 /// pass for a record.
 pub(crate) fn read_content(file: &dyn LogFile, len: u64) -> io::Result<Vec<u8>> {
+    read_blocks(file, len).map(|(content, _)| content)
+}
+
+/// The same, and whether the disk returned all of it.
+pub(crate) fn read_blocks(file: &dyn LogFile, len: u64) -> io::Result<(Vec<u8>, bool)> {
     let len = usize::try_from(len.min(file.size()?)).map_err(io::Error::other)?;
-    let mut content = vec![0; len];
+    let (mut content, mut whole) = (vec![0; len], true);
     if file.read_exact_at(&mut content, 0).is_err() {
         for (at, block) in content.chunks_mut(BLOCK_BYTES).enumerate() {
             if file.read_exact_at(block, (at * BLOCK_BYTES) as u64).is_err() {
                 block.fill(UNREADABLE);
+                whole = false;
             }
         }
     }
-    Ok(content)
+    Ok((content, whole))
 }
 
 /// Goes through a segment without the help of an index. `first` is the batch that it begins with, if that is known.

@@ -20,9 +20,13 @@ fn vote_of(wal: &Wal, group: u32) -> Option<String> {
 
 /// Three groups of nine entries in one unsealed segment, all synced, and where each record of one entry begins.
 fn filled(io: &SimIo) -> Vec<(u32, u64, usize)> {
+    filled_to(io, 9)
+}
+
+fn filled_to(io: &SimIo, last: u64) -> Vec<(u32, u64, usize)> {
     let wal = open(io, 1 << 20);
     let mut records = Vec::new();
-    for index in 1..=9 {
+    for index in 1..=last {
         for group in 1..=3 {
             records.push((group, index, io.file_len(&segment(1)).expect("exists")));
             append(&wal, group, index..=index, Durability::Synced).expect("appends");
@@ -243,12 +247,100 @@ fn damage_at_rest_is_found_by_a_read_and_quarantined_by_the_next_start() {
 #[test]
 fn a_sector_that_cannot_be_read_is_damage_and_not_a_torn_write() {
     let io = SimIo::new();
-    let records = filled(&io);
-    let at = offset_of(&records, 2, 5) + 75;
+    let records = filled_to(&io, 100);
+    let at = offset_of(&records, 2, 60) + 75;
+    assert!(at > 8192, "the segment begins with another sector");
     io.make_unreadable(&segment(1), at..at + 1);
     let (wal, found) = accept(&io);
     assert!(found.torn.is_none() && quarantined(&found).contains_key(&2));
-    assert!(wal.group_state(2).range.is_none_or(|(_, last)| last < 5));
+    assert!(wal.group_state(2).range.is_none_or(|(_, last)| last < 60));
+}
+
+/// Nobody can tell such a segment from one that a crash left unfinished, which a start removes.
+#[test]
+fn a_newest_segment_whose_first_sector_cannot_be_read_stops_the_start_and_stays() {
+    let io = SimIo::new();
+    filled(&io);
+    io.make_unreadable(&segment(1), 0..1);
+    let config = crate::wal::tests::config(1 << 20);
+    let opened =
+        Wal::open(std::sync::Arc::new(io.clone()), Path::new(DIR), config, "disk-1", |_| Ok(Default::default()));
+    let error = opened.expect_err("stops").to_string();
+    assert!(error.contains("000001.wal"), "{error}");
+    assert!(io.paths().contains(&segment(1)));
+}
+
+/// Scenario: in a start of a log of several segments one read after the other fails, alone or with the next few.
+/// Guarantees: the start stops, or it names the groups that it lost entries of; the next one, on a disk that can be read,
+/// has all that was not named.
+#[test]
+fn reads_that_fail_at_any_point_of_a_start_take_nothing_in_silence() {
+    let io = SimIo::new();
+    let wal = open(&io, SEGMENT_BYTES);
+    vote(&wal, 1, 7);
+    for index in 1..=30 {
+        append(&wal, 1, index..=index, Durability::Synced).expect("appends");
+        append(&wal, 2, index..=index, Durability::Written).expect("appends");
+    }
+    io.kill();
+    drop(wal);
+    assert!(io.paths().contains(&segment(3)));
+    let (mut stopped, mut named) = (0, 0);
+    for failing in 1..=3 {
+        for reads in 0.. {
+            let io = io.fork();
+            io.fail_reads(reads, failing);
+            let mut lost = BTreeMap::new();
+            let decide = |found: &Found| {
+                lost = quarantined(found);
+                Ok(found.groups.keys().map(|group| (*group, Bytes::from_static(b"recovering"))).collect())
+            };
+            let config = crate::wal::tests::config(SEGMENT_BYTES);
+            let opened = Wal::open(std::sync::Arc::new(io.clone()), Path::new(DIR), config, "disk-1", decide);
+            let reached = io.mend_reads();
+            if opened.is_err() {
+                stopped += 1;
+                lost.clear();
+            }
+            named += lost.len();
+            io.kill();
+            drop(opened);
+            let (wal, _) = accept(&io);
+            for group in [1, 2] {
+                let last = wal.group_state(group).range.map_or(0, |(_, last)| last);
+                let whole = last == 30 || (lost.contains_key(&group) && last < 30);
+                assert!(whole, "group {group} ends at {last} after {failing} failures behind {reads} reads");
+                if last > 0 {
+                    check_holds(&wal, group, 1..=last);
+                }
+            }
+            assert_eq!(vote_of(&wal, 1).as_deref(), Some("7"), "{failing} failures behind {reads} reads");
+            if !reached {
+                break;
+            }
+        }
+    }
+    assert!(stopped > 0 && named > 0, "{stopped} starts stopped, {named} groups were named");
+}
+
+/// Guarantees: what a failed fdatasync was about is written anew by the next start, and only then counts as on disk.
+#[test]
+fn what_a_failed_sync_dropped_survives_a_start_and_a_power_loss() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+    append(&wal, 1, 4..=6, Durability::Written).expect("appends");
+    io.fail_one_sync();
+    append(&wal, 1, 7..=7, Durability::Synced).expect_err("fails");
+    io.kill();
+    drop(wal);
+    let wal = open(&io, 1 << 20);
+    let last = wal.group_state(1).range.map_or(0, |(_, last)| last);
+    assert!(last >= 6, "{last}");
+    append(&wal, 1, last + 1..=last + 1, Durability::Synced).expect("appends");
+    io.lose_power(Loss::All);
+    drop(wal);
+    check_holds(&open(&io, 1 << 20), 1, 1..=last + 1);
 }
 
 #[test]

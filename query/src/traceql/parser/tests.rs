@@ -34,6 +34,9 @@ const QUERIES: &[(&str, &str)] = &[
     ("{ span.data - 1 > 1 }", "{ ((span.data - 1) > 1) }"),
     ("{ .a.b.c!=\"\" }", "{ (.a.b.c != \"\") }"),
     (r#"{ span."a b" = 1 }"#, r#"{ (span."a b" = 1) }"#),
+    (r#"{ span."a\nb" = 1 }"#, r#"{ (span."a\nb" = 1) }"#),
+    (r#"{ ."5s" = .x5s }"#, r#"{ (."5s" = .x5s) }"#),
+    (r#"{ parent."5s" = span.5s }"#, r#"{ (parent.5s = span.5s) }"#),
     (r#"{ span."a \"b\"".c = 1 }"#, r#"{ (span."a \"b\".c" = 1) }"#),
     ("{ .été = \"ü\" }", "{ (.été = \"ü\") }"),
     ("{ resource.service.name = \"shop\" }", "{ (resource.service.name = \"shop\") }"),
@@ -129,6 +132,9 @@ const QUERIES: &[(&str, &str)] = &[
     ("{} | quantile_over_time(duration, .5, 0.9, 1)", "{ true } | quantile_over_time(duration, 0.5, 0.9, 1.0)"),
     ("{} | histogram_over_time(duration) by(name)", "{ true } | histogram_over_time(duration) by(name)"),
     ("{} | rate() by(name) | topk(3) | bottomk(1)", "{ true } | rate() by(name) | topk(3) | bottomk(1)"),
+    ("{} | compare({ status = error })", "{ true } | compare({ (status = error) }, 10)"),
+    ("{ .a } | compare({.b}, 5)", "{ .a } | compare({ .b }, 5)"),
+    ("{} | compare({}, 5, 1, 1700000000000000000)", "{ true } | compare({ true }, 5, 1, 1700000000000000000)"),
     ("{} >> {.a} | rate()", "({ true } >> { .a }) | rate()"),
     (
         "{nestedSetParent<0 && true} | rate()  with(sample=true)",
@@ -216,6 +222,17 @@ const MISTAKES: &[(&str, usize, usize, &str)] = &[
     ("{} | rate() | topk(0)", 1, 20, "above 0"),
     ("{} | rate() | count() > 1", 1, 15, "topk or bottomk"),
     ("{} with(exemplars)", 1, 18, "unexpected )"),
+    ("{} | compare()", 1, 14, "unexpected )"),
+    ("{} | compare(status = error)", 1, 14, "unexpected status"),
+    ("{} | compare(({} | count() > 1))", 1, 14, "one filter"),
+    ("{} | compare({ status = 1 })", 1, 23, "does not go with"),
+    ("{} | compare({}, 0)", 1, 18, "from 1 to 1000"),
+    ("{} | compare({}, 1001)", 1, 18, "from 1 to 1000"),
+    ("{} | compare({}, 5, 1)", 1, 22, "unexpected )"),
+    ("{} | compare({}, 5, 7, 7)", 1, 21, "after its start"),
+    ("{} | compare({}, 5, 7, 8, 9)", 1, 25, "unexpected ,"),
+    ("{} | compare({}) by(name)", 1, 18, "the end of the query"),
+    ("{} | compare({}) | topk(3)", 1, 18, "the end of the query"),
 ];
 
 #[test]
@@ -236,7 +253,6 @@ fn mistakes_have_a_position() {
 #[test]
 fn what_is_not_supported_is_named_with_its_position() {
     for (query, column, name) in [
-        ("{} | compare({ status = error }, 10)", 6, "compare()"),
         ("{ parent = nil }", 3, "parent"),
         ("{} | rate() > 3", 13, "> on series"),
         ("({} | rate()) / ({} | rate())", 7, "arithmetic of series"),

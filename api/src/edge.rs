@@ -1,4 +1,5 @@
-//! The types that leave the node: those that clients of every age read, and a flat form for those that read few.
+//! The types that leave the node: those that clients of every age read, and a flat form for those that read few. Over HTTP
+//! only views become what they are of ([`plain`]); the table is that of Flight SQL.
 //!
 //! | in the engine | sent | sent flat |
 //! |---|---|---|
@@ -11,7 +12,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
@@ -19,14 +20,14 @@ use crate::error::{ApiError, Kind};
 use crate::format::json_texts;
 
 /// The schema of a table as it is sent.
-pub(super) fn compatible(schema: &Schema) -> SchemaRef {
+pub(crate) fn compatible(schema: &Schema) -> SchemaRef {
     let fields = schema.fields().iter().map(|of| field(of));
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
 /// The schema of a result as it is sent. Any column may be null: whether one can be depends on where its rows are at the
 /// moment, and drivers compare what was announced with what comes.
-pub(super) fn result(schema: &Schema, flat: bool) -> SchemaRef {
+pub(crate) fn result(schema: &Schema, flat: bool) -> SchemaRef {
     let compatible = compatible(schema);
     let fields = compatible.fields().iter().map(|of| {
         let kind = if flat { flat_kind(of.data_type()) } else { of.data_type().clone() };
@@ -35,11 +36,20 @@ pub(super) fn result(schema: &Schema, flat: bool) -> SchemaRef {
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
-/// Rows as `schema`, which [`result`] made of theirs, says.
+/// The schema of a result, or of some of its rows, as it is written over HTTP: the same without views.
+pub(crate) fn plain(schema: &Schema) -> SchemaRef {
+    let fields = schema.fields().iter().map(|of| match of.data_type() {
+        viewed if has_views(viewed) => Arc::new(of.as_ref().clone().with_data_type(kind(viewed))),
+        _ => Arc::clone(of),
+    });
+    Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone()))
+}
+
+/// Rows as `schema`, which [`result`] or [`plain`] made of theirs, says.
 ///
 /// # Errors
 /// When a column of 32-bit offsets cannot hold the values.
-pub(super) fn convert(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ApiError> {
+pub(crate) fn convert(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ApiError> {
     if batch.num_columns() != schema.fields().len() {
         return Err(ApiError::new(Kind::Internal, "the rows have other columns than were announced"));
     }
@@ -56,12 +66,32 @@ fn as_kind(column: &ArrayRef, kind: &DataType) -> Result<ArrayRef, ApiError> {
     if *kind == DataType::Utf8 && is_json(column.data_type()) {
         return Ok(Arc::new(json_texts(column)?));
     }
+    // Of views the kernel would panic.
+    let views = column.as_string_view_opt().map(|texts| texts.lengths().map(u64::from).sum::<u64>());
+    if views.is_some_and(|bytes| bytes > i32::MAX as u64) {
+        return Err(internal("the texts of a column are larger than 2 GiB"));
+    }
     let strict = CastOptions { safe: false, ..CastOptions::default() };
     cast_with_options(column, kind, &strict).map_err(internal)
 }
 
 fn internal(error: impl std::fmt::Display) -> ApiError {
     ApiError::new(Kind::Internal, format!("the result cannot be sent: {error}"))
+}
+
+fn has_views(of: &DataType) -> bool {
+    match of {
+        DataType::Utf8View | DataType::BinaryView => true,
+        DataType::Dictionary(_, values) => has_views(values),
+        DataType::List(element)
+        | DataType::LargeList(element)
+        | DataType::ListView(element)
+        | DataType::LargeListView(element)
+        | DataType::FixedSizeList(element, _)
+        | DataType::Map(element, _) => has_views(element.data_type()),
+        DataType::Struct(fields) => fields.iter().any(|field| has_views(field.data_type())),
+        _ => false,
+    }
 }
 
 fn field(of: &Field) -> Field {
@@ -111,8 +141,8 @@ fn is_json(of: &DataType) -> bool {
 #[cfg(test)]
 mod tests {
     use arrow::array::{
-        Array, AsArray, BinaryViewArray, Date32Array, Decimal128Array, DictionaryArray, Int32Array, LargeStringArray,
-        ListArray, MapArray, StringArray, StringViewArray, StructArray,
+        Array, BinaryViewArray, Date32Array, Decimal128Array, DictionaryArray, Int32Array, LargeStringArray, ListArray,
+        MapArray, StringArray, StringViewArray, StructArray,
     };
     use arrow::buffer::OffsetBuffer;
     use arrow::datatypes::{Fields, Float64Type, Int32Type, TimestampMillisecondType};
@@ -156,23 +186,13 @@ mod tests {
         .expect("a batch")
     }
 
-    fn views(kind: &DataType) -> bool {
-        match kind {
-            DataType::Utf8View | DataType::BinaryView => true,
-            DataType::Dictionary(_, values) => views(values),
-            DataType::List(element) | DataType::Map(element, _) => views(element.data_type()),
-            DataType::Struct(fields) => fields.iter().any(|field| views(field.data_type())),
-            _ => false,
-        }
-    }
-
     #[test]
     fn views_are_cast_at_any_depth_and_the_rest_stays() {
         let batch = batch();
         let schema = result(&batch.schema(), false);
         let sent = convert(&batch, &schema).expect("converts");
         assert_eq!(sent.schema(), schema);
-        assert!(schema.fields().iter().all(|field| !views(field.data_type()) && field.is_nullable()), "{schema}");
+        assert!(schema.fields().iter().all(|field| !has_views(field.data_type()) && field.is_nullable()), "{schema}");
         let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
         assert_eq!(schema.field(4).data_type(), &dictionary);
         assert_eq!(schema.field(5).data_type(), &DataType::Decimal128(5, 2));
@@ -198,6 +218,29 @@ mod tests {
         assert_eq!(sent.column(6).as_primitive::<TimestampMillisecondType>().value(0), 86_400_000);
         let plain = StringArray::from(vec!["a", "b"]);
         assert_eq!(sent.column(0).as_string::<i32>(), &plain);
+    }
+
+    #[test]
+    fn over_http_views_are_cast_and_nothing_else() {
+        let batch = batch();
+        let batch_schema = batch.schema();
+        let id = batch_schema.field(0).clone().with_metadata([("id".to_owned(), "7".to_owned())].into());
+        let fields: Vec<Field> = std::iter::once(id)
+            .chain(batch_schema.fields().iter().skip(1).map(|field| field.as_ref().clone()))
+            .collect();
+        let schema = plain(&Schema::new(fields.clone()));
+        assert!(schema.fields().iter().all(|field| !has_views(field.data_type())), "{schema}");
+        assert_eq!(
+            schema.field(0),
+            &fields[0].clone().with_data_type(DataType::Utf8),
+            "what else the field says stays"
+        );
+        assert_eq!(schema.field(1).data_type(), &DataType::LargeUtf8);
+        let sent = convert(&batch, &schema).expect("converts");
+        assert_eq!(sent.schema(), schema);
+        let plain_text = StringArray::from(vec!["a", "b"]);
+        assert_eq!(sent.column(0).as_string::<i32>(), &plain_text);
+        assert_eq!(sent.column(5), batch.column(5));
     }
 
     #[test]
