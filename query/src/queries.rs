@@ -208,20 +208,31 @@ impl Queries {
         allowed: Duration,
         scan_bytes_max: Option<u64>,
     ) -> Listed {
-        let record = self.record(identity, text, allowed, scan_bytes_max);
+        let record = Arc::new(self.new_record(identity, text, ticket, allowed, scan_bytes_max));
         self.enlist_as(&record, false)
     }
 
-    /// A query, or a share of one, that nobody works on yet.
-    pub(crate) fn record(
+    /// Shares of another node's query, which nobody works on yet.
+    pub(crate) fn record_of_shares(
         &self,
         identity: &Identity,
         text: &str,
         allowed: Duration,
         scan_bytes_max: Option<u64>,
     ) -> Arc<Record> {
+        Arc::new(self.new_record(identity, text, Bytes::new(), allowed, scan_bytes_max))
+    }
+
+    fn new_record(
+        &self,
+        identity: &Identity,
+        text: &str,
+        ticket: Bytes,
+        allowed: Duration,
+        scan_bytes_max: Option<u64>,
+    ) -> Record {
         let (number, _) = uuid::Uuid::new_v4().as_u64_pair();
-        Arc::new(Record {
+        Record {
             id: QueryId { node: self.0.node, number },
             identity: identity.clone(),
             text: text.chars().take(TEXT_CHARS_MAX).collect(),
@@ -236,7 +247,7 @@ impl Queries {
             memory: OnceLock::new(),
             stop: CancellationToken::new(),
             reason: OnceLock::new(),
-        })
+        }
     }
 
     /// Somebody works on a share of a query.

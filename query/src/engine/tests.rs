@@ -121,6 +121,7 @@ fn config() -> QueryConfig {
         tenant_concurrency: 1,
         queue: 1,
         partitions: 2,
+        distribution: Distribution { enabled: false, bytes_min: 0 },
     }
 }
 
