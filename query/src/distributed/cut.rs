@@ -120,10 +120,7 @@ impl Cut {
             }
         };
         // A plan in parts has one partition, whoever reads it.
-        match cut.output_partitioning().partition_count() {
-            1 => Ok(cut),
-            _ => Ok(Arc::new(CoalescePartitionsExec::new(cut))),
-        }
+        Ok(in_one_partition(cut))
     }
 
     /// `limited`: only the first rows are wanted. A few pages have those, and what is found tells what need not be read;
@@ -137,7 +134,11 @@ impl Cut {
                 && !split.away.is_empty()
                 && let Some(joined) = self.joined(split)?
             {
-                return Ok(joined);
+                return Ok(match plan.output_partitioning().partition_count() {
+                    // Who reads it was planned for one partition, and reads no other.
+                    1 => in_one_partition(joined),
+                    _ => joined,
+                });
             }
         }
         self.below(plan, limited)
@@ -223,6 +224,13 @@ impl Cut {
             true => Ok(()),
             false => datafusion::common::plan_err!("the plan yields {schema} here and {got} elsewhere"),
         }
+    }
+}
+
+fn in_one_partition(plan: Arc<dyn ExecutionPlan>) -> Arc<dyn ExecutionPlan> {
+    match plan.output_partitioning().partition_count() {
+        1 => plan,
+        _ => Arc::new(CoalescePartitionsExec::new(plan)),
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::util::pretty::pretty_format_batches;
+use bytes::Bytes;
 use datafusion::datasource::MemTable;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::parquet::arrow::ArrowWriter;
@@ -162,8 +163,8 @@ fn write_files() -> Files {
     files
 }
 
-fn template() -> SessionState {
-    let config = SessionConfig::new().with_target_partitions(3);
+fn template(threads: usize) -> SessionState {
+    let config = SessionConfig::new().with_target_partitions(threads);
     SessionStateBuilder::new().with_config(config).with_default_features().build()
 }
 
@@ -178,6 +179,10 @@ struct Setup {
 }
 
 async fn set_up(nodes: u64, fault: Fault) -> Setup {
+    set_up_with(nodes, fault, 3).await
+}
+
+async fn set_up_with(nodes: u64, fault: Fault, threads: usize) -> Setup {
     let (files, memory) = (write_files(), Arc::new(NodeMemory::new(MEMORY, 4)));
     let runtime = Arc::new(RuntimeEnv::default());
     let mut queries = Vec::new();
@@ -186,7 +191,7 @@ async fn set_up(nodes: u64, fault: Fault) -> Setup {
         let own = Queries::new(NodeId(node), Arc::new(SystemClock));
         queries.push(own.clone());
         let (runtime, memory) = (Arc::clone(&runtime), Arc::clone(&memory));
-        worker.serve(Host::new(NodeId(node), template(), runtime, Stores::new(None), memory, MEMORY, own));
+        worker.serve(Host::new(NodeId(node), template(threads), runtime, Stores::new(None), memory, MEMORY, own));
         (NodeId(node), worker)
     });
     let workers = workers.collect();
@@ -195,11 +200,11 @@ async fn set_up(nodes: u64, fault: Fault) -> Setup {
         tenant: TenantId::new("acme").expect("a name"),
         dataset: DatasetId::new("production").expect("a name"),
     };
-    let query = queries[0].list(&identity, "SELECT", Duration::from_secs(60), None);
+    let query = queries[0].list(&identity, "SELECT", Bytes::new(), Duration::from_secs(60), None);
     let pool = QueryMemory::pool(&memory, MEMORY);
     query.plans(Arc::clone(&pool));
     let runtime = runtime_of(&runtime, &Stores::new(None), &query, pool);
-    let state = SessionStateBuilder::new_from_existing(template()).with_runtime_env(runtime).build();
+    let state = SessionStateBuilder::new_from_existing(template(threads)).with_runtime_env(runtime).build();
     let local = SessionContext::new_with_state(state);
     let path = files.0.to_str().expect("a text");
     local.register_parquet("files", path, ParquetReadOptions::default()).await.expect("registers");
@@ -231,6 +236,20 @@ async fn one_to_four_nodes_answer_what_one_answers() {
             let got = answer(&setup.spread, sql).await.unwrap_or_else(|error| panic!("{nodes} nodes: {sql}: {error}"));
             assert_eq!(got, expected, "{nodes} nodes: {sql}\n{plan}");
         }
+    }
+}
+
+/// What reads one partition here still reads all shares.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_with_one_thread_answer_what_one_answers() {
+    let filtered = "SELECT service, n FROM files WHERE n % 97 = 0 ORDER BY service, n";
+    let joined = "SELECT count(*) FROM files a JOIN files b ON a.n = b.n WHERE a.n % 2 = 0 AND b.n % 3 = 0";
+    for sql in STATEMENTS.iter().map(|(sql, _)| *sql).chain([filtered, joined]) {
+        let setup = set_up_with(3, Fault::None, 1).await;
+        let expected = answer(&setup.local, sql).await.expect("answers");
+        let plan = answer(&setup.spread, &format!("EXPLAIN {sql}")).await.expect("explains");
+        assert_eq!(answer(&setup.spread, sql).await.expect("answers"), expected, "{sql}\n{plan}");
+        assert!(sql != filtered || plan.contains("NetworkCoalesceExec"), "{plan}");
     }
 }
 

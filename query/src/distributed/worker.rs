@@ -262,7 +262,7 @@ impl Host {
             }
             false => {
                 let text = format!("a share of query {}", asked.query);
-                let record = self.queries.record(&asked.identity, &text, asked.left, asked.scan_bytes);
+                let record = self.queries.record_of_shares(&asked.identity, &text, asked.left, asked.scan_bytes);
                 let memory = QueryMemory::pool_of_guest(&self.memory, self.query_memory_bytes);
                 record.plans(Arc::clone(&memory));
                 record.runs();
@@ -335,7 +335,7 @@ impl PeerWorker {
 
     /// Adds the service to those of the peer port, for peers of this cluster only.
     pub fn mount(&self, routes: Routes, peers: Arc<Peers>) -> Routes {
-        let check = move |request: Request<()>| {
+        let check = move |request: Request<()>| -> Result<Request<()>, Status> {
             peers.check(&request.metadata().clone().into_headers())?;
             Ok(request)
         };
