@@ -42,7 +42,7 @@ cluster: deps
 	cargo build --locked --release -p signaldb-node; \
 	exec "$$target/release/signaldb" cluster dev --nodes 3
 
-# Seeds of the simulation, here and in `sim`: 200 take five or six minutes on two cores.
+# Seeds of the simulation, here and in `sim`: 200 take about nine minutes on two cores beside a build.
 SEEDS ?= 200
 test: test-deps
 	@# All targets in one go: another selection of packages would mean other features and a second build of everything.

@@ -12,7 +12,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, RecordBatch, RecordBatchOptions};
+use arrow::array::{ArrayData, ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
@@ -67,12 +67,23 @@ fn as_kind(column: &ArrayRef, kind: &DataType) -> Result<ArrayRef, ApiError> {
         return Ok(Arc::new(json_texts(column)?));
     }
     // Of views the kernel would panic.
-    let views = column.as_string_view_opt().map(|texts| texts.lengths().map(u64::from).sum::<u64>());
-    if views.is_some_and(|bytes| bytes > i32::MAX as u64) {
-        return Err(internal("the texts of a column are larger than 2 GiB"));
+    if viewed_bytes_max(&column.to_data()) > i32::MAX as u64 {
+        return Err(internal("the values of a column are larger than 2 GiB"));
     }
     let strict = CastOptions { safe: false, ..CastOptions::default() };
     cast_with_options(column, kind, &strict).map_err(internal)
+}
+
+/// Bytes that the values of views take up without them: of the largest such array, at any depth. Views may share a buffer, so
+/// that is not what they hold.
+fn viewed_bytes_max(data: &ArrayData) -> u64 {
+    match data.data_type() {
+        // The lowest 32 bits of a view are the length.
+        DataType::Utf8View | DataType::BinaryView => {
+            data.buffer::<u128>(0).iter().map(|view| u64::from(*view as u32)).sum()
+        }
+        _ => data.child_data().iter().map(viewed_bytes_max).max().unwrap_or(0),
+    }
 }
 
 fn internal(error: impl std::fmt::Display) -> ApiError {
@@ -141,10 +152,10 @@ fn is_json(of: &DataType) -> bool {
 #[cfg(test)]
 mod tests {
     use arrow::array::{
-        Array, BinaryViewArray, Date32Array, Decimal128Array, DictionaryArray, Int32Array, LargeStringArray, ListArray,
-        MapArray, StringArray, StringViewArray, StructArray,
+        Array, AsArray, BinaryViewArray, Date32Array, Decimal128Array, DictionaryArray, Int32Array, LargeStringArray,
+        ListArray, MapArray, StringArray, StringViewArray, StringViewBuilder, StructArray,
     };
-    use arrow::buffer::OffsetBuffer;
+    use arrow::buffer::{Buffer, OffsetBuffer};
     use arrow::datatypes::{Fields, Float64Type, Int32Type, TimestampMillisecondType};
 
     use super::*;
@@ -241,6 +252,30 @@ mod tests {
         let plain_text = StringArray::from(vec!["a", "b"]);
         assert_eq!(sent.column(0).as_string::<i32>(), &plain_text);
         assert_eq!(sent.column(5), batch.column(5));
+    }
+
+    #[test]
+    fn views_of_more_than_offsets_can_say_are_refused_wherever_they_are() {
+        let mut texts = StringViewBuilder::new();
+        // 2 GiB, of which one MiB is there.
+        let block = texts.append_block(Buffer::from_vec(vec![b'x'; 1 << 20]));
+        (0..2048).for_each(|_| texts.try_append_view(block, 0, 1 << 20).expect("a view"));
+        let texts = texts.finish();
+        let element = Arc::new(Field::new("item", DataType::Utf8View, true));
+        let whole = OffsetBuffer::from_lengths([texts.len()]);
+        let list = ListArray::new(element, whole, Arc::new(texts.clone()), None);
+        let keys = Int32Array::from(vec![0]);
+        let dictionary = DictionaryArray::<Int32Type>::new(keys, Arc::new(texts.clone()));
+        let columns: [ArrayRef; 4] =
+            [Arc::new(texts.clone()), Arc::new(texts.to_binary_view()), Arc::new(list), Arc::new(dictionary)];
+        for column in columns {
+            let batch = RecordBatch::try_from_iter([("c", column)]).expect("a batch");
+            for schema in [result(&batch.schema(), false), plain(&batch.schema())] {
+                let refused = convert(&batch, &schema).expect_err("refused");
+                assert_eq!(refused.kind, Kind::Internal);
+                assert!(refused.message.contains("2 GiB"), "{}", refused.message);
+            }
+        }
     }
 
     #[test]

@@ -163,7 +163,8 @@ fn message(kind: SignalKind, checked: &Checked) -> String {
     }
 }
 
-/// Identity of the request for the dedup window, drawn with the cluster's secret seed so that nobody can aim at it.
+/// Identity of the request for the dedup window. The seed is the cluster's own, and no secret: who reads the properties of a
+/// table knows it.
 fn digest(app: &App, kind: SignalKind, identity: &Identity, options: &Options, body: &Bytes) -> Option<Digest> {
     if options.no_dedup || app.dedup_window.is_zero() {
         return None;

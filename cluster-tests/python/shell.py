@@ -7,9 +7,12 @@ import os
 import pty
 import re
 import select
+import termios
 import time
 
 DEADLINE = 60
+# Where `termios.tcgetattr` has them.
+LOCAL_FLAGS = 3
 ENDLESS = "SELECT count(*) FROM generate_series(1, 10000000) AS a, generate_series(1, 10000000) AS b;"
 
 
@@ -38,31 +41,29 @@ class Shell:
         self.shown = self.shown[found.end() :]
 
     def type(self, text):
+        """Types at a prompt: what came earlier would be lost with the line that Ctrl-C leaves."""
+        self.wait_for_mode(edited=True)
         os.write(self.terminal, text.encode())
 
     def interrupt(self, pattern):
-        """Ctrl-C until the pattern is shown: the terminal may not be back to normal yet."""
-        until = time.monotonic() + DEADLINE
-        while not re.search(pattern, self.shown):
-            assert time.monotonic() < until, f"no {pattern!r} in {self.shown!r}"
-            self.type("\x03")
-            assert self.read(1), self.shown
+        """Ctrl-C, once the statement was taken: until then it would only leave the line."""
+        self.wait_for_mode(edited=False)
+        os.write(self.terminal, b"\x03")
         self.expect(pattern)
 
     def end(self):
-        """Ctrl-D, and the exit code. The prompt is shown before the terminal takes it, so it may have to be typed again."""
+        """Ctrl-D at a prompt, and the exit code."""
+        self.type("\x04")
         until = time.monotonic() + DEADLINE
-        typed = 0
         while self.read(0.2):
-            now = time.monotonic()
-            assert now < until, f"it does not end: {self.shown!r}"
-            if now > typed + 1:
-                typed = now
-                try:
-                    self.type("\x04")
-                except OSError:
-                    break
+            assert time.monotonic() < until, f"it does not end: {self.shown!r}"
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def wait_for_mode(self, edited):
+        """Waits until lines are edited by the shell, or until keys are signals again; the terminal's own state says which."""
+        until = time.monotonic() + DEADLINE
+        while edited == bool(termios.tcgetattr(self.terminal)[LOCAL_FLAGS] & termios.ISIG):
+            assert self.read(0.02) and time.monotonic() < until, f"no prompt, or no end of one: {self.shown!r}"
 
 
 shell = Shell()

@@ -51,7 +51,7 @@ static NEEDED: [(&str, Option<Workload>, &[Needed]); 5] = [
     ("log", Some(Workload::Log), &[("acknowledged", 100), ("strong reads", 20), ("reads of a position", 5)]),
     ("register", Some(Workload::Register), &[("acknowledged", 100), ("strong reads", 20), ("reads of a position", 5)]),
     ("isolation", Some(Workload::Isolation), &[("acknowledged", 100), ("strong reads", 20), ("trespasses", 3)]),
-    ("flush-audit", None, &[("audits", 1)]),
+    ("flush-audit", None, &[("audits", 1), ("rows", 1), ("files", 1), ("flushes", 1)]),
 ];
 
 /// Examples that are shown of each kind of anomaly.
@@ -245,5 +245,18 @@ mod tests {
         assert_eq!(checkers(&[Workload::Ingest]), ["positions", "flush-audit"]);
         let all = [Workload::Ingest, Workload::Log, Workload::Register, Workload::Isolation];
         assert_eq!(checkers(&all), ["positions", "log", "register", "isolation", "flush-audit"]);
+    }
+
+    #[test]
+    fn tables_in_which_nothing_was_found_are_too_little() {
+        let judged = |counted: &[&'static str]| {
+            let mut found = Found::default();
+            counted.iter().for_each(|what| found.count(what, 1));
+            let judgments = Checks(BTreeMap::from([("flush-audit", found)])).judgments(&[]);
+            judgments.into_iter().find(|one| one.checker == "flush-audit").and_then(|one| one.valid)
+        };
+        assert_eq!(judged(&["audits", "rows", "files", "flushes"]), Some(true));
+        assert_eq!(judged(&["audits", "rows", "files"]), None, "no mark of a flush was read");
+        assert_eq!(judged(&["audits"]), None);
     }
 }

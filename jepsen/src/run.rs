@@ -348,7 +348,10 @@ impl Run {
                 Ok(missing) => ledger.troubles.extend(missing),
                 Err(error) => ledger.troubles.push(format!("{error:#}")),
             }
-            let Some(history) = Arc::into_inner(test.history) else { continue };
+            let Some(history) = Arc::into_inner(test.history) else {
+                ledger.troubles.push(format!("what was read again of round {} is not known", round + 1));
+                continue;
+            };
             let whole: Vec<Operation> = operations.into_iter().chain(history.into_operations()).collect();
             let (findings, checks) = (examine(&whole, &blackouts), Checks::of(&whole, &blackouts));
             if !(findings.is_sound() && checks.is_sound())

@@ -209,10 +209,9 @@ fn in_projection(projection: &Projection, asked: Vec<(Column, Asked)>) -> Result
             Expr::Column(below) => passed.push((column, what, below.clone())),
             shown => {
                 let Some(computed) = what.of(shown) else { continue };
-                if !projection.schema.has_column_with_unqualified_name(&name) {
-                    expressions.push(computed.alias(&name));
+                if with(&mut expressions, computed.alias(&name)) {
+                    answers.insert((column, what), Column::from_name(name));
                 }
-                answers.insert((column, what), Column::from_name(name));
             }
         }
     }
@@ -222,16 +221,27 @@ fn in_projection(projection: &Projection, asked: Vec<(Column, Asked)>) -> Result
         input = Arc::new(exposing);
         for (column, what, below) in passed {
             let Some(answer) = found.get(&(below, what.clone())) else { continue };
-            if !projection.schema.has_column(answer) {
-                expressions.push(Expr::Column(answer.clone()));
+            if with(&mut expressions, Expr::Column(answer.clone())) {
+                answers.insert((column, what), answer.clone());
             }
-            answers.insert((column, what), answer.clone());
         }
     }
     if answers.is_empty() {
         return Ok(None);
     }
     Ok(Some((LogicalPlan::Projection(Projection::try_new(expressions, input)?), answers)))
+}
+
+/// Has `expressions` yield `one`; says whether they do. They do not where something else has its name.
+fn with(expressions: &mut Vec<Expr>, one: Expr) -> bool {
+    let (_, name) = one.qualified_name();
+    match expressions.iter().find(|other| other.qualified_name().1 == name) {
+        Some(other) => *other == one,
+        None => {
+            expressions.push(one);
+            true
+        }
+    }
 }
 
 fn unaliased(expression: &Expr) -> &Expr {
@@ -315,6 +325,8 @@ mod tests {
             "SELECT (SELECT max(l.body) FROM logs AS l WHERE l.trace_id = t.trace_id) FROM traces AS t",
             "SELECT name FROM traces AS t WHERE duration_nano > (SELECT avg(o.duration_nano) FROM traces AS o \
                 WHERE o.service_name = t.service_name)",
+            "SELECT t.name, l.n FROM traces AS t, LATERAL (SELECT count(*) AS n FROM logs AS l \
+                WHERE l.trace_id = t.trace_id) AS l",
             "SELECT count(*) FROM (SELECT service_name FROM traces UNION ALL SELECT service_name FROM logs)",
             "WITH a AS (SELECT * FROM traces) SELECT x.name FROM a AS x JOIN a AS y ON x.span_id = y.parent_span_id",
         ] {
@@ -337,5 +349,21 @@ mod tests {
         assert!(shown.contains("Inner Join: l.__raw_trace_id = s.__raw_trace_id"), "{shown}");
         let other = optimized("SELECT l.body FROM logs AS l JOIN traces AS s ON l.trace_id = s.span_id").await;
         assert!(!other.contains("__raw_"), "ids of other lengths are never the same: {other}");
+    }
+
+    /// A query may name a column twice, and may name one as the rule would.
+    #[tokio::test]
+    async fn names_do_not_clash() {
+        let twice = "SELECT l.body FROM (SELECT trace_id AS a, trace_id AS b FROM traces) AS t JOIN logs AS l \
+            ON t.a = l.trace_id AND t.b = l.trace_id";
+        let plan = optimized(twice).await;
+        assert!(plan.contains("t.__raw_trace_id") && !plan.contains("signaldb_hex_id("), "{plan}");
+        let twice = "SELECT max(x['k']), min(y['k']) FROM (SELECT attributes AS x, attributes AS y FROM logs) AS l";
+        let plan = optimized(twice).await;
+        assert!(!plan.contains("signaldb_attributes("), "{plan}");
+        let taken = "SELECT t.__raw_trace_id FROM (SELECT trace_id, name AS __raw_trace_id FROM traces) AS t \
+            JOIN logs AS l ON t.trace_id = l.trace_id";
+        let plan = optimized(taken).await;
+        assert!(plan.contains("signaldb_hex_id("), "{plan}");
     }
 }

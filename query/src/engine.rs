@@ -13,7 +13,6 @@ use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
-use datafusion::optimizer::optimize_projections::OptimizeProjections;
 use datafusion::optimizer::{Optimizer, OptimizerRule};
 use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::physical_plan::{EmptyRecordBatchStream, SendableRecordBatchStream};
@@ -35,6 +34,7 @@ use crate::gate::Gate;
 use crate::kept::KeptParts;
 use crate::logical_view::{ATTRIBUTE, ATTRIBUTES, HEX_ID};
 use crate::names::{CATALOG, OneCatalog, TenantCatalog};
+use crate::narrow::NarrowEarly;
 use crate::newest::NewestPages;
 use crate::parameters::{self, Parameters};
 use crate::pool::{NodeMemory, QueryMemory, QueryPool};
@@ -608,8 +608,8 @@ fn template(config: &QueryConfig) -> SessionState {
 /// DataFusion's rules, and those that see through the logical view.
 pub(crate) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
     let mut rules = Optimizer::new().rules;
-    // The view has some sixty columns, and a query wants a few: the other rules need not look at the rest.
-    rules.insert(0, Arc::new(OptimizeProjections::new()));
+    let comparisons = rules.iter().position(|rule| rule.name() == "rewrite_set_comparison");
+    rules.insert(comparisons.map_or(0, |at| at + 1), Arc::new(NarrowEarly::default()));
     let before = rules.iter().position(|rule| rule.name() == "push_down_filter").unwrap_or(0);
     rules.insert(before, Arc::new(CollapseView));
     rules.insert(before + 1, Arc::new(ComputeBelowView));

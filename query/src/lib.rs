@@ -25,6 +25,7 @@ mod logical_view;
 mod memory;
 pub mod metrics;
 mod names;
+mod narrow;
 mod newest;
 mod parameters;
 mod peer_flight;

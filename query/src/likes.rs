@@ -1,6 +1,7 @@
 //! `LIKE` with a constant beginning, so that bounds serve it where texts are views.
 //!
-//! DataFusion 54 compares the bounds of such a column with plain texts, which no kernel does: nothing would be pruned.
+//! DataFusion 54 compares the bounds of such a column with plain texts, which no kernel does: that is an error, and nothing
+//! would be pruned.
 //!
 //! | in | out |
 //! |---|---|
@@ -33,7 +34,10 @@ pub(crate) fn prunable(filter: Expr) -> Result<Expr> {
 }
 
 fn rewritten(like: &Like) -> Option<Expr> {
-    let Like { negated: false, expr, pattern, escape_char: None, case_insensitive: false } = like else { return None };
+    // `ESCAPE '\'` says what is so anyway, and DataFusion knows no other.
+    let Like { negated: false, expr, pattern, escape_char: None | Some('\\'), case_insensitive: false } = like else {
+        return None;
+    };
     let (Expr::Column(_), Some(text)) = (expr.as_ref(), text(pattern)) else { return None };
     if text.starts_with(['%', '_']) {
         return None;

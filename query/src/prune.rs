@@ -25,7 +25,15 @@ pub(crate) fn files<'a>(
 ) -> Result<Vec<&'a DataFile>> {
     let Some(filter) = filter else { return Ok(files) };
     let predicate = PruningPredicate::try_new(filter, Arc::clone(&schema.arrow))?;
-    let keep = predicate.prune(&FileBounds::new(schema, &files))?;
+    let kept = predicate.prune(&FileBounds::new(schema, &files));
+    let keep = match kept {
+        Ok(keep) => keep,
+        // DataFusion compares what no kernel does, a text with a large one, say. The filter itself is none the worse.
+        Err(error) => {
+            tracing::debug!(%error, "bounds of data files do not serve a filter");
+            return Ok(files);
+        }
+    };
     Ok(files.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(file, _)| file).collect())
 }
 

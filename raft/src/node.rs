@@ -658,9 +658,19 @@ impl Meta {
             Ok(MetaCommand::Poisoned { node, disk_id, epoch }) => {
                 learn(&mut self.starts, node, Known { disk_id, epoch: None, poisoned: Some(epoch) });
             }
-            Err(error) => tracing::error!(%error, json, "meta command of a newer version is ignored"),
+            Err(error) => tracing::error!(
+                command = name_of(json),
+                column = error.column(),
+                "meta command of a newer version is ignored"
+            ),
         }
     }
+}
+
+/// What a command calls itself, whatever it holds: a founding has a secret, which belongs into no log.
+fn name_of(json: &str) -> String {
+    let command = serde_json::from_str::<BTreeMap<String, serde::de::IgnoredAny>>(json).unwrap_or_default();
+    command.into_keys().next().unwrap_or_default()
 }
 
 /// Follows the meta group.

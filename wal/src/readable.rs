@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::error::OpenError;
 use crate::io::LogIo;
 use crate::record::{self, HEADER_BYTES, Header, Kind, SegmentStart};
-use crate::recovery::segment_path;
+use crate::recovery::{read_content, segment_path};
 
 /// What was made of the entries, by group and index.
 pub type Readable<T> = BTreeMap<u32, BTreeMap<u64, T>>;
@@ -21,7 +21,7 @@ pub type Readable<T> = BTreeMap<u32, BTreeMap<u64, T>>;
 /// searched for, and bytes that a client sent might look like one: this is for reports, not for recovery.
 ///
 /// # Errors
-/// When a file cannot be read.
+/// When a file cannot be opened. Bytes that the disk does not return are damage like any other.
 pub fn readable_entries<T>(
     io: &dyn LogIo,
     dir: &Path,
@@ -41,8 +41,7 @@ pub fn readable_entries<T>(
         let file = io.open(&path).map_err(OpenError::io("open", &path))?;
         let len = file.size().map_err(OpenError::io("measure", &path))?;
         let len = sealed_len(io, &segments, number).map_or(len, |sealed| sealed.min(len));
-        let mut content = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
-        file.read_exact_at(&mut content, 0).map_err(OpenError::io("read", &path))?;
+        let content = read_content(file.as_ref(), len).map_err(OpenError::io("read", &path))?;
         follow_segment(&Bytes::from(content), number, &mut out, &mut make);
     }
     Ok(out)

@@ -60,6 +60,7 @@ impl Node {
 
     /// Starts the process again, without waiting.
     pub(crate) fn relaunch(&mut self) -> anyhow::Result<()> {
+        self.end();
         self.child = spawn(&self.dir, &self.settings, self.ports)?;
         Ok(())
     }
@@ -91,23 +92,40 @@ impl Node {
 
     /// Starts the process again on the same directory, after it ended.
     pub(crate) async fn restart(&mut self) -> anyhow::Result<()> {
-        self.child = spawn(&self.dir, &self.settings, self.ports)?;
+        self.relaunch()?;
         self.wait_ready().await
+    }
+
+    /// Nobody would end a process that another one takes the place of.
+    fn end(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// The end of the node's log.
+    fn last_words(&self, lines: usize) -> String {
+        let log = self.log().unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(lines).collect();
+        last.into_iter().rev().collect::<Vec<_>>().join(" / ")
     }
 
     pub(crate) async fn wait_ready(&mut self) -> anyhow::Result<()> {
         let until = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait()? {
-                let log = self.log().unwrap_or_default();
-                let last: Vec<&str> = log.lines().rev().take(5).collect();
-                bail!("the node ended with {status}: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / "));
+                bail!("the node ended with {status}: {}", self.last_words(5));
             }
             if self.is_ready().await {
                 return Ok(());
             }
             if Instant::now() > until {
-                bail!("the node was not ready in time");
+                let says = self.http.get(self.url("/ready")).send().await;
+                let says = match says {
+                    Ok(response) => response.text().await.unwrap_or_default(),
+                    Err(error) => error.to_string(),
+                };
+                bail!("the node was not ready in time: {says}; {}", self.last_words(30));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -239,9 +257,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It may be gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }
 

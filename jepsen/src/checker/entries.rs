@@ -7,7 +7,7 @@
 //!
 //! | anomaly | |
 //! |---|---|
-//! | `hole` | a log has no entry at an index between two others, or none behind what it gave up |
+//! | `hole` | a log has no entry at an index between two others, none behind what it gave up, or none of its beginning |
 //! | `differs` | two logs have different entries at an index that both know to be committed |
 //! | `misplaced` | fewer than most logs hold a request, or have given it up after a flush, at the index that was acknowledged |
 //! | `repeated` | an acknowledgment names the index of a repeat, not of the first entry of its request |
@@ -28,6 +28,9 @@ use crate::verdict::Verdict;
 
 use super::request::requests;
 use super::{Anomalies, Blackout, judge};
+
+/// Where a log begins that never gave anything up: the first entry of a group, its membership, is at 0.
+const BEGINNING: u64 = 1;
 
 /// A request that may be in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +104,7 @@ impl Entries {
         let enough = match (logs, placed) {
             (0, _) => Err("no log was looked at".to_owned()),
             (logs, 0) => Err(format!("{sound} of {logs} logs could be read as a whole, with no acknowledged position")),
+            (logs, _) if *sound == 0 => Err(format!("none of {logs} logs could be read as a whole")),
             _ => Ok(format!(
                 "{indexes} indexes in {sound} logs without a hole, {placed} acknowledged positions looked up, {accounted} \
                  indexes of whole logs accounted for"
@@ -126,13 +130,14 @@ fn examine(sent: &[Sent], logs: &[Log], blackouts: &[Blackout]) -> Entries {
             found.accounted += account(at, log, sent, &placed, &mut found.anomalies);
         }
     }
-    for (position, sent) in &placed {
-        let holders = logs.iter().filter(|log| holds(log, *position, sent)).count();
+    // Not only `placed`: a position may have been acknowledged to two, in different rounds.
+    for (position, sent) in sent.iter().filter_map(|sent| Some((sent.position?, sent))) {
+        let holders = logs.iter().filter(|log| holds(log, position, sent)).count();
         if holders <= logs.len() / 2 {
             let what = format!("{} is not at {position}, where it was acknowledged, in most logs", sent.name());
             found.anomalies.note("misplaced", what);
         }
-        found.placed += u64::from(is_kept(logs, *position));
+        found.placed += u64::from(logs.iter().any(|log| shows(log, position, sent)));
     }
     found
 }
@@ -151,6 +156,11 @@ impl Group {
 
 fn note_holes(name: &str, group: &Group, anomalies: &mut Anomalies) {
     let mut before = group.purged;
+    if let Some((first, _)) = group.entries.first_key_value().filter(|(first, _)| **first > BEGINNING)
+        && before.is_none()
+    {
+        anomalies.note("hole", format!("{name}: no entry before {first}, and none was given up"));
+    }
     for index in group.entries.keys() {
         if let Some(before) = before.filter(|before| before + 1 != *index) {
             anomalies.note("hole", format!("{name}: no entry between {before} and {index}"));
@@ -182,6 +192,12 @@ fn holds(log: &Log, position: Position, sent: &Sent) -> bool {
         Some(Entry::Own(_)) => false,
         None => !log.sound || !group.is_kept(position.index),
     }
+}
+
+/// Whether a log shows a request where it was acknowledged.
+fn shows(log: &Log, position: Position, sent: &Sent) -> bool {
+    let entry = log.groups.get(&position.group).and_then(|group| group.entries.get(&position.index));
+    matches!(entry, Some(Entry::Rows(rows)) if sent.is(rows))
 }
 
 /// Accounts for what is in a log, as far as it still has all of a group; returns the number of its indexes.
@@ -288,9 +304,11 @@ mod tests {
             group.purged = Some(1);
             group.entries.retain(|index, _| *index > 2);
         });
+        let headless = with_group(whole(), |group| group.entries.retain(|index, _| *index > 2));
         for (kind, bad) in [
             (vec!["hole"], vec![without(3), whole(), whole()]),
             (vec!["hole"], vec![gap, whole(), whole()]),
+            (vec!["hole"], vec![headless, whole(), whole()]),
             (vec!["differs"], vec![whole(), whole(), log("- r - s -")]),
             (vec!["misplaced"], vec![log("- r"), log("- r"), whole()]),
             (vec!["misplaced", "unaccounted"], vec![log("r - u s"), log("r - u s"), log("r - u s")]),
@@ -316,6 +334,15 @@ mod tests {
         assert_eq!(other(|rows| rows.tenant = "b".to_owned()), ["misplaced"]);
         assert_eq!(other(|rows| rows.dataset = "other".to_owned()), ["misplaced"]);
         assert_eq!(other(|rows| rows.rows = 2), ["misplaced"]);
+    }
+
+    #[test]
+    fn of_two_that_were_acknowledged_at_one_position_one_is_misplaced() {
+        let other = Operation { tenant: "b", ..write(1, "s", "y", 2) };
+        let sent = sent(&[other, write(3, "r", "x", 2)], &[]);
+        assert_eq!(sent.len(), 2);
+        let found = examine(&sent, &[log("- r"), log("- r"), log("- r")], &[]);
+        assert_eq!(found.anomalies.kinds(), ["misplaced"]);
     }
 
     #[test]
@@ -360,5 +387,9 @@ mod tests {
         let broken = || Log { sound: false, groups: BTreeMap::new() };
         assert_eq!(kinds(&[broken(), broken(), log("- r - s")]), Vec::<&str>::new());
         assert_eq!(kinds(&[broken(), log("- - - s"), log("- - - s")]), ["misplaced"]);
+        let judged = |logs: &[Log]| examine(&history(), logs, &[]).judgment().valid;
+        assert_eq!(judged(&[broken(), broken(), broken()]), None, "nothing was looked up");
+        let shows_all = || Log { sound: false, ..log("- r - s") };
+        assert_eq!(judged(&[shows_all(), shows_all(), shows_all()]), None, "nobody can tell what they lack");
     }
 }

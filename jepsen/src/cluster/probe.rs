@@ -18,6 +18,8 @@ const CLOCK_TIMEOUT: Duration = Duration::from_secs(3);
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a node may take until what it lost is refilled.
 const WHOLE_TIMEOUT: Duration = Duration::from_secs(240);
+/// How long such a node must stay ready: one whose log failed a moment ago says so until it ends.
+const WHOLE_FOR: Duration = Duration::from_secs(3);
 
 impl Cluster {
     /// Waits until a node says that it can acknowledge writes.
@@ -40,10 +42,12 @@ impl Cluster {
     /// itself meanwhile.
     pub(crate) async fn wait_whole(&self, node: usize) -> anyhow::Result<()> {
         let until = Instant::now() + WHOLE_TIMEOUT;
+        let mut since = None;
         loop {
             self.revive(node)?;
             let reasons = self.reasons(node).await;
-            if reasons.as_ref().is_some_and(Vec::is_empty) {
+            since = reasons.as_ref().filter(|reasons| reasons.is_empty()).and(since.or(Some(Instant::now())));
+            if since.is_some_and(|since| since.elapsed() >= WHOLE_FOR) {
                 return Ok(());
             }
             if Instant::now() > until {

@@ -32,10 +32,10 @@ pub(crate) async fn run(session: &mut Session, history: Option<&Path>) -> anyhow
     let mut editor: Editor<Statements, DefaultHistory> = Editor::with_config(config).context("open the terminal")?;
     editor.set_helper(Some(Statements));
     let mut history = history.filter(|path| load(&mut editor, path));
-    // From here on Ctrl-C ends no process, whatever it meets.
-    let _interrupts = interrupts()?;
     println!("Statements go to {}; \\? lists commands, Ctrl-D ends.", session.endpoint());
     loop {
+        // From before the statement is there: Ctrl-C right after Enter is meant for it, and ends no process.
+        let mut interrupts = interrupts()?;
         let entry = match editor.readline(PROMPT) {
             Ok(entry) => entry,
             Err(ReadlineError::Interrupted) => continue,
@@ -43,17 +43,16 @@ pub(crate) async fn run(session: &mut Session, history: Option<&Path>) -> anyhow
             Err(error) => return Err(error).context("read a statement"),
         };
         history = history.filter(|path| keep(&mut editor, path, &entry));
-        if perform(session, &entry).await?.is_break() {
+        if perform(session, &entry, &mut interrupts).await?.is_break() {
             return Ok(());
         }
     }
 }
 
 /// Runs what was typed, up to the first failure. Ctrl-C ends the statement that runs, not the shell.
-async fn perform(session: &mut Session, entry: &str) -> anyhow::Result<ControlFlow<()>> {
+async fn perform(session: &mut Session, entry: &str, interrupts: &mut Signal) -> anyhow::Result<ControlFlow<()>> {
     let mut rest = entry;
     while let Some(piece) = splitter::first(rest, true) {
-        let mut interrupts = interrupts()?;
         let outcome = tokio::select! {
             outcome = session.run(piece.what) => outcome,
             _ = interrupts.recv() => Err(anyhow!("cancelled")),

@@ -318,3 +318,11 @@ fn meta_commands_are_written_as_they_were() {
         assert_eq!(serde_json::from_str::<MetaCommand>(json).expect("decodes"), command);
     }
 }
+
+#[test]
+fn a_founding_of_a_newer_version_is_named_without_its_secret() {
+    let newer = r#"{"found":{"cluster_id":"c","data_groups":"many","secret":"hush"}}"#;
+    assert!(serde_json::from_str::<MetaCommand>(newer).is_err());
+    assert_eq!(name_of(newer), "found");
+    assert_eq!(name_of("hush"), "");
+}

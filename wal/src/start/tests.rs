@@ -270,6 +270,24 @@ fn a_newest_segment_whose_first_sector_cannot_be_read_stops_the_start_and_stays(
     assert!(io.paths().contains(&segment(1)));
 }
 
+/// What docs/deployment/wal-persistence.md says about such a segment on a single node.
+#[test]
+fn a_repair_goes_on_past_a_newest_segment_whose_first_sector_cannot_be_read() {
+    let io = SimIo::new();
+    filled_to(&io, 100);
+    io.make_unreadable(&segment(1), 0..1);
+    // Before a repair and after it, the command reads whose entries they are.
+    let readable = || crate::readable_entries(&io, Path::new(DIR), |_, index, _| index).expect("reads what is there");
+    assert!(readable().get(&1).is_some_and(|entries| entries.contains_key(&100)));
+    let report = crate::repair(std::sync::Arc::new(io.clone()), Path::new(DIR)).expect("repairs");
+    assert!(!report.lost.is_empty() && report.copies.len() == 1, "{report:?}");
+    readable();
+    let (wal, found) = accept(&io);
+    assert!(found.torn.is_none());
+    vote(&wal, 1, 8);
+    assert_eq!(vote_of(&wal, 1).as_deref(), Some("8"));
+}
+
 /// Scenario: in a start of a log of several segments one read after the other fails, alone or with the next few.
 /// Guarantees: the start stops, or it names the groups that it lost entries of; the next one, on a disk that can be read,
 /// has all that was not named.

@@ -266,6 +266,11 @@ impl Cluster {
         self.running(n).groups.group(GROUP).expect("a data group")
     }
 
+    /// Why node `n` cannot acknowledge writes.
+    pub(super) fn not_ready(&self, n: u64) -> Vec<String> {
+        self.running(n).groups.not_ready()
+    }
+
     /// Waits until one of `nodes` leads and all of them follow it.
     pub(super) async fn leader_among(&self, nodes: &[u64]) -> u64 {
         let leader = || {

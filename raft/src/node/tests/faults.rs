@@ -149,6 +149,27 @@ async fn no_start_resumes_a_leadership() {
     }
 }
 
+/// Scenario: all processes are killed, and a follower comes back alone; the vote on its disk names the leader of before.
+/// Guarantees: it is not ready by that: not before it hears a leader.
+#[tokio::test]
+async fn a_leader_that_only_the_vote_on_disk_names_makes_no_node_ready() {
+    let mut cluster = Cluster::form().await;
+    cluster.write(1, "one").await;
+    let leader = cluster.leader_among(&ALL).await;
+    cluster.wait_rows(&ALL, &["one"]).await;
+    let follower = others(leader)[0];
+    ALL.into_iter().for_each(|n| cluster.kill(n));
+    cluster.start(&[follower]).await;
+    let leaderless = "group 1 has no leader".to_owned();
+    // Nobody is there who would vote for it, so that it keeps its vote.
+    let named = Some(NodeId(leader));
+    until("its vote names the leader of before", || cluster.group(follower).leadership().leader == named).await;
+    assert!(cluster.not_ready(follower).contains(&leaderless), "{:?}", cluster.not_ready(follower));
+    cluster.start(&others(follower)).await;
+    until("it has a leader", || !cluster.not_ready(follower).contains(&leaderless)).await;
+    cluster.close().await;
+}
+
 /// Scenario: one node's log is damaged at one place after the other; at last it is needed for a majority.
 /// Guarantees: nothing is lost, on it or on others.
 #[tokio::test]
