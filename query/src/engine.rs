@@ -49,7 +49,7 @@ pub(crate) mod maintain;
 mod portions;
 pub(crate) mod running;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use describe::Description;
 pub use portions::Answers;

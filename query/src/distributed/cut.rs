@@ -205,7 +205,7 @@ impl Cut {
             let groups = deal(hand, partitions, |file| file.effective_size());
             let mut share = config.clone();
             share.file_groups =
-                groups.into_iter().map(|group| group.into_iter().cloned().collect()).map(FileGroup::new).collect();
+                groups.into_iter().map(|group| group.into_iter().cloned().collect::<FileGroup>()).collect();
             let share: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(share);
             share
         };

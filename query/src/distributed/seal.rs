@@ -134,7 +134,7 @@ impl ExecutionPlan for SealExec {
 
 /// Rows, none of which is the last.
 fn with_end(schema: &SchemaRef, batch: &RecordBatch) -> Result<RecordBatch> {
-    let mut columns = batch.columns().iter().map(compacted).collect::<Result<Vec<_>>>()?;
+    let mut columns = batch.columns().iter().map(compacted).collect::<Result<Vec<ArrayRef>>>()?;
     columns.push(new_null_array(&DataType::UInt64, batch.num_rows()));
     Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
 }
@@ -154,7 +154,8 @@ fn compacted(column: &ArrayRef) -> Result<ArrayRef> {
 /// The last row.
 fn end(schema: &SchemaRef, scanned_bytes: u64) -> Result<RecordBatch> {
     let own = schema.fields().len() - 1;
-    let mut columns: Vec<_> = schema.fields()[..own].iter().map(|field| new_null_array(field.data_type(), 1)).collect();
+    let mut columns: Vec<ArrayRef> =
+        schema.fields()[..own].iter().map(|field| new_null_array(field.data_type(), 1)).collect();
     columns.push(Arc::new(UInt64Array::from(vec![scanned_bytes])));
     Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
 }

@@ -1,5 +1,7 @@
 //! Plans over several workers in one process: everything but the network.
 
+mod statements;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -27,7 +29,7 @@ use tonic::codegen::http::HeaderMap;
 use super::channels::Here;
 use super::*;
 use crate::error::{QueryError, QueryErrorKind};
-use crate::pool::{NodeMemory, QueryMemory};
+use crate::pool::{NodeMemory, QueryMemory, QueryPool};
 use crate::queries::{Listed, Queries};
 use crate::scanned::Stores;
 
@@ -168,11 +170,50 @@ fn template(threads: usize) -> SessionState {
     SessionStateBuilder::new().with_config(config).with_default_features().build()
 }
 
-/// Nodes 1 to `nodes` and a query of node 1.
-struct Setup {
+/// Nodes of this process, and a query of the first one.
+struct Nodes {
     reach: Arc<InMemory>,
     query: Listed,
+    memory: Arc<QueryPool>,
     others: Vec<Queries>,
+}
+
+/// Nodes 1 to `count`, which know the functions of `template` and read `stores`.
+fn start_nodes(count: u64, template: &SessionState, stores: &Stores, fault: Fault) -> Nodes {
+    let (runtime, memory) = (Arc::new(RuntimeEnv::default()), Arc::new(NodeMemory::new(MEMORY, 4)));
+    let mut queries = Vec::new();
+    let workers = (1..=count).map(|node| {
+        let worker = PeerWorker::new(tokio::runtime::Handle::current());
+        let own = Queries::new(NodeId(node), Arc::new(SystemClock));
+        queries.push(own.clone());
+        let (runtime, memory) = (Arc::clone(&runtime), Arc::clone(&memory));
+        worker.serve(Host::new(NodeId(node), template.clone(), runtime, stores.clone(), memory, MEMORY, own));
+        (NodeId(node), worker)
+    });
+    let workers: BTreeMap<NodeId, PeerWorker> = workers.collect();
+    let others = queries.split_off(1);
+    let identity = Identity {
+        tenant: TenantId::new("acme").expect("a name"),
+        dataset: DatasetId::new("production").expect("a name"),
+    };
+    let query = queries[0].list(&identity, "SELECT", Bytes::new(), Duration::from_secs(600), None);
+    let memory = QueryMemory::pool(&memory, MEMORY);
+    query.plans(Arc::clone(&memory));
+    Nodes { reach: Arc::new(InMemory { workers, fault, suspects: Mutex::default() }), query, memory, others }
+}
+
+impl Nodes {
+    /// The same session, whose scans spread over them.
+    fn spread(&self, local: &SessionContext) -> SessionContext {
+        let reach: Arc<dyn Reach> = Arc::<InMemory>::clone(&self.reach);
+        let spread = Spread::new(Distribution { enabled: true, bytes_min: 0 }, reach);
+        spread.session(local.clone(), &self.query).expect("a session")
+    }
+}
+
+/// Nodes, and a table of theirs as one node reads it and as all do.
+struct Setup {
+    nodes: Nodes,
     spread: SessionContext,
     local: SessionContext,
     files: Files,
@@ -183,27 +224,9 @@ async fn set_up(nodes: u64, fault: Fault) -> Setup {
 }
 
 async fn set_up_with(nodes: u64, fault: Fault, threads: usize) -> Setup {
-    let (files, memory) = (write_files(), Arc::new(NodeMemory::new(MEMORY, 4)));
-    let runtime = Arc::new(RuntimeEnv::default());
-    let mut queries = Vec::new();
-    let workers = (1..=nodes).map(|node| {
-        let worker = PeerWorker::new(tokio::runtime::Handle::current());
-        let own = Queries::new(NodeId(node), Arc::new(SystemClock));
-        queries.push(own.clone());
-        let (runtime, memory) = (Arc::clone(&runtime), Arc::clone(&memory));
-        worker.serve(Host::new(NodeId(node), template(threads), runtime, Stores::new(None), memory, MEMORY, own));
-        (NodeId(node), worker)
-    });
-    let workers = workers.collect();
-    let others = queries.split_off(1);
-    let identity = Identity {
-        tenant: TenantId::new("acme").expect("a name"),
-        dataset: DatasetId::new("production").expect("a name"),
-    };
-    let query = queries[0].list(&identity, "SELECT", Bytes::new(), Duration::from_secs(60), None);
-    let pool = QueryMemory::pool(&memory, MEMORY);
-    query.plans(Arc::clone(&pool));
-    let runtime = runtime_of(&runtime, &Stores::new(None), &query, pool);
+    let (files, stores) = (write_files(), Stores::new(None));
+    let nodes = start_nodes(nodes, &template(threads), &stores, fault);
+    let runtime = runtime_of(&RuntimeEnv::default(), &stores, &nodes.query, Arc::clone(&nodes.memory));
     let state = SessionStateBuilder::new_from_existing(template(threads)).with_runtime_env(runtime).build();
     let local = SessionContext::new_with_state(state);
     let path = files.0.to_str().expect("a text");
@@ -213,11 +236,8 @@ async fn set_up_with(nodes: u64, fault: Fault, threads: usize) -> Setup {
     local.register_table("tail", Arc::new(tail)).expect("registers");
     let view = "CREATE VIEW t AS SELECT * FROM files UNION ALL SELECT * FROM tail";
     local.sql(view).await.expect("plans").collect().await.expect("makes a view");
-    let reach = Arc::new(InMemory { workers, fault, suspects: Mutex::default() });
-    let spread: Arc<dyn Reach> = Arc::<InMemory>::clone(&reach);
-    let spread = Spread::new(Distribution { enabled: true, bytes_min: 0 }, spread);
-    let spread = spread.session(local.clone(), &query).expect("a session");
-    Setup { reach, query, others, spread, local, files }
+    let spread = nodes.spread(&local);
+    Setup { nodes, spread, local, files }
 }
 
 async fn answer(context: &SessionContext, sql: &str) -> Result<String, QueryError> {
@@ -281,7 +301,7 @@ async fn a_share_that_ends_early_is_an_error_and_no_answer() {
             let setup = set_up(3, fault).await;
             let error = answer(&setup.spread, sql).await.expect_err(sql);
             assert_eq!(error.kind, QueryErrorKind::Unavailable, "{fault:?}: {sql}: {error}");
-            let suspects = setup.reach.suspects.lock().expect("nobody panics").clone();
+            let suspects = setup.nodes.reach.suspects.lock().expect("nobody panics").clone();
             assert_eq!(suspects.contains(&NodeId(2)), fault == Fault::Break, "{sql}");
         }
     }
@@ -290,16 +310,16 @@ async fn a_share_that_ends_early_is_an_error_and_no_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_others_read_counts_where_the_query_was_asked_and_nothing_is_left_of_it() {
     let setup = set_up(3, Fault::None).await;
-    let before = setup.query.scanned_bytes();
+    let before = setup.nodes.query.scanned_bytes();
     answer(&setup.spread, STATEMENTS[0].0).await.expect("answers");
-    let read = setup.query.scanned_bytes() - before;
+    let read = setup.nodes.query.scanned_bytes() - before;
     let files: u64 = std::fs::read_dir(&setup.files.0)
         .expect("is there")
         .map(|file| file.and_then(|file| file.metadata()).expect("is there").len())
         .sum();
     assert!(read > files / 2, "{read} of {files} bytes");
     let until = tokio::time::Instant::now() + Duration::from_secs(30);
-    while setup.others.iter().any(|queries| !queries.statuses(None).is_empty()) {
+    while setup.nodes.others.iter().any(|queries| !queries.statuses(None).is_empty()) {
         assert!(tokio::time::Instant::now() < until, "a share is still listed");
         tokio::task::yield_now().await;
     }
