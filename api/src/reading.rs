@@ -15,6 +15,7 @@ use crate::identity::{header, sees_all_tenants};
 pub(crate) const CONSISTENCY: &str = "x-signaldb-consistency";
 pub(crate) const MIN_POSITION: &str = "x-signaldb-min-position";
 const DEADLINE: &str = "x-signaldb-deadline";
+const DISTRIBUTED: &str = "x-signaldb-distributed";
 
 /// What a URL says; it comes before the headers.
 #[derive(Debug, Default, Clone)]
@@ -32,8 +33,8 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// Reads `consistency` and `deadline`, or `X-SignalDB-Consistency` and `X-SignalDB-Deadline`, and
-    /// `X-SignalDB-Min-Position`.
+    /// Reads `consistency` and `deadline`, or `X-SignalDB-Consistency` and `X-SignalDB-Deadline`,
+    /// `X-SignalDB-Min-Position` and `X-SignalDB-Distributed`.
     ///
     /// # Errors
     /// 400 for a value that is none; 403 for a wrong `X-SignalDB-Admin-Key`.
@@ -46,6 +47,7 @@ impl Reading {
             allowance: Allowance {
                 deadline: deadline.map(duration).transpose()?,
                 all_tenants: sees_all_tenants(app, headers)?,
+                distributed: header(headers, DISTRIBUTED)?.map(switch).transpose()?,
             },
         })
     }
@@ -68,6 +70,14 @@ pub(crate) fn consistency(name: Option<&str>) -> Result<Consistency, ApiError> {
 /// `group:index`, as an acknowledgment says it.
 pub(crate) fn position(text: &str) -> Result<Position, ApiError> {
     text.parse().map_err(|error: ParsePositionError| ApiError::invalid(error.to_string()))
+}
+
+fn switch(text: &str) -> Result<bool, ApiError> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(ApiError::invalid(format!("{DISTRIBUTED} {other:?} is not on or off"))),
+    }
 }
 
 /// `500ms`, `10s` or `2m`.
@@ -93,6 +103,14 @@ fn duration(text: &str) -> Result<Duration, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_switch_is_on_or_off() {
+        assert!(switch("on").expect("reads") && !switch("off").expect("reads"));
+        for bad in ["", "true", "ON"] {
+            assert!(switch(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn deadlines_have_a_unit() {

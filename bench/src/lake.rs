@@ -127,7 +127,8 @@ pub(crate) async fn filled(binary: &Path, spans: u64, logs: u64) -> anyhow::Resu
     Ok((node, sizes, compaction))
 }
 
-async fn load_one(node: &Node, signal: Signal, records: u64) -> anyhow::Result<Size> {
+/// Sends seeded rows through the first node, and flushes them.
+pub(crate) async fn load_one(node: &Node, signal: Signal, records: u64) -> anyhow::Result<Size> {
     let mut shop = Shop::new(signal, begin());
     let (http, url) = (reqwest::Client::new(), node.otlp(signal.path()).swap_remove(0));
     let (mut sent, mut bytes) = (0, 0);

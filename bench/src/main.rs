@@ -92,7 +92,8 @@ enum Section {
     Overload,
     /// On one node: sizes beside other stores, OTLP to Parquet on one core, commits, compaction, many tenants.
     Lake,
-    /// Queries beside other engines on the same rows, strong beside eventual, and a dashboard while rows come in.
+    /// On one node: queries beside other engines on the same rows, strong beside eventual, and a dashboard while rows come
+    /// in. In a cluster: with scans that stay on a node and with scans that spread.
     Query,
 }
 
@@ -168,6 +169,11 @@ async fn main() -> anyhow::Result<()> {
             dashboard_lasts: Duration::from_secs(args.dashboard_seconds.max(3)),
         };
         text.push_str(&query::render(&Box::pin(query::measure(&plan)).await?));
+    }
+    if cluster && args.wants(Section::Query) {
+        let (records, rounds) = ((args.spans, args.logs), args.rounds.max(1));
+        let spread = Box::pin(query::measure_spread(&binary, args.nodes, records, rounds)).await?;
+        text.push_str(&query::render_spread(&spread));
     }
     if args.wants(Section::Overload) {
         let (limit, lasts) = (args.memory_limit_mib, args.overload_lasts());

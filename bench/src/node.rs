@@ -125,8 +125,13 @@ impl Node {
 
     /// Rows of a tenant's query, and how long it took.
     pub(crate) async fn sql_as(&self, tenant: &str, query: &str) -> anyhow::Result<(Value, Duration)> {
+        self.sql_with("x-tenant-id", tenant, query).await
+    }
+
+    /// The same with a header.
+    pub(crate) async fn sql_with(&self, header: &str, value: &str, query: &str) -> anyhow::Result<(Value, Duration)> {
         let begun = Instant::now();
-        let request = self.http.post(self.url(self.processes.len() - 1, "/api/v1/sql")).header("x-tenant-id", tenant);
+        let request = self.http.post(self.url(self.processes.len() - 1, "/api/v1/sql")).header(header, value);
         let sent = request.json(&json!({"query": query})).send().await?;
         let body: Value = sent.error_for_status()?.json().await?;
         Ok((body["rows"].clone(), begun.elapsed()))

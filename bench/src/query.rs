@@ -1,5 +1,5 @@
 //! How soon questions are answered: beside other engines on the same rows, strong beside eventual, and by a dashboard and
-//! by many at once while rows come in.
+//! by many at once while rows come in; in a cluster, with scans that stay on a node and with scans that spread.
 
 mod consistency;
 mod crowd;
@@ -7,6 +7,7 @@ mod dashboard;
 mod engines;
 mod questions;
 mod report;
+mod spread;
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +17,8 @@ pub(crate) use crowd::Crowd;
 pub(crate) use dashboard::Dashboard;
 pub(crate) use engines::Engine;
 pub(crate) use questions::{QUESTIONS, Question};
-pub(crate) use report::render;
+pub(crate) use report::{render, render_spread};
+pub(crate) use spread::{Spread, measure as measure_spread};
 
 use crate::lake;
 use crate::load::Signal;

@@ -185,6 +185,17 @@ pub struct Query {
     pub spill: ByteSize,
     /// Memory for footers, page indexes, bloom filters and trace indexes of data files, beside that of queries.
     pub cache: ByteSize,
+    pub distributed: Distributed,
+}
+
+/// Scans that spread over the nodes of a cluster.
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Distributed {
+    /// Of queries that this node is asked and that do not say it themselves; it does shares of others' in any case.
+    pub enabled: bool,
+    /// A scan of fewer bytes of data files stays on its node.
+    pub min_bytes: ByteSize,
 }
 
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -368,7 +379,14 @@ impl Default for Query {
             scan: None,
             spill: ByteSize(10 << 30),
             cache: ByteSize(64 << 20),
+            distributed: Distributed::default(),
         }
+    }
+}
+
+impl Default for Distributed {
+    fn default() -> Self {
+        Self { enabled: false, min_bytes: ByteSize(1 << 30) }
     }
 }
 

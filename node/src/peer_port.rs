@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use signaldb_lake::Lake;
-use signaldb_query::{PeerFlight, Queries};
+use signaldb_query::{PeerFlight, PeerWorker, Queries};
 use signaldb_raft::{Groups, PeerService, Peers};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -23,11 +23,12 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) async fn serve(
     listener: TcpListener,
     peers: Arc<Peers>,
-    (lake, groups, queries): (Lake, Arc<OnceLock<Arc<Groups>>>, Queries),
+    (lake, groups, queries, worker): (Lake, Arc<OnceLock<Arc<Groups>>>, Queries, PeerWorker),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let flight = PeerFlight::service(lake, groups, Arc::clone(&peers), queries);
-    let routes = Routes::new(PeerService::new(peers)).add_service(flight);
+    let routes = Routes::new(PeerService::new(Arc::clone(&peers))).add_service(flight);
+    let routes = worker.mount(routes, peers);
     Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .initial_stream_window_size(WINDOW_BYTES)

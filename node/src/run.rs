@@ -13,7 +13,7 @@ use signaldb_lake::{
     S3Options, Store, StoreError,
 };
 use signaldb_model::{AckLevel, Clock, DatasetId, NodeId, SystemClock, TenantId};
-use signaldb_query::{Queries, QueryConfig, QueryEngine};
+use signaldb_query::{Distribution, PeerWorker, Queries, QueryConfig, QueryEngine};
 use signaldb_raft::admission::Refuse;
 use signaldb_raft::state_store::RocksStateStore;
 use signaldb_raft::{ApplySink, ClusterSecret, Groups, GroupsConfig, OpenLog, PeersConfig, RejectReason};
@@ -160,11 +160,12 @@ impl Node {
             OpenLog::open(&groups_config(config), peers_config(config)?, Arc::new(RealIo), Arc::new(state?)).await;
         let log = log.context("open the log")?;
         let queries = Queries::new(NodeId(config.node.id), Arc::clone(&clock));
+        let worker = PeerWorker::new(cpu.clone());
         let (mut peer_tasks, stop_peers, opened) =
             (JoinSet::new(), CancellationToken::new(), Arc::new(OnceLock::new()));
         if let Some(listener) = peer_listener {
             let (peers, groups) = (Arc::clone(log.peers()), Arc::clone(&opened));
-            let serving = (lake.clone(), groups, queries.clone());
+            let serving = (lake.clone(), groups, queries.clone(), worker.clone());
             peer_tasks.spawn(peer_port::serve(listener, peers, serving, stop_peers.clone()));
         }
         let groups = Groups::open(log, groups_config(config), Arc::clone(&clock), sink).await;
@@ -181,7 +182,9 @@ impl Node {
         }
         lake.start_maintenance(Arc::clone(&groups));
         let query_config = query_config(config, memory / 2, cores);
-        let engine = QueryEngine::new(query_config, lake.clone(), Arc::clone(&groups), access.clone(), queries, cpu)?;
+        let groups_of_engine = Arc::clone(&groups);
+        let engine =
+            QueryEngine::new(query_config, lake.clone(), groups_of_engine, access.clone(), queries, worker, cpu)?;
         let app = App::new(AppDeps {
             groups: Arc::clone(&groups),
             lake: lake.clone(),
@@ -236,6 +239,7 @@ fn query_config(config: &Config, memory: usize, cores: usize) -> QueryConfig {
         tenant_concurrency: query.tenant_concurrency,
         queue: query.queue,
         partitions: cores,
+        distribution: Distribution { enabled: query.distributed.enabled, bytes_min: query.distributed.min_bytes.0 },
     }
 }
 

@@ -30,6 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::as_of;
 use crate::below::ComputeBelowView;
 use crate::budget::{Budget, size};
+use crate::distributed::{Cluster, Distribution, Host, PeerWorker, Spread, runtime_of};
 use crate::error::{QueryError, QueryErrorKind, lake_error, read_error, unavailable};
 use crate::gate::Gate;
 use crate::kept::KeptParts;
@@ -50,7 +51,7 @@ pub(crate) mod maintain;
 mod portions;
 pub(crate) mod running;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use describe::Description;
 pub use portions::Answers;
@@ -99,6 +100,8 @@ pub struct QueryConfig {
     pub queue: usize,
     /// Threads that one query may use.
     pub partitions: usize,
+    /// Which scans spread over the nodes; shares of others' queries are done in any case.
+    pub distribution: Distribution,
 }
 
 /// What a query must see.
@@ -132,6 +135,8 @@ pub struct Allowance {
     pub deadline: Option<Duration>,
     /// Whether `system.queries` shows the queries of all tenants.
     pub all_tenants: bool,
+    /// Whether large scans spread over the nodes; `None`: what is configured.
+    pub distributed: Option<bool>,
 }
 
 /// Answers queries. Cheap to clone.
@@ -150,6 +155,7 @@ struct Inner {
     /// Begins each query's session. A function, so that the compiler, wherever it asks whether an engine may be sent to
     /// another thread, need not look through all of DataFusion's plans.
     session: Box<dyn Fn() -> SessionStateBuilder + Send + Sync>,
+    spread: Spread,
     gate: Gate,
     queries: Queries,
     cpu: tokio::runtime::Handle,
@@ -231,6 +237,8 @@ impl RunningQuery {
 }
 
 impl QueryEngine {
+    /// `worker`: who does shares of other nodes' queries, and of those that spread from here.
+    ///
     /// # Errors
     /// When the spill directory or the store's URL cannot be used.
     pub fn new(
@@ -239,6 +247,7 @@ impl QueryEngine {
         groups: Arc<Groups>,
         access: Access,
         queries: Queries,
+        worker: PeerWorker,
         cpu: tokio::runtime::Handle,
     ) -> Result<Self, QueryError> {
         spill::empty(&config.spill_dir)?;
@@ -252,6 +261,17 @@ impl QueryEngine {
         let template = template(&config);
         let memory = Arc::new(NodeMemory::new(config.memory_bytes, config.concurrency));
         let gate = Gate::new(config.concurrency, config.tenant_concurrency, config.queue);
+        worker.serve(Host::new(
+            groups.peers().node(),
+            template.clone(),
+            Arc::clone(&runtime),
+            stores.clone(),
+            Arc::clone(&memory),
+            config.query_memory_bytes,
+            queries.clone(),
+        ));
+        let nodes = Cluster::new(Arc::clone(groups.peers()), worker);
+        let spread = Spread::new(config.distribution, Arc::new(nodes));
         Ok(Self(Arc::new(Inner {
             config,
             lake,
@@ -261,6 +281,7 @@ impl QueryEngine {
             memory,
             stores,
             session: Box::new(move || SessionStateBuilder::new_from_existing(template.clone())),
+            spread,
             gate,
             queries,
             cpu,
@@ -401,7 +422,8 @@ impl Inner {
         rows: mpsc::Sender<Result<Option<RecordBatch>, QueryError>>,
     ) {
         metrics::note_started();
-        let record: &Record = &listed;
+        let record: &Arc<Record> = &listed;
+        let spread = query.allowance.distributed.unwrap_or(self.config.distribution.enabled).then_some(&self.spread);
         let mut runs = std::mem::take(&mut query.parameters).runs();
         query.parameters = runs.next().unwrap_or_default();
         let open = async {
@@ -409,7 +431,7 @@ impl Inner {
             let pool = QueryMemory::pool(&self.memory, self.config.query_memory_bytes);
             listed.plans(Arc::clone(&pool));
             let runtime = self.runtime_of(&listed, pool);
-            let (stream, missing) = self.open(&query, &runtime, listed.deadline()).await?;
+            let (stream, missing) = self.open(&query, &runtime, &listed, spread).await?;
             Ok::<_, QueryError>((permit, runtime, stream, missing))
         };
         let (permit, runtime, mut stream, missing) = match record.within(Box::pin(open)).await {
@@ -424,7 +446,8 @@ impl Inner {
             return;
         }
         record.runs();
-        let may_restart = query.consistency == Consistency::Strong || query.min_position.is_some();
+        let whole = query.consistency == Consistency::Strong || query.min_position.is_some();
+        let may_restart = whole || spread.is_some();
         let (mut restarts, mut yielded) = (0, false);
         let last = loop {
             let next = async { stream.next().await.transpose().map_err(QueryError::from) };
@@ -433,7 +456,7 @@ impl Inner {
                 Err(error) if error.kind == QueryErrorKind::Unavailable && may_restart && !yielded => {
                     // A leader that held rows for it is gone, say; nobody has seen anything of the answer yet.
                     restarts += 1;
-                    match self.restart(&query, &runtime, record, &schema, restarts).await {
+                    match self.restart(&query, &runtime, record, (&schema, missing.as_slice()), restarts).await {
                         Some(anew) => {
                             stream = anew;
                             continue;
@@ -447,7 +470,7 @@ impl Inner {
                     query.parameters = parameters;
                     // The next run has the memory that this one held.
                     stream = Box::pin(EmptyRecordBatchStream::new(Arc::clone(&schema)));
-                    match self.next_run(&query, &runtime, record, (&schema, missing.as_slice())).await {
+                    match self.next_run(&query, &runtime, record, spread, (&schema, missing.as_slice())).await {
                         Ok(next) => stream = next,
                         Err(error) => break Err(error),
                     }
@@ -482,13 +505,14 @@ impl Inner {
         }
     }
 
-    /// The query from its beginning, if that may help; its answer must have the same columns.
+    /// The query from its beginning, if that may help, now on this node alone; its answer must have the same columns, and
+    /// lack no groups but those that it is said to lack.
     async fn restart(
         &self,
         query: &Query,
         runtime: &Arc<RuntimeEnv>,
-        record: &Record,
-        schema: &SchemaRef,
+        record: &Arc<Record>,
+        (schema, missing): (&SchemaRef, &[u32]),
         restarts: usize,
     ) -> Option<SendableRecordBatchStream> {
         if restarts > RESTARTS_MAX {
@@ -496,10 +520,10 @@ impl Inner {
         }
         let open = async {
             tokio::time::sleep(LEADER_POLL).await;
-            self.open(query, runtime, record.deadline()).await
+            self.open(query, runtime, record, None).await
         };
-        let (stream, _) = record.within(Box::pin(open)).await.ok()?;
-        (stream.schema() == *schema).then_some(stream)
+        let (stream, lacks) = record.within(Box::pin(open)).await.ok()?;
+        (stream.schema() == *schema && lacks.iter().all(|group| missing.contains(group))).then_some(stream)
     }
 
     /// The query with the parameters of its next run: what was said before the first row still has to be true.
@@ -507,10 +531,11 @@ impl Inner {
         &self,
         query: &Query,
         runtime: &Arc<RuntimeEnv>,
-        record: &Record,
+        record: &Arc<Record>,
+        spread: Option<&Spread>,
         (schema, missing): (&SchemaRef, &[u32]),
     ) -> Result<SendableRecordBatchStream, QueryError> {
-        let open = self.open(query, runtime, record.deadline());
+        let open = self.open(query, runtime, record, spread);
         let (stream, lacking) = record.within(Box::pin(open)).await?;
         if !same_columns(&stream.schema(), schema) {
             let message = "the result's columns depend on the parameters: bind one row at a time";
@@ -526,19 +551,21 @@ impl Inner {
 
     /// What one query runs in: its own memory, and stores that count what it reads.
     fn runtime_of(&self, record: &Arc<Record>, memory: Arc<QueryPool>) -> Arc<RuntimeEnv> {
-        let mut runtime = self.runtime.as_ref().clone();
-        runtime.memory_pool = memory;
-        runtime.object_store_registry = self.stores.counted(record);
-        Arc::new(runtime)
+        runtime_of(&self.runtime, &self.stores, record, memory)
     }
 
     async fn open(
         &self,
         query: &Query,
         runtime: &Arc<RuntimeEnv>,
-        deadline: Instant,
+        record: &Arc<Record>,
+        spread: Option<&Spread>,
     ) -> Result<(SendableRecordBatchStream, Vec<u32>), QueryError> {
-        let (context, snapshotter) = self.context(query, runtime, deadline);
+        let (context, snapshotter) = self.context(query, runtime, record.deadline());
+        let context = match spread {
+            Some(spread) => spread.session(context, record)?,
+            None => context,
+        };
         let (state, plan) = Box::pin(plan(&context, &query.sql)).await?.into_parts();
         let frame = DataFrame::new(state, parameters::bind(plan, &query.parameters)?);
         let stream = frame.execute_stream().await?;

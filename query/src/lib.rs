@@ -10,6 +10,7 @@ mod as_of;
 mod below;
 mod budget;
 mod copies;
+mod distributed;
 mod engine;
 mod error;
 mod files;
@@ -44,6 +45,7 @@ mod views;
 mod whole;
 
 pub use budget::Budget;
+pub use distributed::{Distribution, PeerWorker};
 pub use engine::{Allowance, Answers, Consistency, Description, Query, QueryConfig, QueryEngine, RunningQuery};
 pub use error::{QueryError, QueryErrorKind};
 pub use names::SYSTEM as SYSTEM_SCHEMA;

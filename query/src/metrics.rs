@@ -27,6 +27,8 @@ pub fn describe() {
     describe_gauge!("signaldb_query_memory_bytes_max", Unit::Bytes, "Memory that they may hold together.");
     describe_gauge!("signaldb_query_spill_bytes", Unit::Bytes, "Bytes that running queries spilled to disk.");
     describe_gauge!("signaldb_query_spill_files", "The files that they are in.");
+    describe_counter!("signaldb_query_guests_total", "Queries of other nodes that this node did shares of.");
+    counter!("signaldb_query_guests_total").increment(0);
     counter!("signaldb_queries_total").increment(0);
     counter!("signaldb_queries_failed_total").increment(0);
     counter!("signaldb_query_scanned_bytes_total").increment(0);
@@ -52,6 +54,10 @@ pub fn describe() {
 
 pub(crate) fn note_started() {
     counter!("signaldb_queries_total").increment(1);
+}
+
+pub(crate) fn note_guest() {
+    counter!("signaldb_query_guests_total").increment(1);
 }
 
 pub(crate) fn note_failed(error: &QueryError) {

@@ -48,14 +48,9 @@ impl NodeMemory {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// What of a query's bytes comes out of the shared part.
-    fn shared_of(&self, bytes: usize) -> usize {
-        bytes.saturating_sub(self.own_bytes)
-    }
-
-    /// A query that holds `before` wants to hold `after`, which is more.
-    fn try_grow(&self, before: usize, after: usize) -> bool {
-        let more = self.shared_of(after) - self.shared_of(before);
+    /// A query, of whose memory `own` bytes are kept for it, holds `before` and wants to hold `after`, which is more.
+    fn try_grow(&self, own: usize, before: usize, after: usize) -> bool {
+        let more = after.saturating_sub(own) - before.saturating_sub(own);
         let taken = self.shared.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |shared| {
             // What is not more is always granted, however much others took without asking.
             (more == 0 || shared + more <= self.shared_max).then_some(shared + more)
@@ -67,14 +62,14 @@ impl NodeMemory {
     }
 
     /// The same without asking.
-    fn grow(&self, before: usize, after: usize) {
-        self.shared.fetch_add(self.shared_of(after) - self.shared_of(before), Ordering::Relaxed);
+    fn grow(&self, own: usize, before: usize, after: usize) {
+        self.shared.fetch_add(after.saturating_sub(own) - before.saturating_sub(own), Ordering::Relaxed);
         self.held.fetch_add(after - before, Ordering::Relaxed);
     }
 
     /// A query that held `before` holds `after`, which is less.
-    fn shrink(&self, before: usize, after: usize) {
-        self.shared.fetch_sub(self.shared_of(before) - self.shared_of(after), Ordering::Relaxed);
+    fn shrink(&self, own: usize, before: usize, after: usize) {
+        self.shared.fetch_sub(before.saturating_sub(own) - after.saturating_sub(own), Ordering::Relaxed);
         self.held.fetch_sub(before - after, Ordering::Relaxed);
     }
 }
@@ -83,6 +78,8 @@ impl NodeMemory {
 #[derive(Debug)]
 pub(crate) struct QueryMemory {
     node: Arc<NodeMemory>,
+    /// What the node keeps for it.
+    own_bytes: usize,
     bytes_max: usize,
     /// Divides what the query may hold among its operators.
     operators: FairSpillPool,
@@ -95,8 +92,17 @@ pub(crate) type QueryPool = TrackConsumersPool<QueryMemory>;
 impl QueryMemory {
     /// For a query that may hold `bytes_max`, as long as the node has them.
     pub(crate) fn pool(node: &Arc<NodeMemory>, bytes_max: usize) -> Arc<QueryPool> {
-        let memory =
-            Self { node: Arc::clone(node), bytes_max, operators: FairSpillPool::new(bytes_max), held: Mutex::new(0) };
+        Self::pool_with(node, node.own_bytes, bytes_max)
+    }
+
+    /// The same for a share of another node's query. Nothing is kept for it: it did not wait for its turn here.
+    pub(crate) fn pool_of_guest(node: &Arc<NodeMemory>, bytes_max: usize) -> Arc<QueryPool> {
+        Self::pool_with(node, 0, bytes_max)
+    }
+
+    fn pool_with(node: &Arc<NodeMemory>, own_bytes: usize, bytes_max: usize) -> Arc<QueryPool> {
+        let (node, operators) = (Arc::clone(node), FairSpillPool::new(bytes_max));
+        let memory = Self { node, own_bytes, bytes_max, operators, held: Mutex::new(0) };
         let named = NonZeroUsize::new(CONSUMERS_NAMED).expect("three is not zero");
         Arc::new(TrackConsumersPool::new(memory, named))
     }
@@ -131,7 +137,7 @@ impl MemoryPool for QueryMemory {
     fn grow(&self, reservation: &MemoryReservation, additional: usize) {
         self.operators.grow(reservation, additional);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        self.node.grow(*held, *held + additional);
+        self.node.grow(self.own_bytes, *held, *held + additional);
         *held += additional;
     }
 
@@ -139,7 +145,7 @@ impl MemoryPool for QueryMemory {
         self.operators.shrink(reservation, shrink);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let left = held.saturating_sub(shrink);
-        self.node.shrink(*held, left);
+        self.node.shrink(self.own_bytes, *held, left);
         *held = left;
     }
 
@@ -148,7 +154,7 @@ impl MemoryPool for QueryMemory {
         if self.operators.try_grow(reservation, additional).is_err() {
             return Err(self.refused(Budget::Memory, self.bytes_max, *held, additional));
         }
-        if !self.node.try_grow(*held, *held + additional) {
+        if !self.node.try_grow(self.own_bytes, *held, *held + additional) {
             self.operators.shrink(reservation, additional);
             return Err(self.refused(Budget::NodeMemory, self.node.bytes_max, self.node.held(), additional));
         }
@@ -208,6 +214,20 @@ mod tests {
         let other = reservation(&pools[1], false);
         other.try_grow(350).expect("what was given back is there for others");
         drop((large, other));
+        assert_eq!((node.held(), node.shared.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn nothing_is_kept_for_a_guest() {
+        let node = Arc::new(NodeMemory::new(4000, 4));
+        let (own, guest) = (QueryMemory::pool(&node, 4000), QueryMemory::pool_of_guest(&node, 4000));
+        let large = reservation(&own, false);
+        large.try_grow(3250).expect("its own part and the shared one");
+        let share = reservation(&guest, false);
+        assert_eq!(budget(share.try_grow(1)), Some(Budget::NodeMemory));
+        drop(large);
+        share.try_grow(3000).expect("the shared part");
+        drop(share);
         assert_eq!((node.held(), node.shared.load(Ordering::Relaxed)), (0, 0));
     }
 

@@ -192,6 +192,8 @@ pub(crate) struct Record {
 pub(crate) struct Listed {
     queries: Queries,
     record: Arc<Record>,
+    /// Of another node's query, which counts how long it took.
+    is_share: bool,
 }
 
 impl std::ops::Deref for Listed {
@@ -206,7 +208,9 @@ impl Drop for Listed {
     fn drop(&mut self) {
         let queries = &self.queries.0;
         queries.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.record.id.number);
-        histogram!("signaldb_query_duration_seconds").record(self.record.begun.elapsed());
+        if !self.is_share {
+            histogram!("signaldb_query_duration_seconds").record(self.record.begun.elapsed());
+        }
     }
 }
 
@@ -242,8 +246,31 @@ impl Queries {
         allowed: Duration,
         scan_bytes_max: Option<u64>,
     ) -> Listed {
+        let record = Arc::new(self.new_record(identity, text, ticket, allowed, scan_bytes_max));
+        self.enlist_as(&record, false)
+    }
+
+    /// Shares of another node's query, which nobody works on yet.
+    pub(crate) fn record_of_shares(
+        &self,
+        identity: &Identity,
+        text: &str,
+        allowed: Duration,
+        scan_bytes_max: Option<u64>,
+    ) -> Arc<Record> {
+        Arc::new(self.new_record(identity, text, Bytes::new(), allowed, scan_bytes_max))
+    }
+
+    fn new_record(
+        &self,
+        identity: &Identity,
+        text: &str,
+        ticket: Bytes,
+        allowed: Duration,
+        scan_bytes_max: Option<u64>,
+    ) -> Record {
         let (number, _) = uuid::Uuid::new_v4().as_u64_pair();
-        let record = Arc::new(Record {
+        Record {
             id: QueryId { node: self.0.node, number },
             identity: identity.clone(),
             text: text.chars().take(TEXT_CHARS_MAX).collect(),
@@ -258,10 +285,18 @@ impl Queries {
             memory: OnceLock::new(),
             stop: CancellationToken::new(),
             reason: OnceLock::new(),
-        });
+        }
+    }
+
+    /// Somebody works on a share of a query.
+    pub(crate) fn enlist_share(&self, record: &Arc<Record>) -> Listed {
+        self.enlist_as(record, true)
+    }
+
+    fn enlist_as(&self, record: &Arc<Record>, is_share: bool) -> Listed {
         let mut running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.insert(number, Arc::clone(&record));
-        Listed { queries: self.clone(), record }
+        running.insert(record.id.number, Arc::clone(record));
+        Listed { queries: self.clone(), record: Arc::clone(record), is_share }
     }
 
     fn of(&self, tenant: Option<&TenantId>) -> Vec<Arc<Record>> {
@@ -273,6 +308,12 @@ impl Queries {
     /// Those of a tenant, or all.
     pub(crate) fn statuses(&self, tenant: Option<&TenantId>) -> Vec<QueryStatus> {
         self.of(tenant).iter().map(|record| record.status()).collect()
+    }
+
+    /// One of them, if somebody works on it.
+    pub(crate) fn find(&self, id: QueryId) -> Option<Arc<Record>> {
+        let running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(&id.number).filter(|record| record.id == id).cloned()
     }
 
     /// Stops a query, of that tenant if one is named; says whether there is one.
@@ -308,8 +349,22 @@ impl Record {
         self.id
     }
 
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
     pub(crate) fn deadline(&self) -> Instant {
         self.begun + self.allowed
+    }
+
+    /// Its memory, once its turn came.
+    pub(crate) fn memory(&self) -> Option<Arc<QueryPool>> {
+        self.memory.get().cloned()
+    }
+
+    /// Bytes that it may still read from the store.
+    pub(crate) fn scan_left(&self) -> Option<u64> {
+        self.scan_bytes_max.map(|limit| limit.saturating_sub(self.scanned_bytes()))
     }
 
     pub(crate) fn scanned_bytes(&self) -> u64 {
@@ -352,8 +407,16 @@ impl Record {
     /// # Errors
     /// Beyond the query's budget; then the query stops, whatever becomes of the error on its way.
     pub(crate) fn scan(&self, bytes: u64) -> Result<(), QueryError> {
-        let scanned = self.scanned.fetch_add(bytes, Ordering::Relaxed) + bytes;
         counter!("signaldb_query_scanned_bytes_total").increment(bytes);
+        self.scan_elsewhere(bytes)
+    }
+
+    /// The same, for bytes that another node read for it and has counted.
+    ///
+    /// # Errors
+    /// As for [`Self::scan`].
+    pub(crate) fn scan_elsewhere(&self, bytes: u64) -> Result<(), QueryError> {
+        let scanned = self.scanned.fetch_add(bytes, Ordering::Relaxed) + bytes;
         match self.scan_bytes_max {
             Some(limit) if scanned > limit => {
                 let (limit, scanned) = (size(limit), size(scanned));

@@ -18,7 +18,7 @@ use object_store::{
 use crate::queries::Record;
 
 /// The stores that queries read from.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Stores(Vec<(ObjectStoreUrl, Arc<dyn ObjectStore>)>);
 
 impl Stores {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::crowd::ASKERS;
 use super::engines::Times;
-use super::{Crowd, Dashboard, Engine, MeasuredQueries, QUESTIONS, Reads};
+use super::{Crowd, Dashboard, Engine, MeasuredQueries, QUESTIONS, Reads, Spread};
 use crate::lake::{Row, table};
 
 pub(crate) fn render(queries: &MeasuredQueries) -> String {
@@ -97,10 +97,26 @@ fn crowd(crowd: &Crowd) -> String {
     )
 }
 
+pub(crate) fn render_spread(spread: &Spread) -> String {
+    let Spread { nodes, spans, logs, files: [of_spans, of_logs], rounds, questions } = spread;
+    let mut out = format!(
+        "\nThe same questions to one of {nodes} nodes, {spans} spans ({of_spans} files) and {logs} log records \
+         ({of_logs} files) as they were flushed: scans that stay there, and scans that all nodes share, in turn. Best of \
+         {rounds}, milliseconds.\n\n| | here | spread | spread / here | nodes that share |\n|---|---|---|---|---|\n"
+    );
+    for asked in questions {
+        let nodes = asked.nodes.map_or_else(|| "stays".to_owned(), |nodes| nodes.to_string());
+        let (here, spread) = (asked.here, asked.spread);
+        let _ = writeln!(out, "| {} | {here:.1} | {spread:.1} | {:.2} | {nodes} |", asked.name, spread / here);
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::load::Latency;
+    use crate::query::spread::Asked;
 
     fn engine(name: &str, hot: f64) -> Engine {
         let times = vec![Some(Times { cold: 250.4, hot }); QUESTIONS.len()];
@@ -156,5 +172,20 @@ mod tests {
     #[test]
     fn alone_there_is_no_ratio() {
         assert_eq!(ratio(&[engine("SignalDB", 12.0)], 0), None);
+    }
+
+    #[test]
+    fn a_question_that_stays_says_so() {
+        let asked = |name, nodes| Asked { name, here: 100.0, spread: 50.0, nodes };
+        let questions = vec![asked("count by service", Some(3)), asked("newest 100", None)];
+        let spread = Spread { nodes: 3, spans: 1000, logs: 500, files: [7, 5], rounds: 10, questions };
+        let text = render_spread(&spread);
+        for line in [
+            "one of 3 nodes, 1000 spans (7 files) and 500 log records (5 files)",
+            "| count by service | 100.0 | 50.0 | 0.50 | 3 |",
+            "| newest 100 | 100.0 | 50.0 | 0.50 | stays |",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
     }
 }

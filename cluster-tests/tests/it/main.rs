@@ -14,6 +14,7 @@ mod crate_graph;
 mod deploy_files;
 mod deployment;
 mod disk_faults;
+mod distributed;
 mod ext4;
 mod fixtures;
 mod flight_sql;

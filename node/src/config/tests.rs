@@ -19,6 +19,18 @@ fn passwords_in_addresses_are_hidden() {
     }
 }
 
+/// Until a measurement says otherwise (ADR 18).
+#[test]
+fn scans_stay_on_their_node_unless_somebody_says_so() {
+    let distributed = Config::default().query.distributed;
+    assert!(!distributed.enabled);
+    assert_eq!(distributed.min_bytes.0, 1 << 30);
+    let set = ["query.distributed.enabled=true", "query.distributed.min_bytes=64MiB"];
+    let distributed = with(&set, &[]).expect("valid").query.distributed;
+    assert!(distributed.enabled);
+    assert_eq!(distributed.min_bytes.0, 64 << 20);
+}
+
 #[test]
 fn later_layers_win() {
     let config =

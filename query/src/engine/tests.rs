@@ -26,11 +26,13 @@ use crate::{logical_view, views};
 const DAY: i32 = 20_000;
 const DAY_NANOS: u64 = 86_400_000_000_000;
 const ROWS_EACH: u64 = 20;
+/// Where the files are.
+pub(crate) const STORE: &str = "memory://tables";
 const LONG_ROUTE: &str = "/a/route/of/more/than/twelve/bytes";
 
 /// Where the rows of a part are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
+pub(crate) enum At {
     File,
     Memory,
 }
@@ -93,7 +95,7 @@ async fn file(store: &dyn ObjectStore, part: u64) -> DataFile {
     let mut builder = DataFileBuilder::default();
     builder
         .content(DataContentType::Data)
-        .file_path(format!("memory://tables/{name}"))
+        .file_path(format!("{STORE}/{name}"))
         .file_format(DataFileFormat::Parquet)
         .partition(Struct::from_iter([Some(Literal::date(DAY))]))
         .partition_spec_id(0)
@@ -121,11 +123,18 @@ fn config() -> QueryConfig {
         tenant_concurrency: 1,
         queue: 1,
         partitions: 2,
+        distribution: Distribution { enabled: false, bytes_min: 0 },
     }
 }
 
 /// A session with a table `traces` of three parts.
 async fn session(parts: [At; 3]) -> SessionContext {
+    let (context, _) = Box::pin(session_and_store(parts)).await;
+    context
+}
+
+/// The same, and the store of its files.
+pub(crate) async fn session_and_store(parts: [At; 3]) -> (SessionContext, Arc<dyn ObjectStore>) {
     let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
     let mut stored = StoredTable::new(SignalTable::Traces, Vec::new()).expect("no copies");
     let mut files = Vec::new();
@@ -145,9 +154,9 @@ async fn session(parts: [At; 3]) -> SessionContext {
     catalogs.register_catalog(CATALOG.to_owned(), catalog);
     let state = SessionStateBuilder::new_from_existing(template(&config())).with_catalog_list(catalogs).build();
     let context = SessionContext::new_with_state(state);
-    let url = ObjectStoreUrl::parse("memory://tables").expect("a URL");
-    context.runtime_env().register_object_store(url.as_ref(), store);
-    context
+    let url = ObjectStoreUrl::parse(STORE).expect("a URL");
+    context.runtime_env().register_object_store(url.as_ref(), Arc::clone(&store));
+    (context, store)
 }
 
 async fn answer(context: &SessionContext, sql: &str) -> String {
