@@ -399,7 +399,8 @@ async fn nearly_fill(cluster: &Cluster, node: usize, hold: Duration) -> anyhow::
     tokio::task::spawn_blocking(move || filled.fill(NEARLY_FULL_BYTES)).await??;
     let refused = says(cluster, node, "disk reserve", hold).await;
     tokio::task::spawn_blocking(move || disk.free()).await??;
-    cluster.wait_ready(node).await?;
+    // It has no reason to end; if it does, that is held against it, and it is started again all the same.
+    cluster.wait_whole(node).await?;
     let said = if refused { "it stopped ingest" } else { "it did not say so" };
     let detail = format!("node {}: {said}", node + 1);
     Ok(Outcome { effective: refused, detail, ..Outcome::default() })

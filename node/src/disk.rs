@@ -19,14 +19,17 @@ use signaldb_model::GroupId;
 use signaldb_raft::{DiskLevel, Group};
 use signaldb_wal::{LogIo, RealIo};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::DiskReserve;
 use crate::metrics;
 
-/// How often the room is looked at. Between two looks a log grows by less than [`DiskRoom::low`] of a usual reserve.
+/// How often the room is looked at. Between two looks a log grows by less than a usual reserve.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// The same below the reserve: followers still take what leaders send, and stop in time only if nothing much comes between
+/// two looks, some MiB at the most.
+const LOOK_INTERVAL_BELOW: Duration = Duration::from_millis(10);
 /// A group is asked to flush at most so often: small files in its tables are the price.
 const FLUSH_AGAIN: Duration = Duration::from_secs(30);
 /// Pause after the ballast file could not be made or removed.
@@ -119,12 +122,15 @@ pub(crate) async fn watch(app: App, dir: PathBuf, reserve: DiskReserve, stop: Ca
         asked: BTreeMap::new(),
         flushes: JoinSet::new(),
     };
-    let mut tick = tokio::time::interval(LOOK_INTERVAL);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        watcher.look().await;
+        let pause = match watcher.level {
+            DiskLevel::Normal => LOOK_INTERVAL,
+            DiskLevel::NearlyFull | DiskLevel::Exhausted => LOOK_INTERVAL_BELOW,
+        };
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = tick.tick() => watcher.look().await,
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }

@@ -312,6 +312,7 @@ impl Group {
             config: config.clone(),
             disk: deps.disk.clone(),
             kept: Vec::new(),
+            last: None,
         };
         self.tasks.spawn(trimmer.run(completed_cut, deps.stop.clone()));
     }

@@ -322,7 +322,8 @@ impl Life {
             if let Some(reason) = groups.failure().or_else(|| lake.failure()) {
                 return reason;
             }
-            let before = std::mem::replace(&mut level, disk::level(level, room.free_bytes()));
+            let before = level;
+            level = disk::level(before, room.free_bytes());
             if before == DiskLevel::Normal && level != before {
                 world.count("disks short of room");
             }

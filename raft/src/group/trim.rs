@@ -17,6 +17,10 @@ use crate::state_machine::Shared;
 use crate::state_store::StateStore;
 use crate::types::{EncodedCommand, Raft};
 
+/// While there is room, a group makes so many snapshots in the time for which flushed log is kept: the log goes that much later,
+/// and a snapshot, which holds the whole dedup window, is not written with each flush.
+const SNAPSHOTS_A_LAG: u32 = 4;
+
 /// Keeps one group's log short.
 pub(super) struct Trimmer {
     pub(super) id: GroupId,
@@ -34,6 +38,8 @@ pub(super) struct Trimmer {
     pub(super) disk: DiskWatch,
     /// Cuts that are durable snapshots, with the (monotonic) time since when the log behind them is only insurance.
     pub(super) kept: Vec<(Duration, u64)>,
+    /// When the last of these became one.
+    pub(super) last: Option<Duration>,
 }
 
 impl Trimmer {
@@ -90,7 +96,7 @@ impl Trimmer {
 
     /// Makes a completed cut the durable snapshot. openraft purges only up to a snapshot that it has seen built.
     async fn make_durable(&mut self) -> Result<(), String> {
-        let Some(cut) = self.unfinished else { return Ok(()) };
+        let Some(cut) = self.unfinished.filter(|_| self.worth().is_a_snapshot()) else { return Ok(()) };
         self.shared.persist_ready(&self.store, self.id).await.map_err(|error| error.to_string())?;
         self.raft.trigger().snapshot().await.map_err(|error| error.to_string())?;
         let built = |metrics: &openraft::RaftMetrics<crate::types::TypeConfig>| {
@@ -99,8 +105,28 @@ impl Trimmer {
         let built = self.raft.wait(Some(SNAPSHOT_TIMEOUT)).metrics(built, "the snapshot is durable").await;
         built.map_err(|error| error.to_string())?;
         self.unfinished = None;
-        self.kept.push((self.clock.elapsed(), cut));
+        let now = self.clock.elapsed();
+        self.last = Some(now);
+        self.kept.push((now, cut));
         Ok(())
+    }
+
+    fn worth(&self) -> Worth {
+        let groups = self.wal.groups().len().max(1) as u64;
+        Worth {
+            short_of_room: self.is_short_of_room(),
+            // What is durable already goes first.
+            pins: self.kept.is_empty() && self.wal.pins_oldest_segment(self.id.0),
+            log_bytes: self.wal.stats().bytes / groups,
+            snapshot_bytes: self.shared.snapshot_bytes() as u64,
+            age: self.last.map(|last| self.clock.elapsed().saturating_sub(last)),
+            lag: self.config.purge_lag,
+        }
+    }
+
+    /// The log is purged whatever its age.
+    fn is_short_of_room(&self) -> bool {
+        *self.disk.borrow() != DiskLevel::Normal || self.wal.stats().bytes > self.config.purge_lag_bytes_max
     }
 
     /// A group without rows is never flushed, yet its few old entries would keep the oldest segment of the disk alive.
@@ -116,14 +142,73 @@ impl Trimmer {
     }
 
     async fn purge(&mut self) -> Result<(), String> {
-        let nearly_full = *self.disk.borrow() != DiskLevel::Normal;
-        let over_budget = nearly_full || self.wal.stats().bytes > self.config.purge_lag_bytes_max;
+        let at_once = self.is_short_of_room();
         let now = self.clock.elapsed();
         let old = |at: Duration| now.saturating_sub(at) >= self.config.purge_lag;
-        let purgeable = self.kept.iter().take_while(|(at, _)| over_budget || old(*at)).count();
+        let purgeable = self.kept.iter().take_while(|(at, _)| at_once || old(*at)).count();
         match self.kept.drain(..purgeable).next_back() {
             Some((_, upto)) => self.raft.trigger().purge_log(upto).await.map_err(|error| error.to_string()),
             None => Ok(()),
         }
+    }
+}
+
+/// What a snapshot costs, and what it gives.
+#[derive(Debug, Clone, Copy)]
+struct Worth {
+    short_of_room: bool,
+    /// The oldest segment could go if this group kept no log in it, and no snapshot that is durable lets it.
+    pins: bool,
+    /// This group's share of the log.
+    log_bytes: u64,
+    /// Of the last snapshot; the next one is about as large.
+    snapshot_bytes: u64,
+    /// Of the last snapshot since the start.
+    age: Option<Duration>,
+    lag: Duration,
+}
+
+impl Worth {
+    /// Where there is room, time decides. Where there is not, a snapshot that takes more room than it gives back would fill the
+    /// disk that it is to empty: it has to be smaller than the log.
+    /// Source: Ongaro, Consensus: Bridging Theory and Practice, 2014, section 5.1.3.
+    fn is_a_snapshot(self) -> bool {
+        match self.short_of_room {
+            true => self.pins && self.log_bytes >= self.snapshot_bytes,
+            false => self.age.is_none_or(|age| age >= self.lag / SNAPSHOTS_A_LAG),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: Worth = Worth {
+        short_of_room: false,
+        pins: true,
+        log_bytes: 8 << 20,
+        snapshot_bytes: 2 << 20,
+        age: None,
+        lag: Duration::from_secs(600),
+    };
+
+    #[test]
+    fn while_there_is_room_a_group_makes_a_few_snapshots_in_the_time_that_log_is_kept() {
+        let after = |seconds| Worth { age: Some(Duration::from_secs(seconds)), ..ROOM };
+        assert!(ROOM.is_a_snapshot(), "the first one since the start");
+        assert!(!after(0).is_a_snapshot() && !after(149).is_a_snapshot());
+        assert!(after(150).is_a_snapshot());
+        assert!(Worth { pins: false, ..after(150) }.is_a_snapshot(), "whoever keeps the oldest segment");
+        assert!(Worth { lag: Duration::ZERO, ..after(0) }.is_a_snapshot(), "nothing is to be kept");
+    }
+
+    #[test]
+    fn on_a_full_disk_a_snapshot_must_give_back_more_than_it_takes() {
+        let full = Worth { short_of_room: true, age: Some(Duration::ZERO), ..ROOM };
+        assert!(full.is_a_snapshot(), "at any age");
+        assert!(!Worth { log_bytes: 1 << 20, ..full }.is_a_snapshot());
+        assert!(!Worth { pins: false, ..full }.is_a_snapshot(), "nothing would go");
+        assert!(Worth { log_bytes: 0, snapshot_bytes: 0, ..full }.is_a_snapshot(), "the first one ever");
     }
 }
