@@ -170,7 +170,13 @@ mod tests {
         let mut command = Command::new("sleep");
         command.arg("600").stdin(Stdio::null());
         named(&mut command);
-        Ok(command.spawn()?)
+        let child = command.spawn()?;
+        // For a moment it is there, and its environment is not.
+        let environment = format!("/proc/{}/environ", child.id());
+        while std::fs::read(&environment)?.is_empty() {
+            std::thread::yield_now();
+        }
+        Ok(child)
     }
 
     #[test]

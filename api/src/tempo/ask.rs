@@ -563,8 +563,9 @@ mod tests {
         assert_eq!((found.start, found.step), (10 * SECOND, 10_500_000_000));
         assert_eq!(time("1700000000000000000"), Some(1_700_000_000_000_000_000));
         assert_eq!(time("1970-01-01T00:00:01.5Z"), Some(1_500_000_000));
-        let compared = of(&[("q", "{} | rate() > 3")], false).expect_err("not supported");
-        assert_eq!(compared.kind, Kind::NotImplemented);
+        of(&[("q", "{} | rate() > 3")], false).expect("series that are compared");
+        let nested = of(&[("q", "{ parent = nil } | rate()")], false).expect_err("not supported");
+        assert_eq!(nested.kind, Kind::NotImplemented);
         for bad in [
             &[][..],
             &[("q", "{} | rate()"), ("step", "0")],
