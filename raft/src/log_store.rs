@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::{Stream, StreamExt};
@@ -29,11 +30,17 @@ pub(crate) struct LogStore {
     acks: Arc<Mutex<Acks>>,
     /// Asks every append to wait for its sync for a while: what a power loss could take stays small.
     fallback: SyncFallback,
+    appended: Arc<AtomicU64>,
 }
 
 impl LogStore {
     pub(crate) fn new(wal: Arc<Wal>, group: GroupId, acks: Acks, fallback: SyncFallback) -> Self {
-        Self { wal, group, acks: Arc::new(Mutex::new(acks)), fallback }
+        Self { wal, group, acks: Arc::new(Mutex::new(acks)), fallback, appended: Arc::default() }
+    }
+
+    /// Bytes of all entries since the start.
+    pub(crate) fn appended_bytes(&self) -> u64 {
+        self.appended.load(Ordering::Relaxed)
     }
 
     fn acks(&self) -> MutexGuard<'_, Acks> {
@@ -266,6 +273,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             callback.io_completed(Ok(()));
             return Ok(());
         }
+        let bytes: usize = entries.iter().map(|entry| entry.bytes.len()).sum();
+        self.appended.fetch_add(bytes as u64, Ordering::Relaxed);
         let must_sync = changes_membership || self.fallback.is_on();
         let mut acks = self.acks();
         let before = acks.append(must_sync);

@@ -17,8 +17,10 @@ use crate::state_machine::Shared;
 use crate::state_store::StateStore;
 use crate::types::{EncodedCommand, Raft};
 
-/// While there is room, a group makes so many snapshots in the time for which flushed log is kept: the log goes that much later,
-/// and a snapshot, which holds the whole dedup window, is not written with each flush.
+/// A snapshot holds the whole dedup window, so it is not written with each flush: while there is room only after so many times
+/// as much log. What is read again at a start, and what snapshots add to what is written, are bounded by that.
+const LOG_A_SNAPSHOT: u64 = 4;
+/// And so many times in the time for which flushed log is kept, however little is written: the log goes that much later.
 const SNAPSHOTS_A_LAG: u32 = 4;
 
 /// Keeps one group's log short.
@@ -38,8 +40,8 @@ pub(super) struct Trimmer {
     pub(super) disk: DiskWatch,
     /// Cuts that are durable snapshots, with the (monotonic) time since when the log behind them is only insurance.
     pub(super) kept: Vec<(Duration, u64)>,
-    /// When the last of these became one.
-    pub(super) last: Option<Duration>,
+    /// When the last of these became one, and how much had been appended by then.
+    pub(super) last: Option<(Duration, u64)>,
 }
 
 impl Trimmer {
@@ -106,20 +108,22 @@ impl Trimmer {
         built.map_err(|error| error.to_string())?;
         self.unfinished = None;
         let now = self.clock.elapsed();
-        self.last = Some(now);
+        self.last = Some((now, self.log.appended_bytes()));
         self.kept.push((now, cut));
         Ok(())
     }
 
     fn worth(&self) -> Worth {
-        let groups = self.wal.groups().len().max(1) as u64;
+        let since = |(at, appended): (Duration, u64)| Since {
+            age: self.clock.elapsed().saturating_sub(at),
+            log_bytes: self.log.appended_bytes() - appended,
+        };
         Worth {
             short_of_room: self.is_short_of_room(),
             // What is durable already goes first.
             pins: self.kept.is_empty() && self.wal.pins_oldest_segment(self.id.0),
-            log_bytes: self.wal.stats().bytes / groups,
             snapshot_bytes: self.shared.snapshot_bytes() as u64,
-            age: self.last.map(|last| self.clock.elapsed().saturating_sub(last)),
+            last: self.last.map(since),
             lag: self.config.purge_lag,
         }
     }
@@ -159,23 +163,32 @@ struct Worth {
     short_of_room: bool,
     /// The oldest segment could go if this group kept no log in it, and no snapshot that is durable lets it.
     pins: bool,
-    /// This group's share of the log.
-    log_bytes: u64,
     /// Of the last snapshot; the next one is about as large.
     snapshot_bytes: u64,
-    /// Of the last snapshot since the start.
-    age: Option<Duration>,
+    /// `None` before the first one since the start.
+    last: Option<Since>,
     lag: Duration,
 }
 
+/// What came since the last snapshot.
+#[derive(Debug, Clone, Copy)]
+struct Since {
+    age: Duration,
+    /// All of it could go with the next one.
+    log_bytes: u64,
+}
+
 impl Worth {
-    /// Where there is room, time decides. Where there is not, a snapshot that takes more room than it gives back would fill the
-    /// disk that it is to empty: it has to be smaller than the log.
+    /// Where there is no room, a snapshot that takes more of it than it gives back would fill the disk that it is to empty: it
+    /// has to be smaller than the log.
     /// Source: Ongaro, Consensus: Bridging Theory and Practice, 2014, section 5.1.3.
     fn is_a_snapshot(self) -> bool {
-        match self.short_of_room {
-            true => self.pins && self.log_bytes >= self.snapshot_bytes,
-            false => self.age.is_none_or(|age| age >= self.lag / SNAPSHOTS_A_LAG),
+        let Self { short_of_room, pins, snapshot_bytes, last, lag } = self;
+        match short_of_room {
+            true => pins && last.is_none_or(|last| last.log_bytes >= snapshot_bytes),
+            false => last.is_none_or(|last| {
+                last.age >= lag / SNAPSHOTS_A_LAG || last.log_bytes >= snapshot_bytes.saturating_mul(LOG_A_SNAPSHOT)
+            }),
         }
     }
 }
@@ -184,31 +197,30 @@ impl Worth {
 mod tests {
     use super::*;
 
-    const ROOM: Worth = Worth {
-        short_of_room: false,
-        pins: true,
-        log_bytes: 8 << 20,
-        snapshot_bytes: 2 << 20,
-        age: None,
-        lag: Duration::from_secs(600),
-    };
+    const SNAPSHOT: u64 = 2 << 20;
+
+    fn after(seconds: u64, log_bytes: u64) -> Worth {
+        let last = Some(Since { age: Duration::from_secs(seconds), log_bytes });
+        let lag = Duration::from_secs(600);
+        Worth { short_of_room: false, pins: true, snapshot_bytes: SNAPSHOT, last, lag }
+    }
 
     #[test]
-    fn while_there_is_room_a_group_makes_a_few_snapshots_in_the_time_that_log_is_kept() {
-        let after = |seconds| Worth { age: Some(Duration::from_secs(seconds)), ..ROOM };
-        assert!(ROOM.is_a_snapshot(), "the first one since the start");
-        assert!(!after(0).is_a_snapshot() && !after(149).is_a_snapshot());
-        assert!(after(150).is_a_snapshot());
-        assert!(Worth { pins: false, ..after(150) }.is_a_snapshot(), "whoever keeps the oldest segment");
-        assert!(Worth { lag: Duration::ZERO, ..after(0) }.is_a_snapshot(), "nothing is to be kept");
+    fn while_there_is_room_a_snapshot_waits_for_log_or_for_time() {
+        assert!(Worth { last: None, ..after(0, 0) }.is_a_snapshot(), "the first one since the start");
+        assert!(!after(0, SNAPSHOT).is_a_snapshot() && !after(149, 4 * SNAPSHOT - 1).is_a_snapshot());
+        assert!(after(150, 0).is_a_snapshot());
+        assert!(after(0, 4 * SNAPSHOT).is_a_snapshot());
+        assert!(Worth { pins: false, ..after(150, 0) }.is_a_snapshot(), "whoever keeps the oldest segment");
+        assert!(Worth { lag: Duration::ZERO, ..after(0, 0) }.is_a_snapshot(), "nothing is to be kept");
     }
 
     #[test]
     fn on_a_full_disk_a_snapshot_must_give_back_more_than_it_takes() {
-        let full = Worth { short_of_room: true, age: Some(Duration::ZERO), ..ROOM };
-        assert!(full.is_a_snapshot(), "at any age");
-        assert!(!Worth { log_bytes: 1 << 20, ..full }.is_a_snapshot());
-        assert!(!Worth { pins: false, ..full }.is_a_snapshot(), "nothing would go");
-        assert!(Worth { log_bytes: 0, snapshot_bytes: 0, ..full }.is_a_snapshot(), "the first one ever");
+        let full = |log_bytes| Worth { short_of_room: true, ..after(600, log_bytes) };
+        assert!(full(SNAPSHOT).is_a_snapshot());
+        assert!(!full(SNAPSHOT - 1).is_a_snapshot(), "at any age");
+        assert!(!Worth { pins: false, ..full(SNAPSHOT) }.is_a_snapshot(), "nothing would go");
+        assert!(Worth { last: None, ..full(0) }.is_a_snapshot(), "who knows how much log there is from before");
     }
 }
