@@ -299,6 +299,8 @@ impl Group {
 
     /// Turns completed cuts into snapshots and purges the log behind them, after the lag that keeps flushed log for a while.
     fn start_snapshots(&self, config: &GroupConfig, deps: &GroupDeps, completed_cut: watch::Receiver<u64>) {
+        // Since when is not known any more.
+        let durable = self.shared.durable_index().filter(|index| *index > self.log.purged_index());
         let trimmer = trim::Trimmer {
             id: self.id,
             raft: self.raft.clone(),
@@ -311,7 +313,7 @@ impl Group {
             clock: Arc::clone(&deps.clock),
             config: config.clone(),
             disk: deps.disk.clone(),
-            kept: Vec::new(),
+            kept: durable.map(|index| (deps.clock.elapsed(), index)).into_iter().collect(),
             last: None,
         };
         self.tasks.spawn(trimmer.run(completed_cut, deps.stop.clone()));

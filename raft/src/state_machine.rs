@@ -72,6 +72,17 @@ impl Shared {
         current.as_ref().map_or(0, |(_, bytes)| bytes.len())
     }
 
+    /// Size of the completed cut that is not durable yet; 0 without one.
+    pub(crate) fn ready_bytes(&self) -> usize {
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        ready.as_ref().map_or(0, |(_, bytes)| bytes.len())
+    }
+
+    /// The last index that the durable snapshot covers.
+    pub(crate) fn durable_index(&self) -> Option<u64> {
+        self.current().and_then(|(meta, _)| meta.last_log_id).map(|id| id.index)
+    }
+
     /// Makes the newest completed cut durable. After a failure it is still there for the next attempt.
     pub(crate) async fn persist_ready(&self, store: &Arc<dyn StateStore>, group: GroupId) -> io::Result<()> {
         let _one_at_a_time = self.persisting.lock().await;

@@ -170,6 +170,14 @@ impl GroupIndex {
     pub(crate) fn oldest_segment(&self) -> Option<u64> {
         self.batches.values().find_map(|batch| batch.disk.map(|disk| disk.segment))
     }
+
+    /// The oldest segment that it would hold an entry in without those up to `index`.
+    pub(crate) fn oldest_segment_after(&self, index: u64) -> Option<u64> {
+        let across =
+            self.batches.range(..=index).next_back().map(|(_, batch)| batch).filter(|batch| batch.last > index);
+        let later = self.batches.range(index + 1..).map(|(_, batch)| batch);
+        across.into_iter().chain(later).find_map(|batch| batch.disk.map(|disk| disk.segment))
+    }
 }
 
 #[cfg(test)]
@@ -194,6 +202,16 @@ mod tests {
         assert_eq!(index.range(), Some((1, 3)));
         index.truncate_from(1);
         assert_eq!(index.range(), None);
+    }
+
+    #[test]
+    fn what_a_purge_would_leave_is_known_before_it() {
+        let index = index();
+        for (upto, oldest) in
+            [(0, Some(1)), (2, Some(1)), (3, Some(4)), (4, Some(5)), (8, Some(5)), (9, None), (20, None)]
+        {
+            assert_eq!(index.oldest_segment_after(upto), oldest, "{upto}");
+        }
     }
 
     #[test]

@@ -361,6 +361,24 @@ impl Wal {
         oldest < newest && held.is_some() && held == oldest
     }
 
+    /// The part that one of all groups with entries has in what could go if this group, which pins the oldest segment, kept none
+    /// up to `upto`, and the others followed. Bytes; 0 if it does not pin it, or would go on to.
+    pub fn share_of_purge(&self, group: u32, upto: u64) -> u64 {
+        if !self.pins_oldest_segment(group) {
+            return 0;
+        }
+        let (sharing, needed) = {
+            let groups = self.shared.groups.lock();
+            let sharing = groups.indexes.values().filter(|index| index.oldest_segment().is_some()).count();
+            (sharing as u64, groups.indexes.get(&group).and_then(|index| index.oldest_segment_after(upto)))
+        };
+        let segments = self.shared.segments.lock();
+        let Some(newest) = segments.keys().next_back().copied() else { return 0 };
+        let keep_from = needed.map_or(newest, |needed| needed.min(newest));
+        let bytes: u64 = segments.range(..keep_from).map(|(_, segment)| segment.len).sum();
+        bytes / sharing.max(1)
+    }
+
     pub fn stats(&self) -> WalStats {
         let (unsynced_bytes, sync_lag) = self.shared.sync.lock().lag();
         let segments = self.shared.segments.lock();

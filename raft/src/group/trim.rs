@@ -98,7 +98,7 @@ impl Trimmer {
 
     /// Makes a completed cut the durable snapshot. openraft purges only up to a snapshot that it has seen built.
     async fn make_durable(&mut self) -> Result<(), String> {
-        let Some(cut) = self.unfinished.filter(|_| self.worth().is_a_snapshot()) else { return Ok(()) };
+        let Some(cut) = self.unfinished.filter(|cut| self.worth(*cut).is_a_snapshot()) else { return Ok(()) };
         self.shared.persist_ready(&self.store, self.id).await.map_err(|error| error.to_string())?;
         self.raft.trigger().snapshot().await.map_err(|error| error.to_string())?;
         let built = |metrics: &openraft::RaftMetrics<crate::types::TypeConfig>| {
@@ -113,31 +113,38 @@ impl Trimmer {
         Ok(())
     }
 
-    fn worth(&self) -> Worth {
+    fn worth(&self, cut: u64) -> Worth {
         let since = |(at, appended): (Duration, u64)| Since {
             age: self.clock.elapsed().saturating_sub(at),
             log_bytes: self.log.appended_bytes() - appended,
         };
         Worth {
-            short_of_room: self.is_short_of_room(),
+            room: self.room(),
             // What is durable already goes first.
-            pins: self.kept.is_empty() && self.wal.pins_oldest_segment(self.id.0),
-            snapshot_bytes: self.shared.snapshot_bytes() as u64,
+            gives_back: if self.kept.is_empty() { self.wal.share_of_purge(self.id.0, cut) } else { 0 },
+            snapshot_bytes: self.shared.ready_bytes() as u64,
             last: self.last.map(since),
             lag: self.config.purge_lag,
         }
     }
 
-    /// The log is purged whatever its age.
-    fn is_short_of_room(&self) -> bool {
-        *self.disk.borrow() != DiskLevel::Normal || self.wal.stats().bytes > self.config.purge_lag_bytes_max
+    fn room(&self) -> Room {
+        if *self.disk.borrow() != DiskLevel::Normal {
+            Room::Little
+        } else if self.wal.stats().bytes > self.config.purge_lag_bytes_max {
+            Room::TooMuchLog
+        } else {
+            Room::Enough
+        }
     }
 
     /// A group without rows is never flushed, yet its few old entries would keep the oldest segment of the disk alive.
     async fn cut_if_idle_and_pinning(&mut self) -> Result<(), String> {
         let idle = self.shared.with_state(|state| state.dirty().next().is_none());
         let leads = self.raft.metrics().borrow_watched().state.is_leader();
-        if leads && idle && self.wal.pins_oldest_segment(self.id.0) && self.kept.is_empty() {
+        let pins = self.wal.pins_oldest_segment(self.id.0) && self.kept.is_empty();
+        let waiting = self.unfinished.map(|cut| self.wal.share_of_purge(self.id.0, cut));
+        if leads && idle && needs_cut(pins, waiting) {
             let cut = Command::FlushCut { at: self.shared.with_state(|state| state.now) };
             let written = self.raft.client_write(EncodedCommand(cut.encode())).await;
             written.map_err(|error| error.to_string())?;
@@ -146,7 +153,7 @@ impl Trimmer {
     }
 
     async fn purge(&mut self) -> Result<(), String> {
-        let at_once = self.is_short_of_room();
+        let at_once = self.room() != Room::Enough;
         let now = self.clock.elapsed();
         let old = |at: Duration| now.saturating_sub(at) >= self.config.purge_lag;
         let purgeable = self.kept.iter().take_while(|(at, _)| at_once || old(*at)).count();
@@ -157,13 +164,29 @@ impl Trimmer {
     }
 }
 
+/// Whether an idle group needs a cut, if `waiting` could go with the one that waits to become durable. One that lets log go is as good
+/// as another; without this, each tick would write one more.
+fn needs_cut(pins: bool, waiting: Option<u64>) -> bool {
+    pins && waiting.is_none_or(|bytes| bytes == 0)
+}
+
+/// The room that there is for log, and for snapshots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Enough,
+    /// Log that is only insurance goes whatever its age.
+    TooMuchLog,
+    /// It does, and snapshots take from the same disk.
+    Little,
+}
+
 /// What a snapshot costs, and what it gives.
 #[derive(Debug, Clone, Copy)]
 struct Worth {
-    short_of_room: bool,
-    /// The oldest segment could go if this group kept no log in it, and no snapshot that is durable lets it.
-    pins: bool,
-    /// Of the last snapshot; the next one is about as large.
+    room: Room,
+    /// Log that could go with it, if this group pins the oldest segment and nothing that is durable lets it go. Segments are
+    /// shared: a group with little log may keep much of others, and all of them may have to let go, so this is the share of one.
+    gives_back: u64,
     snapshot_bytes: u64,
     /// `None` before the first one since the start.
     last: Option<Since>,
@@ -174,7 +197,6 @@ struct Worth {
 #[derive(Debug, Clone, Copy)]
 struct Since {
     age: Duration,
-    /// All of it could go with the next one.
     log_bytes: u64,
 }
 
@@ -183,12 +205,15 @@ impl Worth {
     /// has to be smaller than the log.
     /// Source: Ongaro, Consensus: Bridging Theory and Practice, 2014, section 5.1.3.
     fn is_a_snapshot(self) -> bool {
-        let Self { short_of_room, pins, snapshot_bytes, last, lag } = self;
-        match short_of_room {
-            true => pins && last.is_none_or(|last| last.log_bytes >= snapshot_bytes),
-            false => last.is_none_or(|last| {
-                last.age >= lag / SNAPSHOTS_A_LAG || last.log_bytes >= snapshot_bytes.saturating_mul(LOG_A_SNAPSHOT)
-            }),
+        let Self { room, gives_back, snapshot_bytes, last, lag } = self;
+        let gives_room = gives_back > 0 && gives_back >= snapshot_bytes;
+        let is_due = last.is_none_or(|last| {
+            last.age >= lag / SNAPSHOTS_A_LAG || last.log_bytes >= snapshot_bytes.saturating_mul(LOG_A_SNAPSHOT)
+        });
+        match room {
+            Room::Enough => is_due,
+            Room::TooMuchLog => is_due || gives_room,
+            Room::Little => gives_room,
         }
     }
 }
@@ -202,7 +227,7 @@ mod tests {
     fn after(seconds: u64, log_bytes: u64) -> Worth {
         let last = Some(Since { age: Duration::from_secs(seconds), log_bytes });
         let lag = Duration::from_secs(600);
-        Worth { short_of_room: false, pins: true, snapshot_bytes: SNAPSHOT, last, lag }
+        Worth { room: Room::Enough, gives_back: 64 << 20, snapshot_bytes: SNAPSHOT, last, lag }
     }
 
     #[test]
@@ -211,16 +236,34 @@ mod tests {
         assert!(!after(0, SNAPSHOT).is_a_snapshot() && !after(149, 4 * SNAPSHOT - 1).is_a_snapshot());
         assert!(after(150, 0).is_a_snapshot());
         assert!(after(0, 4 * SNAPSHOT).is_a_snapshot());
-        assert!(Worth { pins: false, ..after(150, 0) }.is_a_snapshot(), "whoever keeps the oldest segment");
+        assert!(Worth { gives_back: 0, ..after(150, 0) }.is_a_snapshot(), "whoever keeps the oldest segment");
         assert!(Worth { lag: Duration::ZERO, ..after(0, 0) }.is_a_snapshot(), "nothing is to be kept");
     }
 
     #[test]
     fn on_a_full_disk_a_snapshot_must_give_back_more_than_it_takes() {
-        let full = |log_bytes| Worth { short_of_room: true, ..after(600, log_bytes) };
+        let full = |gives_back| Worth { room: Room::Little, gives_back, ..after(600, 100 * SNAPSHOT) };
         assert!(full(SNAPSHOT).is_a_snapshot());
-        assert!(!full(SNAPSHOT - 1).is_a_snapshot(), "at any age");
-        assert!(!Worth { pins: false, ..full(SNAPSHOT) }.is_a_snapshot(), "nothing would go");
-        assert!(Worth { last: None, ..full(0) }.is_a_snapshot(), "who knows how much log there is from before");
+        assert!(!full(SNAPSHOT - 1).is_a_snapshot(), "at any age, and however much log there is");
+        assert!(!Worth { last: None, ..full(SNAPSHOT - 1) }.is_a_snapshot(), "nor the first one since the start");
+        assert!(!Worth { snapshot_bytes: 0, ..full(0) }.is_a_snapshot(), "nothing would go");
+        let little = Worth { room: Room::Little, ..after(0, 0) };
+        assert!(little.is_a_snapshot(), "a group that wrote nothing may keep what others wrote");
+    }
+
+    #[test]
+    fn an_idle_group_waits_for_the_cut_that_it_has() {
+        assert!(needs_cut(true, None) && !needs_cut(false, None));
+        assert!(!needs_cut(true, Some(1)));
+        assert!(needs_cut(true, Some(0)), "that one is too old, or taken over by a snapshot of the leader");
+    }
+
+    #[test]
+    fn more_log_than_is_to_be_kept_goes_on_becoming_snapshots_by_time() {
+        let long = |worth: Worth| Worth { room: Room::TooMuchLog, ..worth };
+        assert!(long(after(0, 0)).is_a_snapshot(), "it gives much back");
+        let little = Worth { gives_back: SNAPSHOT - 1, ..after(149, 0) };
+        assert!(!long(little).is_a_snapshot());
+        assert!(long(Worth { gives_back: 0, ..after(150, 0) }).is_a_snapshot(), "there is room for it");
     }
 }

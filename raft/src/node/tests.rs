@@ -242,6 +242,66 @@ async fn a_nearly_full_disk_purges_flushed_log_at_once_and_takes_no_rows() {
     groups.close().await;
 }
 
+/// Has all rows of a group in its table; returns the index of the cut.
+async fn flush(group: &Group) -> u64 {
+    let propose = |command: Command| group.propose_for_peer(command.encode(), false, TIMEOUT);
+    let hi = propose(Command::FlushCut { at: UnixNanos(0) }).await.expect("cuts").index;
+    let table = append("x").table_ids().next().expect("one table");
+    propose(Command::FlushCommitted { table, hi, version: 1, location: String::new() }).await.expect("commits");
+    hi
+}
+
+/// Scenario: a group with a large dedup window wrote one row since its snapshot, and another group much; then the disk is
+/// nearly full.
+/// Guarantees: the first lets go of the segments that it shares with the other.
+#[tokio::test]
+async fn a_group_that_wrote_little_lets_the_log_of_others_go_on_a_nearly_full_disk() {
+    let machine = Machine { purge_lag: Duration::from_secs(3600), ..Machine::new() };
+    let (groups, _sink) = machine.start().await;
+    for n in 0..100 {
+        write(&groups, &format!("before {n}")).await;
+    }
+    let group = groups.homes(&tenant()).remove(0);
+    let other = groups.data_groups().find(|other| other.id() != group.id()).expect("two groups");
+    flush(&group).await;
+    let snapshot = crate::sink::snapshot_key(group.id());
+    cluster::until("a snapshot", || machine.store.get(&snapshot).expect("reads").is_some()).await;
+    write(&groups, "between").await;
+    for n in 0..300 {
+        other.append(append(&format!("other {n}")), None, TIMEOUT).await.expect("commits");
+    }
+    let segments = groups.wal_stats().segments;
+    groups.set_disk_level(DiskLevel::NearlyFull);
+    flush(&group).await;
+    flush(other).await;
+    cluster::until("the log is short", || groups.wal_stats().segments < segments / 2).await;
+    groups.close().await;
+}
+
+/// Scenario: the process ends while flushed log is kept as insurance, with a row that is not flushed; when it runs again the
+/// disk is nearly full.
+/// Guarantees: the log behind the snapshot goes, without another flush.
+#[tokio::test]
+async fn what_was_kept_as_insurance_goes_after_a_restart_too() {
+    let machine = Machine { purge_lag: Duration::from_secs(3600), ..Machine::new() };
+    let (groups, _sink) = machine.start().await;
+    write(&groups, "before").await;
+    let group = groups.homes(&tenant()).remove(0);
+    let cut = flush(&group).await;
+    let snapshot = crate::sink::snapshot_key(group.id());
+    cluster::until("a snapshot", || machine.store.get(&snapshot).expect("reads").is_some()).await;
+    write(&groups, "after").await;
+    assert_eq!(group.purged_index(), 0);
+    groups.close().await;
+
+    let (groups, sink) = machine.start().await;
+    let group = groups.homes(&tenant()).remove(0);
+    assert_eq!((texts(&sink), group.purged_index()), (vec!["after".to_owned()], 0));
+    groups.set_disk_level(DiskLevel::NearlyFull);
+    cluster::until("it is purged", || group.purged_index() == cut).await;
+    groups.close().await;
+}
+
 #[tokio::test]
 async fn an_exhausted_disk_takes_heartbeats_and_no_entries_of_leaders() {
     let (groups, _sink) = Machine::new().start().await;

@@ -248,6 +248,25 @@ fn purged_segments_go_and_an_idle_group_keeps_its_vote() {
     assert_eq!(wal.group_state(9).vote.as_deref(), Some(&b"idle"[..]));
 }
 
+/// Guarantees: what would go is shared by the groups that keep some of it, and nobody who keeps nothing of the oldest segment,
+/// or would go on to, has a part.
+#[test]
+fn a_group_knows_its_share_of_a_purge() {
+    let io = SimIo::new();
+    let wal = open(&io, 400);
+    append(&wal, 2, 1..=1, Durability::Synced).expect("appends");
+    for index in 1..=50 {
+        append(&wal, 1, index..=index, Durability::Synced).expect("appends");
+    }
+    let (some, all) = (wal.share_of_purge(1, 30), wal.share_of_purge(1, 50));
+    assert!(0 < some && some < all && 2 * all < wal.stats().bytes, "{some} and {all} of {:?}", wal.stats());
+    assert_eq!(wal.share_of_purge(2, 1), all, "both would have to let go");
+    assert_eq!(wal.share_of_purge(1, 0), 0, "it would go on to keep the oldest segment");
+    wait(|done| wal.purge_upto(2, 1, Bytes::from_static(b"id1"), done)).expect("purges");
+    assert_eq!(wal.share_of_purge(2, 1), 0, "it keeps nothing any more");
+    assert!(wal.share_of_purge(1, 50) >= 2 * all, "nobody else does");
+}
+
 #[test]
 fn a_failed_fsync_poisons_the_log() {
     let io = SimIo::new();
