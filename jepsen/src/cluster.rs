@@ -28,7 +28,7 @@ use crate::outage::Lock;
 use crate::postgres::Server;
 use crate::random::Random;
 
-pub(crate) use progress::Progress;
+pub(crate) use progress::{Progress, Watched};
 
 pub(crate) const NODES: usize = 3;
 

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use crate::bucket::Mode;
 use crate::clock;
-use crate::cluster::{Cluster, Cut, NODES, Progress, pairs};
+use crate::cluster::{Cluster, Cut, NODES, Progress, Watched, pairs};
 use crate::damage::{self, Damage};
 use crate::fault::{Fault, Target};
 use crate::link;
@@ -19,6 +19,8 @@ use crate::workload::Test;
 const NEARLY_FULL_BYTES: u64 = 32 << 20;
 /// How long a flush that is under way may still end after catalog or store are gone.
 const FLUSHES_END: Duration = Duration::from_secs(2);
+/// Pause between two accounts of what gets into the tables.
+const ACCOUNT_INTERVAL: Duration = Duration::from_millis(500);
 /// How much longer than others a storm of transfers lasts.
 const STORM: Duration = Duration::from_secs(3);
 /// How many of a hundred packets a lossy link loses: from, below.
@@ -291,7 +293,7 @@ async fn restart_all(cluster: &Cluster) -> anyhow::Result<Outcome> {
 }
 
 /// Takes what holds the tables. It had an effect if a store refused or lied, or packets to the service that was cut off were
-/// lost; of a catalog that is down, if rows waited at their leaders all the time although writes went on.
+/// lost; of a catalog that is down, if rows waited at a leader for a while although it committed others.
 async fn take_tables(cluster: &Cluster, plan: Plan, hold: Duration) -> anyhow::Result<Outcome> {
     let (fault, all) = (plan.fault, (0..NODES).collect());
     let before = tables_disturbed(cluster, fault).await?;
@@ -305,23 +307,24 @@ async fn take_tables(cluster: &Cluster, plan: Plan, hold: Duration) -> anyhow::R
     }
     // What was on its way is through.
     tokio::time::sleep(FLUSHES_END).await;
-    let begun = cluster.accounts().await;
-    tokio::time::sleep(hold).await;
-    let progress = begun.until(&cluster.accounts().await);
+    let watched = watch_tables(cluster, hold).await;
     let held = fault != Fault::CatalogDown || cluster.catalog_is_held().await?;
     cluster.set_store(Mode::Works);
     cluster.network.connect_services().await?;
     cluster.set_catalog(true).await?;
     let disturbed = tables_disturbed(cluster, fault).await?.saturating_sub(before);
     let effective = match fault {
-        Fault::CatalogDown => held && progress.shows_outage(),
+        Fault::CatalogDown => held && watched.shows_outage(),
         // Packets that are lost while rows get through are somebody else's.
-        Fault::CatalogCut => disturbed > 0 && progress.flushed == 0,
+        Fault::CatalogCut => disturbed > 0 && watched.whole().flushed == 0,
         _ => disturbed > 0,
     };
-    let Progress { committed, flushed, withheld } = progress;
+    let Progress { committed, flushed, withheld } = watched.whole();
     let requests = match fault {
         Fault::CatalogDown if !held => ", but the catalog was not held".to_owned(),
+        Fault::CatalogDown if effective && withheld == 0 => {
+            "; at one that stayed for a part of the time they waited as long as it did".to_owned()
+        }
         Fault::CatalogDown => String::new(),
         fault if fault.needs_namespaces() => format!(", {disturbed} packets lost"),
         _ => format!(", {disturbed} requests disturbed"),
@@ -331,6 +334,25 @@ async fn take_tables(cluster: &Cluster, plan: Plan, hold: Duration) -> anyhow::R
          {flushed} groups, and not in {withheld}{requests}"
     );
     Ok(Outcome { effective, detail, ..Outcome::default() })
+}
+
+/// Waits for `hold`, and takes accounts from its begin to its end.
+async fn watch_tables(cluster: &Cluster, hold: Duration) -> Watched {
+    let begun = tokio::time::Instant::now();
+    let mut watched = Watched::default();
+    let accounts = cluster.accounts().await;
+    let first = begun.elapsed();
+    watched.add(Duration::ZERO..first, accounts);
+    let until = first + hold;
+    loop {
+        tokio::time::sleep(ACCOUNT_INTERVAL.min(until.saturating_sub(begun.elapsed()))).await;
+        let from = begun.elapsed();
+        let accounts = cluster.accounts().await;
+        watched.add(from..begun.elapsed(), accounts);
+        if from >= until {
+            return watched;
+        }
+    }
 }
 
 /// What a fault of catalog or store disturbed so far, and others like it: packets, or requests.

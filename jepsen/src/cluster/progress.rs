@@ -2,11 +2,20 @@
 //!
 //! That nothing is seen to be flushed proves nothing: beside other faults a node may be down, deaf or deposed, and not say. So
 //! only leaders count that led a group in the same life and term at the begin and at the end. If one of them had rows that
-//! waited at the begin, and these still wait at the end, nobody took them from it; if they do not, somebody did.
+//! waited at the begin, and these still wait at the end, nobody took them from it; if they do not, somebody did. One that
+//! committed nothing meanwhile may be deaf, and proves nothing either.
+//!
+//! Few leaders stay where other faults move them: so accounts are taken again and again, and any two of them will do that are
+//! far enough from each other ([`Watched`]).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
 
 use serde_json::Value;
+
+/// Between two accounts that prove something: four times what rows wait in a usual cluster, `flush.max_interval`.
+const WINDOW: Duration = Duration::from_secs(2);
 
 /// A leadership of a group: group, node, life of its process, term.
 type Leadership = (u64, u64, u64, u64);
@@ -30,7 +39,7 @@ pub(crate) struct Progress {
     pub(crate) committed: u64,
     /// Groups whose rows got into the tables although they had been waiting.
     pub(crate) flushed: u64,
-    /// Groups with rows that waited all the time.
+    /// Groups with rows that waited all the time, at a leader that committed others.
     pub(crate) withheld: u64,
 }
 
@@ -60,13 +69,38 @@ impl Accounts {
             let Some(ended) = later.0.get(leadership) else { continue };
             progress.committed += ended.committed.saturating_sub(begun.committed);
             if begun.waits() {
-                match ended.flushed > begun.flushed {
-                    true => progress.flushed += 1,
-                    false => progress.withheld += 1,
-                }
+                progress.flushed += u64::from(ended.flushed > begun.flushed);
+                let withheld = ended.flushed <= begun.flushed && ended.committed > begun.committed;
+                progress.withheld += u64::from(withheld);
             }
         }
         progress
+    }
+}
+
+/// Accounts one after the other, and when each was taken: it takes its time to ask all nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Watched(Vec<(Range<Duration>, Accounts)>);
+
+impl Watched {
+    pub(crate) fn add(&mut self, taken: Range<Duration>, accounts: Accounts) {
+        self.0.push((taken, accounts));
+    }
+
+    /// What became of the first until the last.
+    pub(crate) fn whole(&self) -> Progress {
+        let (first, last) = (self.0.first(), self.0.last());
+        first.zip(last).map_or_else(Progress::default, |((_, first), (_, last))| first.until(last))
+    }
+
+    /// Whether writes went on for a while in which nothing got into the tables that had been waiting; nor did it at leaders that
+    /// stayed all the time.
+    pub(crate) fn shows_outage(&self) -> bool {
+        let shows = |(begun, first): &(Range<Duration>, Accounts)| {
+            let later = self.0.iter().filter(|(taken, _)| taken.start >= begun.end + WINDOW);
+            later.map(|(_, second)| first.until(second)).any(Progress::shows_outage)
+        };
+        self.whole().flushed == 0 && self.0.iter().any(shows)
     }
 }
 
@@ -140,6 +174,43 @@ mod tests {
             assert!(!begun().until(&ended).shows_outage(), "{what}");
         }
         assert!(!Accounts::default().until(&begun()).shows_outage(), "nobody answered at the begin");
+    }
+
+    #[test]
+    fn a_leader_that_commits_nothing_may_be_deaf() {
+        let groups = |second: [u64; 4]| [account(1, "leader", [3, 20, 20, 10]), account(2, "leader", second)];
+        let progress = accounts(1, &groups([1, 8, 8, 8])).until(&accounts(1, &groups([1, 60, 60, 8])));
+        assert_eq!(progress, Progress { committed: 52, flushed: 0, withheld: 0 });
+        assert!(!progress.shows_outage(), "that another group commits says nothing of its rows");
+    }
+
+    /// What node 1 says at each time, milliseconds, leading group 1 in a term: commit index and flushed index.
+    fn watched(all: &[(u64, u64, [u64; 2])]) -> Watched {
+        let mut watched = Watched::default();
+        for (at, term, [committed, flushed]) in all {
+            let at = Duration::from_millis(*at);
+            let state = account(1, "leader", [*term, *committed, *committed, *flushed]);
+            watched.add(at..at + Duration::from_millis(100), accounts(1, &[state]));
+        }
+        watched
+    }
+
+    #[test]
+    fn leaders_that_come_and_go_show_an_outage_if_one_stays_for_long_enough() {
+        let stays =
+            [(0, 1, [20, 10]), (500, 2, [21, 10]), (1500, 2, [30, 10]), (2600, 2, [40, 10]), (3000, 3, [41, 10])];
+        assert!(watched(&stays).shows_outage());
+        assert_eq!(watched(&stays).whole(), Progress::default(), "nobody led all the time");
+        let goes = [(0, 1, [20, 10]), (500, 2, [21, 10]), (2500, 2, [30, 10]), (3000, 3, [41, 10])];
+        assert!(
+            !watched(&goes).shows_outage(),
+            "1.9 seconds from the end of the first account to the begin of the last"
+        );
+        let flushes = [(0, 1, [20, 10]), (500, 2, [21, 10]), (2600, 2, [30, 15]), (3000, 3, [41, 15])];
+        assert!(!watched(&flushes).shows_outage());
+        let later = [(0, 1, [20, 10]), (2500, 1, [30, 10]), (3000, 1, [40, 25])];
+        assert!(!watched(&later).shows_outage(), "it was over before the end");
+        assert!(!Watched::default().shows_outage());
     }
 
     #[test]
