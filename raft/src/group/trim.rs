@@ -164,8 +164,8 @@ impl Trimmer {
     }
 }
 
-/// Whether an idle group needs a cut, if `waiting` could go with the one that waits to become durable. One that lets log go is as good
-/// as another; without this, each tick would write one more.
+/// Whether an idle group needs a cut, when so much could go with the one that is `waiting` to become durable. One that lets log
+/// go is as good as another; without this, each tick would write one more.
 fn needs_cut(pins: bool, waiting: Option<u64>) -> bool {
     pins && waiting.is_none_or(|bytes| bytes == 0)
 }
