@@ -82,9 +82,9 @@ impl Reach for Cluster {
         if node == self.peers.node() {
             return Ok(Box::new(Here(self.here.worker().clone())));
         }
-        // Rows of queries share a connection, apart from appends and votes.
+        // Apart from rows that are in memory alone, which strong reads wait for.
         let channel =
-            self.peers.channel(node, Lane::Rows).map_err(|status| unavailable(status.message().to_owned()))?;
+            self.peers.channel(node, Lane::Shares).map_err(|status| unavailable(status.message().to_owned()))?;
         let inner = grpc::create_worker_client(grpc::BoxCloneSyncChannel::new(channel));
         Ok(Box::new(There { inner, identity: self.peers.metadata(node).into_headers() }))
     }
