@@ -144,7 +144,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
     {
         match self.lane {
             Lane::Control => stream_append_sequential(self, input, option),
-            Lane::Bulk | Lane::Rows => Box::pin(async move { Ok(append_stream::run(self, input)) }),
+            Lane::Bulk | Lane::Rows | Lane::Shares => Box::pin(async move { Ok(append_stream::run(self, input)) }),
         }
     }
 

@@ -35,7 +35,7 @@ const WINDOW_BYTES: u32 = 16 << 20;
 /// Pause between two lines in the log about a peer that refuses this node.
 const REFUSAL_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Three connections a peer, so that a large append never delays a vote or a heartbeat on the wire.
+/// Four connections a peer, so that a large append never delays a vote or a heartbeat on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lane {
     /// Votes, heartbeats, read indexes.
@@ -44,6 +44,20 @@ pub enum Lane {
     Bulk,
     /// Rows of queries: a reader that pauses must not hold up appends.
     Rows,
+    /// What nodes do for each other's queries. Many of these streams pause for clients that read slowly; together they fill
+    /// the window of their connection, and must not hold up rows that nobody else has.
+    Shares,
+}
+
+impl Lane {
+    /// What one reader may leave unread; one that pauses leaves room for the others.
+    fn stream_window_bytes(self) -> u32 {
+        match self {
+            Self::Control | Self::Bulk => WINDOW_BYTES,
+            Self::Rows => WINDOW_BYTES / 8,
+            Self::Shares => WINDOW_BYTES / 32,
+        }
+    }
 }
 
 /// How connections to peers are made.
@@ -243,8 +257,7 @@ impl Peers {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
-            // One reader that pauses leaves room for the others.
-            .initial_stream_window_size(if lane == Lane::Rows { WINDOW_BYTES / 8 } else { WINDOW_BYTES })
+            .initial_stream_window_size(lane.stream_window_bytes())
             .initial_connection_window_size(WINDOW_BYTES);
         let channel = self.dial.channel(node, endpoint);
         channels.insert((node, lane), channel.clone());
@@ -461,7 +474,38 @@ fn same(left: &[u8], right: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
+
+    /// Counts connections.
+    #[derive(Debug, Default)]
+    struct Counted(AtomicUsize);
+
+    impl Dial for Counted {
+        fn channel(&self, node: NodeId, endpoint: Endpoint) -> Channel {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Tcp.channel(node, endpoint)
+        }
+    }
+
+    #[tokio::test]
+    async fn readers_that_pause_hold_up_nobody_on_another_lane() {
+        let dial = Arc::new(Counted::default());
+        let mut me = peers("prod", "s", 1, "d1");
+        me.config.addresses.insert(NodeId(2), "127.0.0.1:1".to_owned());
+        let me = me.over(Arc::<Counted>::clone(&dial));
+        for _ in 0..2 {
+            for lane in [Lane::Control, Lane::Bulk, Lane::Rows, Lane::Shares] {
+                me.channel(NodeId(2), lane).expect("a channel");
+            }
+        }
+        assert_eq!(dial.0.load(Ordering::Relaxed), 4, "one for each lane, whoever asks again");
+        // And few of them nobody on the same.
+        for (lane, readers) in [(Lane::Rows, 7), (Lane::Shares, 31)] {
+            assert!(lane.stream_window_bytes() * readers < WINDOW_BYTES, "{lane:?}");
+        }
+    }
 
     fn peers(cluster: &str, secret: &str, node: u64, disk: &str) -> Peers {
         started(cluster, secret, node, disk, &[1])

@@ -10,13 +10,13 @@ use async_trait::async_trait;
 use datafusion::common::Result;
 use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
-use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricsSet};
 use datafusion_distributed::{
-    ChannelResolver, CoordinatorToWorkerMsg, ExecuteTaskRequest, GetWorkerInfoRequest, GetWorkerInfoResponse, Worker,
-    WorkerChannel, WorkerToCoordinatorMsg, grpc,
+    ChannelResolver, CoordinatorToWorkerMsg, ExecuteTaskRequest, GetWorkerInfoRequest, GetWorkerInfoResponse,
+    TaskMetrics, Worker, WorkerChannel, WorkerToCoordinatorMsg, grpc,
 };
 use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use signaldb_model::NodeId;
 use signaldb_raft::{Lane, Peers};
 use tokio::time::Instant;
@@ -29,6 +29,8 @@ use crate::error::unavailable;
 
 /// How long a node gets no shares after one was lost there.
 const SUSPICION: Duration = Duration::from_secs(30);
+/// Operators of a share, and more: there are numbers for each of them, or for too many.
+const OPERATORS_MAX: usize = 1000;
 
 /// Names a node to datafusion-distributed; nobody connects to it.
 ///
@@ -80,9 +82,9 @@ impl Reach for Cluster {
         if node == self.peers.node() {
             return Ok(Box::new(Here(self.here.worker().clone())));
         }
-        // Rows of queries share a connection, apart from appends and votes.
+        // Apart from rows that are in memory alone, which strong reads wait for.
         let channel =
-            self.peers.channel(node, Lane::Rows).map_err(|status| unavailable(status.message().to_owned()))?;
+            self.peers.channel(node, Lane::Shares).map_err(|status| unavailable(status.message().to_owned()))?;
         let inner = grpc::create_worker_client(grpc::BoxCloneSyncChannel::new(channel));
         Ok(Box::new(There { inner, identity: self.peers.metadata(node).into_headers() }))
     }
@@ -186,9 +188,35 @@ struct Watched {
 /// What a worker says of the query is the query's failure; anything else is the worker's.
 fn watch(reach: &dyn Reach, node: NodeId, error: &DataFusionError) {
     if tagged(error).is_none() {
-        tracing::warn!(peer = %node, error = %error.strip_backtrace(), "a share of a query was lost");
+        tracing::warn!(peer = %node, error = %error.strip_backtrace(), "a node failed that does a share of a query");
         reach.suspect(node);
     }
+}
+
+/// What a worker says beside rows, which is numbers. Whether the rows are whole their seals say, so nothing that goes wrong
+/// here fails a query that has them. `EXPLAIN ANALYZE` waits for the numbers of every share, also of one that nobody wanted
+/// rows of, as of a join whose other side is empty: where a worker says none, there are none.
+fn beside_rows(
+    answers: BoxStream<'static, Result<WorkerToCoordinatorMsg>>,
+    lost: impl Fn(&DataFusionError) + Send + 'static,
+) -> BoxStream<'static, Result<WorkerToCoordinatorMsg>> {
+    let answers = stream::unfold(Some((answers, lost, false)), |state| async move {
+        let (mut answers, lost, told) = state?;
+        match answers.next().await {
+            Some(Ok(answer)) => {
+                let told = told || matches!(answer, WorkerToCoordinatorMsg::TaskMetrics(_));
+                return Some((Ok(answer), Some((answers, lost, told))));
+            }
+            Some(Err(error)) => lost(&error),
+            None => {}
+        }
+        (!told).then(|| (Ok(WorkerToCoordinatorMsg::TaskMetrics(no_numbers())), None))
+    });
+    answers.boxed()
+}
+
+fn no_numbers() -> TaskMetrics {
+    TaskMetrics { pre_order_plan_metrics: vec![MetricsSet::new(); OPERATORS_MAX], task_metrics: MetricsSet::new() }
 }
 
 #[async_trait]
@@ -199,7 +227,9 @@ impl WorkerChannel for Watched {
         messages: BoxStream<'static, CoordinatorToWorkerMsg>,
     ) -> Result<BoxStream<'static, Result<WorkerToCoordinatorMsg>>> {
         let answers = self.inner.coordinator_channel(headers, messages).await;
-        answers.inspect_err(|error| watch(self.reach.as_ref(), self.node, error))
+        let answers = answers.unwrap_or_else(|error| stream::once(async move { Err(error) }).boxed());
+        let (reach, node) = (Arc::clone(&self.reach), self.node);
+        Ok(beside_rows(answers, move |error| watch(reach.as_ref(), node, error)))
     }
 
     async fn execute_task(

@@ -20,8 +20,8 @@ use datafusion_distributed::{
     CoordinatorToWorkerMsg, ExecuteTaskRequest, GetWorkerInfoRequest, GetWorkerInfoResponse, WorkerChannel,
     WorkerToCoordinatorMsg,
 };
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use signaldb_catalog::Identity;
 use signaldb_model::{DatasetId, SystemClock, TenantId};
 use tonic::codegen::http::HeaderMap;
@@ -62,6 +62,33 @@ enum Fault {
     Cut,
     /// Its streams break.
     Break,
+    /// What it says beside rows breaks.
+    Mute,
+    /// It hears that rows are wanted when somebody reads them, as over a network.
+    Late,
+}
+
+fn broken() -> DataFusionError {
+    DataFusionError::Execution("connection reset".to_owned())
+}
+
+/// Streams that the worker is asked for at the first look at each.
+fn late(worker: &Worker, asked: &ExecuteTaskRequest) -> Vec<BoxStream<'static, Result<RecordBatch>>> {
+    let stream = |partition: usize| {
+        let worker = worker.clone();
+        let request = ExecuteTaskRequest {
+            task_key: asked.task_key,
+            target_partition_start: partition,
+            target_partition_end: partition + 1,
+            producer_head_spec: asked.producer_head_spec.clone(),
+        };
+        let rows = async move {
+            let (mut streams, _) = worker.execute_task(request).await?;
+            streams.pop().ok_or_else(|| DataFusionError::Internal("no stream".to_owned()))
+        };
+        futures::stream::once(rows).try_flatten().boxed()
+    };
+    (asked.target_partition_start..asked.target_partition_end).map(stream).collect()
 }
 
 #[derive(Debug)]
@@ -98,7 +125,11 @@ impl WorkerChannel for Faulty {
         headers: HeaderMap,
         messages: BoxStream<'static, CoordinatorToWorkerMsg>,
     ) -> Result<BoxStream<'static, Result<WorkerToCoordinatorMsg>>> {
-        self.inner.coordinator_channel(headers, messages).await
+        let answers = self.inner.coordinator_channel(headers, messages).await?;
+        Ok(match self.fault {
+            Fault::Mute => futures::stream::once(async { Err(broken()) }).boxed(),
+            _ => answers,
+        })
     }
 
     async fn execute_task(
@@ -108,10 +139,13 @@ impl WorkerChannel for Faulty {
         metrics: ExecutionPlanMetricsSet,
         context: &Arc<datafusion::execution::TaskContext>,
     ) -> Result<Vec<BoxStream<'static, Result<RecordBatch>>>> {
-        let streams = self.inner.execute_task(headers, request, metrics, context).await?;
         let fault = self.fault;
+        if fault == Fault::Late {
+            return Ok(late(&self.inner.0, &request));
+        }
+        let streams = self.inner.execute_task(headers, request, metrics, context).await?;
         let spoiled = |rows: BoxStream<'static, Result<RecordBatch>>| match fault {
-            Fault::None => rows,
+            Fault::None | Fault::Mute | Fault::Late => rows,
             // What is left of the rows without the end.
             Fault::Cut => {
                 let whole = |batch: &Result<RecordBatch>| match batch {
@@ -120,10 +154,7 @@ impl WorkerChannel for Faulty {
                 };
                 rows.take_while(move |batch| futures::future::ready(whole(batch))).boxed()
             }
-            Fault::Break => {
-                let broken = || Err(DataFusionError::Execution("connection reset".to_owned()));
-                futures::stream::once(async move { broken() }).boxed()
-            }
+            Fault::Break => futures::stream::once(async { Err(broken()) }).boxed(),
         };
         Ok(streams.into_iter().map(spoiled).collect())
     }
@@ -304,6 +335,30 @@ async fn a_share_that_ends_early_is_an_error_and_no_answer() {
             let suspects = setup.nodes.reach.suspects.lock().expect("nobody panics").clone();
             assert_eq!(suspects.contains(&NodeId(2)), fault == Fault::Break, "{sql}");
         }
+    }
+}
+
+/// As when a node dies with all of its rows sent: the seals say that the answer is whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_beside_rows_that_are_whole_fails_no_query() {
+    for (sql, _) in STATEMENTS.iter().filter(|(_, spreads)| *spreads) {
+        let setup = set_up(3, Fault::Mute).await;
+        let expected = answer(&setup.local, sql).await.expect("answers");
+        let got = answer(&setup.spread, sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        assert_eq!(got, expected, "{sql}");
+    }
+}
+
+/// Nobody reads the right side of a join whose left side is empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_that_nobody_asked_for_keeps_nobody_waiting() {
+    let join = "SELECT count(*) FROM files a JOIN files b ON a.n = b.n";
+    let sql = format!("EXPLAIN ANALYZE {join} WHERE a.service = 'none' AND b.service = 'no one'");
+    for fault in [Fault::Late, Fault::Mute] {
+        let setup = set_up(3, fault).await;
+        let analyzed = tokio::time::timeout(Duration::from_secs(60), answer(&setup.spread, &sql)).await;
+        let plan = analyzed.expect("waits for nobody").expect("explains");
+        assert!(plan.contains("Stage 1") && plan.contains("Stage 2"), "{fault:?}: {plan}");
     }
 }
 
