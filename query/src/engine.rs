@@ -456,6 +456,8 @@ impl Inner {
                 Err(error) if error.kind == QueryErrorKind::Unavailable && may_restart && !yielded => {
                     // A leader that held rows for it is gone, say; nobody has seen anything of the answer yet.
                     restarts += 1;
+                    // Nor do other parts of it go on reading, and holding memory.
+                    stream = Box::pin(EmptyRecordBatchStream::new(Arc::clone(&schema)));
                     match self.restart(&query, &runtime, record, (&schema, missing.as_slice()), restarts).await {
                         Some(anew) => {
                             stream = anew;
