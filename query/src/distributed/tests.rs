@@ -17,7 +17,7 @@ use datafusion::parquet::arrow::ArrowWriter;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use datafusion::prelude::{ParquetReadOptions, SessionConfig};
 use datafusion_distributed::{
-    CoordinatorToWorkerMsg, ExecuteTaskRequest, GetWorkerInfoRequest, GetWorkerInfoResponse, WorkerChannel,
+    CoordinatorToWorkerMsg, ExecuteTaskRequest, GetWorkerInfoRequest, GetWorkerInfoResponse, Worker, WorkerChannel,
     WorkerToCoordinatorMsg,
 };
 use futures::stream::BoxStream;
