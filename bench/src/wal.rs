@@ -406,10 +406,6 @@ impl LogIo for CountingIo {
         RealIo.create_dir_all(dir)
     }
 
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
-        Ok(self.counted(RealIo.create(path)?))
-    }
-
     fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
         Ok(self.counted(RealIo.open(path)?))
     }

@@ -12,15 +12,13 @@ use crate::workers::Workers;
 /// A directory tree that holds a log. Blocking; called from the log's own threads and at start.
 pub trait LogIo: Send + Sync + fmt::Debug + 'static {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
-    /// Creates a file that must not exist.
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>>;
     fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>>;
     /// File names in `dir`, unordered.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Makes creations and removals in `dir` durable.
+    /// Makes removals in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
-    /// Replaces a small file so that after any crash either the old or the new content is there.
+    /// Creates or replaces a file, durably, so that after any crash either the old content (or no file) or the new is there.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()>;
     fn read(&self, path: &Path) -> io::Result<Option<Vec<u8>>>;
 
@@ -63,11 +61,6 @@ impl LogIo for RealIo {
             _ => {}
         }
         self.sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
-    }
-
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
-        let file = OpenOptions::new().read(true).append(true).create_new(true).open(path)?;
-        Ok(Arc::new(RealFile(file)))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {

@@ -211,6 +211,9 @@ pub struct SegmentStart {
     /// Records from this one to the checkpoint, both included.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub preamble: u64,
+    /// Bytes of the preamble behind this record: whether a damaged checkpoint was the last thing there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub preamble_rest_bytes: u64,
     /// Damage in earlier segments that the start which wrote this had found and dealt with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settled: Vec<Settled>,
@@ -388,10 +391,10 @@ mod tests {
         assert_eq!((start.previous, start.preamble, start.settled.len()), (Some((3, 70)), 0, 0));
         assert_eq!(serde_json::to_string(&start).expect("is JSON"), golden);
         let place = Settled { segment: 2, offset: 72, bytes: 80, batch: 9, next: 10, unknown: true };
-        let full = SegmentStart { preamble: 4, settled: vec![place], ..start };
+        let full = SegmentStart { preamble: 4, preamble_rest_bytes: 216, settled: vec![place], ..start };
         let golden = concat!(
-            r#"{"format":1,"disk_id":"d","previous":[3,70],"preamble":4,"settled":[{"segment":2,"offset":72,"#,
-            r#""bytes":80,"batch":9,"next":10,"unknown":true}]}"#
+            r#"{"format":1,"disk_id":"d","previous":[3,70],"preamble":4,"preamble_rest_bytes":216,"#,
+            r#""settled":[{"segment":2,"offset":72,"bytes":80,"batch":9,"next":10,"unknown":true}]}"#
         );
         assert_eq!(serde_json::to_string(&full).expect("is JSON"), golden);
     }

@@ -6,7 +6,7 @@
 //! * **Above it**, the first place that is not a record is a torn tail: nobody was told about it. It is left in the file
 //!   and cut by the next segment's first record, which holds the valid length: until that is on disk, and with it what
 //!   the start decided, a later start finds the same tail.
-//! * **Below it**, it is damage. Batches have no gaps, so whatever is not there is missed: a bad payload or a header
+//! * **Below it**, it is damage. A segment gets its name when its preamble is on disk. Batches have no gaps, so whatever is not there is missed: a bad payload or a header
 //!   known from a footer concerns its group; anything else (a bad header, a file that is short, a segment that is
 //!   missing) every group. The preamble of a segment and its footer only repeat what is elsewhere: a single bad place
 //!   there is harmless. [`replay`] says what a group keeps: a dense prefix, and every later vote, trust, purge and
@@ -47,6 +47,8 @@ pub(crate) use scan::{Item, read_content, read_payload};
 /// Bytes of the fixed trailer of a sealed segment: footer offset (u64), its crc32c (u32), magic `SDBF`.
 pub(crate) const TRAILER_BYTES: usize = 16;
 const TRAILER_MAGIC: [u8; 4] = *b"SDBF";
+/// A segment start and a checkpoint.
+const PREAMBLE_RECORDS_MIN: u64 = 2;
 
 /// Everything a start learned.
 #[derive(Debug)]
@@ -56,8 +58,6 @@ pub(crate) struct Recovered {
     pub(crate) votes: BTreeMap<u32, SavedVote>,
     pub(crate) segments: BTreeMap<u64, Segment>,
     pub(crate) next_batch: u64,
-    /// A segment whose start a crash interrupted: it holds nothing and has to be removed.
-    pub(crate) unfinished: Option<u64>,
     /// The disk that the segments name.
     pub(crate) disk_id: Option<String>,
     pub(crate) found: Found,
@@ -118,8 +118,7 @@ pub(crate) fn recover(
 ) -> Result<Recovered, OpenError> {
     let votes = VotesFile::read(io, dir).map_err(OpenError::io("read votes in", dir))?;
     let suspects = suspects::read(io, dir).map_err(OpenError::io("read suspects in", dir))?;
-    let mut reader = Reader::open(io, dir)?;
-    let unfinished = reader.take_unfinished(&votes, depth)?;
+    let reader = Reader::open(io, dir)?;
     let settled = reader.starts().flat_map(|(_, start)| start.settled.clone()).collect::<Vec<Settled>>();
     let newest = reader.starts().last().map(|(_, start)| start);
     let disk_id = newest.map(|start| start.disk_id.clone());
@@ -164,7 +163,6 @@ pub(crate) fn recover(
         votes: BTreeMap::new(),
         segments,
         next_batch: expected.unwrap_or(1),
-        unfinished,
         disk_id,
         found: Found { torn, groups: BTreeMap::new(), unlisted },
         damages,
@@ -277,35 +275,6 @@ impl Reader {
         scan::read_blocks(segment.file.as_ref(), len).map_err(failed)
     }
 
-    /// A crash while a segment is being started leaves a file without a synced checkpoint: it holds nothing.
-    ///
-    /// # Errors
-    /// A start that cannot read the newest segment cannot tell whether it is such a file, and must not remove it; whoever
-    /// reads every byte takes it for damaged.
-    fn take_unfinished(&mut self, votes: &VotesFile, depth: Depth) -> Result<Option<u64>, OpenError> {
-        let Some(at) = self.segments.len().checked_sub(1) else { return Ok(None) };
-        let number = self.segments[at].number;
-        let first = self.segments[at].start.as_ref().map(|(batch, _)| *batch);
-        let (content, readable) = self.blocks(at, self.segments[at].file_len)?;
-        let items = scan::scan(&content, number, first, &[]);
-        let floor = if let VotesFile::Sound(votes) = votes { votes.flushed } else { 0 };
-        let headers = || items.iter().filter_map(Item::header);
-        let checkpoint = items.iter().position(|item| item.is_sound(Kind::Checkpoint));
-        let whole = checkpoint.is_some_and(|checkpoint| !items[..checkpoint].iter().any(Item::is_bad));
-        // Only a synced preamble is followed by records, which say so.
-        let used = headers().any(|header| header.flushed > 0);
-        let flushed = headers().next().is_some_and(|header| header.batch < floor);
-        if whole || used || flushed || (!readable && depth == Depth::Full) {
-            return Ok(None);
-        }
-        if !readable {
-            let source = std::io::Error::other("the disk does not return what the newest segment begins with");
-            return Err(OpenError::io("read", segment_path(&self.dir, number))(source));
-        }
-        self.segments.pop();
-        Ok(Some(number))
-    }
-
     /// The batch that the segment behind `at` begins with.
     fn end_batch(&self, at: usize) -> Result<Option<u64>, OpenError> {
         let Some(next) = self.segments.get(at + 1) else { return Ok(None) };
@@ -316,6 +285,14 @@ impl Reader {
         let first = items.first().and_then(Item::header).map(|header| header.batch);
         // Most likely just its first record is damaged.
         Ok(first.or_else(|| items.get(1).map(|second| second.batch().saturating_sub(1))))
+    }
+
+    /// The batch behind a segment's preamble, or an earlier one when its first record is damaged.
+    fn preamble_end(&self, at: usize, expected: Option<u64>) -> u64 {
+        match &self.segments[at].start {
+            Some((batch, start)) => batch + start.preamble.max(PREAMBLE_RECORDS_MIN),
+            None => expected.unwrap_or(0) + PREAMBLE_RECORDS_MIN,
+        }
     }
 
     fn read(
@@ -352,6 +329,7 @@ impl Reader {
         let (content, readable) = self.blocks(at, limit)?;
         let crc = last.then(|| crc32c::crc32c(&content));
         let mut items = scan::scan(&content, number, expected, settled);
+        let floor = if last { floor.max(self.preamble_end(at, expected)) } else { floor };
         let torn = if last && readable { scan::take_torn_tail(&mut items, &content, floor) } else { None };
         if let Some(Item::Bad(bad)) = items.last_mut()
             && let Some(trailer) = content.last_chunk().and_then(decode_trailer)
@@ -360,7 +338,7 @@ impl Reader {
             bad.header.get_or_insert(Header::footer(number, bad.batch));
             bad.next = bad.batch + 1;
         }
-        let end_batch = if last { (floor > 0).then_some(floor) } else { end_batch };
+        let end_batch = if last { Some(floor) } else { end_batch };
         if let Some(end_batch) = end_batch {
             if !last {
                 items.retain(|item| item.batch() < end_batch);

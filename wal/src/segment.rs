@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::found::Quarantined;
 use crate::io::{LogFile, LogIo};
-use crate::record::{self, FORMAT, GroupMeta, Header, Kind, SegmentStart, Settled};
+use crate::record::{self, FORMAT, GroupMeta, HEADER_BYTES, Header, Kind, SegmentStart, Settled};
 use crate::recovery::{TRAILER_BYTES, encode_trailer, segment_path};
 use crate::votes::SavedVote;
 
@@ -35,7 +35,8 @@ pub(crate) struct Preamble<'a> {
     pub(crate) accepted: BTreeMap<u32, Quarantined>,
 }
 
-/// Creates segment `number` with its preamble, durable before it is used.
+/// Creates segment `number` with its preamble. It gets its name once that is durable: a segment that is there at all was
+/// whole up to the end of its preamble, and whatever is missing of it is damage.
 pub(crate) fn start_segment(
     io: &dyn LogIo,
     segments_dir: &Path,
@@ -44,18 +45,22 @@ pub(crate) fn start_segment(
     next_batch: &mut u64,
 ) -> io::Result<Current> {
     let records = preamble.records(*next_batch)?;
-    let file = io.create(&segment_path(segments_dir, number))?;
-    let mut current = Current { number, file, len: 0, records: Vec::new() };
-    let mut content = Vec::new();
+    let (mut placed, mut content) = (Vec::new(), Vec::new());
     for (template, payload) in records {
-        let header = current.place(next_batch, template, &payload);
+        let header = next_header(number, next_batch, template, &payload);
+        placed.push((content.len() as u64, header));
         content.extend_from_slice(&header.encode());
         content.extend_from_slice(&payload);
     }
-    current.file.append(&[&content])?;
-    current.file.sync_data()?;
-    io.sync_dir(segments_dir)?;
-    Ok(current)
+    let path = segment_path(segments_dir, number);
+    io.replace(&path, &content)?;
+    Ok(Current { number, file: io.open(&path)?, len: content.len() as u64, records: placed })
+}
+
+fn next_header(segment: u64, next_batch: &mut u64, template: Header, payload: &[u8]) -> Header {
+    let batch = *next_batch;
+    *next_batch += 1;
+    Header { payload_len: payload.len() as u32, payload_crc: crc32c::crc32c(payload), segment, batch, ..template }
 }
 
 impl Preamble<'_> {
@@ -87,18 +92,20 @@ impl Preamble<'_> {
             }
         }
         records.extend(self.cuts.iter().map(|(group, cut)| (template(Kind::TruncateAfter, *group, *cut), Vec::new())));
+        let checkpoint = record::encode_checkpoint(self.metas.iter().map(|(group, meta)| (*group, meta)));
+        records.push((template(Kind::Checkpoint, 0, 0), checkpoint));
+        let preamble_rest_bytes = records.iter().map(|(_, payload)| (HEADER_BYTES + payload.len()) as u64).sum();
         let start = SegmentStart {
             format: FORMAT,
             disk_id: self.disk_id.to_owned(),
             previous: self.previous,
-            preamble: records.len() as u64 + 2,
+            preamble: records.len() as u64 + 1,
+            preamble_rest_bytes,
             settled: self.settled,
             accepted: self.accepted,
         };
         let start = serde_json::to_vec(&start).map_err(io::Error::other)?;
         records.insert(0, (template(Kind::SegmentStart, 0, 0), start));
-        let checkpoint = record::encode_checkpoint(self.metas.iter().map(|(group, meta)| (*group, meta)));
-        records.push((template(Kind::Checkpoint, 0, 0), checkpoint));
         Ok(records)
     }
 }
@@ -106,16 +113,9 @@ impl Preamble<'_> {
 impl Current {
     /// Gives the next record its place.
     pub(crate) fn place(&mut self, next_batch: &mut u64, template: Header, payload: &[u8]) -> Header {
-        let header = Header {
-            payload_len: payload.len() as u32,
-            payload_crc: crc32c::crc32c(payload),
-            segment: self.number,
-            batch: *next_batch,
-            ..template
-        };
+        let header = next_header(self.number, next_batch, template, payload);
         self.records.push((self.len, header));
         self.len += header.record_len();
-        *next_batch += 1;
         header
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Every step may be the last before a kill; until the new segment is durable the next start finds the same:
 //! 1. damaged segments are copied to `quarantine/`;
-//! 2. what a start that was interrupted left is removed: it never was part of the log;
+//! 2. temporary files are removed: what never got its name was never part of the log;
 //! 3. the newest segment is written anew, whole, with its torn end;
 //! 4. the new segment is begun: one write holds the seal of the one before, the places that are settled, the cuts, and
 //!    the checkpoint with the decision;
@@ -110,7 +110,7 @@ pub(crate) fn start(
     }
     warn(&recovered);
     let copies = quarantine(io, dir, &recovered)?;
-    remove_leftovers(io, dir, &segments_dir, recovered.unfinished)?;
+    remove_temporary(io, &[dir, &segments_dir])?;
     if let Some(mut newest) = recovered.segments.last_entry() {
         let path = segment_path(&segments_dir, *newest.key());
         let rewritten = rewrite(io, &path, newest.get(), recovered.newest_crc)?;
@@ -168,8 +168,6 @@ fn warn(recovered: &Recovered) {
 fn quarantine(io: &dyn LogIo, dir: &Path, recovered: &Recovered) -> Result<Vec<PathBuf>, OpenError> {
     let aside = dir.join("quarantine");
     let mut numbers: Vec<u64> = recovered.new_damages().map(|damage| damage.segment).collect();
-    // What follows missing batches may be what is left of them.
-    numbers.extend(recovered.unfinished.filter(|_| !numbers.is_empty()));
     numbers.sort_unstable();
     numbers.dedup();
     let mut copies = Vec::new();
@@ -194,14 +192,8 @@ fn quarantine(io: &dyn LogIo, dir: &Path, recovered: &Recovered) -> Result<Vec<P
     Ok(copies)
 }
 
-fn remove_leftovers(io: &dyn LogIo, dir: &Path, segments_dir: &Path, unfinished: Option<u64>) -> Result<(), OpenError> {
-    if let Some(number) = unfinished {
-        let path = segment_path(segments_dir, number);
-        tracing::warn!(segment = number, "WAL segment was never finished by the crash that interrupted its start");
-        io.remove(&path).map_err(OpenError::io("remove", &path))?;
-        io.sync_dir(segments_dir).map_err(OpenError::io("sync", segments_dir))?;
-    }
-    for dir in [dir, segments_dir] {
+fn remove_temporary(io: &dyn LogIo, dirs: &[&Path]) -> Result<(), OpenError> {
+    for dir in dirs {
         let names = io.list(dir).map_err(OpenError::io("list", dir))?;
         for name in names.iter().filter(|name| name.ends_with(".tmp")) {
             io.remove(&dir.join(name)).map_err(OpenError::io("remove", dir.join(name)))?;

@@ -87,11 +87,6 @@ impl LogIo for ProcessDisk {
         self.disk.create_dir_all(dir)
     }
 
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
-        self.change("create", path)?;
-        self.disk.create(path).map(|file| self.open_file(file))
-    }
-
     fn open(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
         self.attempt(Operation::Open)?;
         self.disk.open(path).map(|file| self.open_file(file))

@@ -225,9 +225,12 @@ fn is_lone_checkpoint(items: &[Item], at: usize, file: Option<&dyn LogFile>) -> 
     };
     let payload = file.ok_or(String::new()).and_then(|file| read_payload(file, *offset, header));
     let start: Option<SegmentStart> = payload.ok().and_then(|payload| serde_json::from_slice(&payload).ok());
-    let preamble = start.map_or(0, |start| start.preamble);
+    let Some(start) = start.filter(|start| start.preamble > 0) else { return false };
     let alone = items[at].next() == items[at].batch() + 1 && !items[..at].iter().any(Item::is_bad);
-    alone && preamble > 0 && items[at].batch() + 1 == header.batch + preamble
+    // The last place of the file may have held more than the checkpoint, or have lost its end and what followed.
+    let preamble_end = offset + header.record_len() + start.preamble_rest_bytes;
+    let ends = at + 1 < items.len() || items[at].end() == preamble_end;
+    alone && ends && items[at].batch() + 1 == header.batch + start.preamble
 }
 
 fn note(slot: &mut Option<Place>, place: &Place) {

@@ -99,9 +99,7 @@ fn power_fails_after_each_step_of_a_start() {
     io.flip(&segment(1), offset_of(&records, 2, 5) + 80);
     let end = io.file_len(&segment(2)).expect("exists");
     io.flip(&segment(2), end - 1);
-    io.create(&segment(3)).expect("creates").append(&[b"SDB1 torn"]).expect("writes");
-    // What is on the disk by now stays there.
-    io.sync_dir(&segments_dir(Path::new(DIR))).expect("syncs");
+    io.replace(&segment(3).with_added_extension("tmp"), b"SDB1 torn").expect("writes");
     io.lose_power(Loss::KeepPrefix(usize::MAX));
     let (_wal, first) = accept(&io.fork());
     assert_eq!(first.torn.as_ref().map(|torn| torn.kind), Some(TailKind::Bad));
@@ -256,18 +254,84 @@ fn a_sector_that_cannot_be_read_is_damage_and_not_a_torn_write() {
     assert!(wal.group_state(2).range.is_none_or(|(_, last)| last < 60));
 }
 
-/// Nobody can tell such a segment from one that a crash left unfinished, which a start removes.
 #[test]
-fn a_newest_segment_whose_first_sector_cannot_be_read_stops_the_start_and_stays() {
+fn a_newest_segment_whose_first_sector_cannot_be_read_is_damage() {
     let io = SimIo::new();
-    filled(&io);
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
+    io.kill();
+    drop(wal);
     io.make_unreadable(&segment(1), 0..1);
-    let config = crate::wal::tests::config(1 << 20);
-    let opened =
-        Wal::open(std::sync::Arc::new(io.clone()), Path::new(DIR), config, "disk-1", |_| Ok(Default::default()));
-    let error = opened.expect_err("stops").to_string();
-    assert!(error.contains("000001.wal"), "{error}");
-    assert!(io.paths().contains(&segment(1)));
+    let error = try_open(&io, 1 << 20).expect_err("a single node stops").to_string();
+    assert!(error.contains("segment 000001") && error.contains("repair --accept-data-loss"), "{error}");
+    let (wal, found) = accept(&io);
+    assert!(found.torn.is_none() && found.unlisted.is_some(), "{found:?}");
+    append(&wal, 1, 1..=3, Durability::Synced).expect("refilled");
+    io.kill();
+    drop(wal);
+    let (wal, found) = accept(&io);
+    assert_eq!((quarantined(&found), found.unlisted), (BTreeMap::new(), None));
+    check_holds(&wal, 1, 1..=3);
+}
+
+/// Scenario: a segment was just begun, by a rotation or by a start, and holds one synced record, when two of its bits flip,
+/// or it loses its end.
+/// Guarantees: it is taken for damaged, never for one whose start was interrupted, nor for one that held nothing yet.
+#[test]
+fn damage_of_a_segment_that_was_just_begun_is_never_silent() {
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 10);
+    vote(&wal, 2, 3);
+    for index in 1.. {
+        append(&wal, 1, index..=index, Durability::Synced).expect("appends");
+        if io.paths().contains(&segment(2)) {
+            break;
+        }
+    }
+    io.kill();
+    drop(wal);
+    check_damage_of_segment_2(&io);
+
+    let io = SimIo::new();
+    let wal = open(&io, 1 << 20);
+    vote(&wal, 2, 3);
+    append(&wal, 1, 1..=2, Durability::Synced).expect("appends");
+    io.kill();
+    drop(wal);
+    let wal = open(&io, 1 << 20);
+    append(&wal, 1, 3..=3, Durability::Synced).expect("appends");
+    io.kill();
+    drop(wal);
+    check_damage_of_segment_2(&io);
+}
+
+fn check_damage_of_segment_2(io: &SimIo) {
+    let (mut record, mut preamble) = (0, Vec::new());
+    let find = |number, items: &[Item]| {
+        if number == 2 {
+            let offset = |item: &Item| item.end() - item.header().expect("is sound").record_len();
+            let (last, before) = items.split_last().expect("holds records");
+            record = usize::try_from(offset(last)).expect("fits");
+            preamble = before.iter().map(|item| usize::try_from(offset(item)).expect("fits")).collect();
+        }
+    };
+    recover(io, Path::new(DIR), Depth::Full, find).expect("reads");
+    assert!(preamble.len() >= 3, "{preamble:?}");
+    for flipped in preamble {
+        let io = io.fork();
+        io.flip(&segment(2), flipped + 30);
+        io.flip(&segment(2), record + 30);
+        let found = accept(&io).1;
+        let told =
+            quarantined(&found).contains_key(&1) || found.torn.as_ref().is_some_and(|torn| torn.kind == TailKind::Bad);
+        assert!(told, "flips at {flipped} and {record}: {found:?}");
+    }
+    for len in 0..record {
+        let io = io.fork();
+        io.cut(&segment(2), len);
+        let found = accept(&io).1;
+        assert!(quarantined(&found).contains_key(&1) && found.torn.is_none(), "cut to {len}: {found:?}");
+    }
 }
 
 /// What docs/deployment/wal-persistence.md says about such a segment on a single node.

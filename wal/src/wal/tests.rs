@@ -375,7 +375,8 @@ fn a_crash_while_a_segment_is_started_leaves_nothing_in_the_way() {
     let wal = open(&io, 1 << 20);
     append(&wal, 1, 1..=3, Durability::Synced).expect("appends");
     drop(wal);
-    io.create(&segment(2)).expect("creates").append(&[b"SDB1 torn"]).expect("writes");
+    let unnamed = segment(2).with_added_extension("tmp");
+    io.replace(&unnamed, b"SDB1 torn").expect("writes");
     check_holds(&open(&io, 1 << 20), 1, 1..=3);
 }
 
