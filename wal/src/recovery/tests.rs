@@ -8,7 +8,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use crate::sim::{Loss, SimIo};
-use crate::wal::tests::{DIR, config, open, wait};
+use crate::wal::tests::{DIR, config, histories, open, wait};
 use crate::{AppendEntry, Durability, Found, LogIo, Quarantined, Wal, WalError};
 
 const GROUPS: std::ops::Range<u32> = 1..4;
@@ -224,7 +224,7 @@ fn wal_files(io: &SimIo) -> Vec<(PathBuf, usize)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(histories(400))]
 
     /// Guarantees: whatever bit is flipped, no entry is returned that never was, no vote goes back, and a group that
     /// is not named as damaged has lost nothing.
