@@ -121,6 +121,7 @@ pub(crate) fn recover(
     let reader = Reader::open(io, dir)?;
     let settled = reader.starts().flat_map(|(_, start)| start.settled.clone()).collect::<Vec<Settled>>();
     let newest = reader.starts().last().map(|(_, start)| start);
+    let settled_by = reader.starts().flat_map(|(by, start)| start.settled.iter().map(move |place| (by, place.clone())));
     let disk_id = newest.map(|start| start.disk_id.clone());
     let accepted = newest.map(|start| start.accepted.clone()).unwrap_or_default();
     let known_votes = match &votes {
@@ -130,7 +131,7 @@ pub(crate) fn recover(
         VotesFile::Missing | VotesFile::Damaged => None,
     };
     let floor = known_votes.map_or(0, |votes| votes.flushed);
-    let mut replay = Replay::new(settled.clone());
+    let mut replay = Replay::new(settled_by.collect());
     let (mut segments, mut torn, mut newest_crc) = (BTreeMap::new(), None, None);
     let oldest = known_votes.map_or(0, |votes| votes.oldest);
     if let Some(first) = reader.segments.first().filter(|first| first.number > oldest && oldest > 0) {
@@ -260,8 +261,9 @@ impl Reader {
         Ok(Self { dir, segments })
     }
 
-    fn starts(&self) -> impl DoubleEndedIterator<Item = &(u64, SegmentStart)> {
-        self.segments.iter().filter_map(|segment| segment.start.as_ref())
+    /// Numbers of the segments and what their first records say, where those are sound.
+    fn starts(&self) -> impl DoubleEndedIterator<Item = (u64, &SegmentStart)> {
+        self.segments.iter().filter_map(|segment| Some((segment.number, &segment.start.as_ref()?.1)))
     }
 
     fn content(&self, at: usize, len: u64) -> Result<Vec<u8>, OpenError> {

@@ -4,7 +4,9 @@
 //!   with the entries; what is still marked at the end cuts the group's log.
 //! * Where not even the headers are known, each group may have lost anything, a truncation too, so entries from before
 //!   and from behind must not be joined. Those behind are kept apart; if they alone make a whole log from the purged
-//!   position on, they are it; else the log ends where it was before the damage, which is a prefix of history.
+//!   position on, they are it; else the log ends where it was before the damage, which is a prefix of history. Entries that
+//!   are marked as lost count as held for this choice: a later start that trusts an index does not see the damage, and has to
+//!   choose the same.
 //! * Votes, trust, purges and commits that are found later count: by rank for votes. A later checkpoint restores what
 //!   damage took of them.
 
@@ -25,8 +27,8 @@ pub(crate) struct Replay {
     pub(crate) damages: Vec<Damage>,
     /// Damage behind which a group may exist that nothing names.
     unlisted: Option<Place>,
-    /// What earlier starts dealt with.
-    settled: Vec<Settled>,
+    /// What earlier starts dealt with, and in which segment they said so.
+    settled: Vec<(u64, Settled)>,
 }
 
 /// Where something was lost.
@@ -35,8 +37,8 @@ struct Place {
     segment: u64,
     offset: u64,
     reason: String,
-    /// An earlier start dealt with it.
-    settled: bool,
+    /// The segment that was begun by the first start which dealt with it.
+    settled_by: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +46,8 @@ struct Replayed {
     index: GroupIndex,
     /// The log as it was before a damage of which nothing is known; truncated and purged with `index`.
     before: Option<GroupIndex>,
+    /// The damages behind `before`.
+    unknown: Vec<Place>,
     vote: Option<SavedVote>,
     /// A damaged vote record, or the chance of one: any vote may have been there.
     lost_vote: Option<((u64, u64), Place)>,
@@ -66,7 +70,7 @@ pub(crate) struct Settlement {
 const ANY_VOTE: (u64, u64) = (u64::MAX, u64::MAX);
 
 impl Replay {
-    pub(crate) fn new(settled: Vec<Settled>) -> Self {
+    pub(crate) fn new(settled: Vec<(u64, Settled)>) -> Self {
         Self { settled, ..Self::default() }
     }
 
@@ -106,7 +110,7 @@ impl Replay {
             Kind::SegmentStart => {
                 let start: SegmentStart = serde_json::from_slice(&payload()?).map_err(|error| error.to_string())?;
                 if !start.settled.is_empty() {
-                    self.settle_known();
+                    self.settle_known(header.segment);
                 }
             }
             Kind::Footer => {}
@@ -140,8 +144,8 @@ impl Replay {
     fn bad(&mut self, bad: &Bad, restated: bool) {
         let covers =
             |known: &Settled| known.segment == bad.segment && known.batch <= bad.batch && bad.next <= known.next;
-        let settled = self.settled.iter().any(covers);
-        let place = Place { segment: bad.segment, offset: bad.offset, reason: bad.reason.clone(), settled };
+        let settled_by = self.settled.iter().filter(|(_, known)| covers(known)).map(|(by, _)| *by).min();
+        let place = Place { segment: bad.segment, offset: bad.offset, reason: bad.reason.clone(), settled_by };
         let harmless = restated || self.lose(bad, &place);
         self.damages.push(Damage {
             segment: bad.segment,
@@ -151,7 +155,7 @@ impl Replay {
             next: bad.next,
             record: bad.header.map(|header| (header.group, header.kind.name())),
             harmless,
-            settled,
+            settled: settled_by.is_some(),
             reason: bad.reason.clone(),
         });
     }
@@ -194,16 +198,17 @@ impl Replay {
         })
     }
 
-    /// A start that found damage made up its mind here: what it kept is the log.
-    fn settle_known(&mut self) {
-        for group in self.groups.values_mut().filter(|group| group.only_settled()) {
-            let Resolved { index, .. } = group.resolve(true);
-            group.index = index;
-            (group.before, group.lost_entries, group.lost_facts, group.lost_vote) = (None, None, None, None);
+    /// The start that began segment `number` had found damage, and made up its mind: what it kept is the log. Of damage
+    /// that was found after it, it knew nothing.
+    fn settle_known(&mut self, number: u64) {
+        let knew = |place: &Place| place.settled_by.is_some_and(|by| by <= number);
+        for group in self.groups.values_mut().filter(|group| group.unknown.iter().all(knew)) {
+            group.choose();
+            group.lost_entries.take_if(|place| knew(place));
+            group.lost_facts.take_if(|place| knew(place));
+            group.lost_vote.take_if(|(_, place)| knew(place));
         }
-        if self.unlisted.as_ref().is_some_and(|place| place.settled) {
-            self.unlisted = None;
-        }
+        self.unlisted.take_if(|place| knew(place));
     }
 
     /// The state of each group, and what a group that is not among them must be taken for.
@@ -235,7 +240,7 @@ fn is_lone_checkpoint(items: &[Item], at: usize, file: Option<&dyn LogFile>) -> 
 
 fn note(slot: &mut Option<Place>, place: &Place) {
     // The one that nobody dealt with yet is the one to report.
-    if slot.as_ref().is_none_or(|known| known.settled && !place.settled) {
+    if slot.as_ref().is_none_or(|known| known.settled_by.is_some() && place.settled_by.is_none()) {
         *slot = Some(place.clone());
     }
 }
@@ -247,10 +252,10 @@ impl Place {
     }
 }
 
-struct Resolved {
-    index: GroupIndex,
-    /// Where the log was cut.
-    cut: Option<u64>,
+/// What a log lost at its end.
+struct Cut {
+    /// Where it was cut.
+    from: Option<u64>,
     /// The highest index that was ever seen of what is cut.
     last_seen: Option<u64>,
 }
@@ -295,6 +300,7 @@ impl Replayed {
         self.lost_vote = Some((ANY_VOTE, place.clone()));
         let batches = std::mem::take(&mut self.index.batches);
         let whole = is_whole(&batches, self.purged());
+        self.unknown.push(place.clone());
         if self.before.is_none() || whole {
             let mut before = GroupIndex::of(batches);
             before.meta.purged.clone_from(&self.index.meta.purged);
@@ -306,64 +312,78 @@ impl Replayed {
         self.index.meta.purged.as_ref().map(|(index, _)| *index)
     }
 
-    fn only_settled(&self) -> bool {
-        let lost_vote = self.lost_vote.as_ref().map(|(_, place)| place);
-        let mut places = self.lost_facts.iter().chain(&self.lost_entries).chain(lost_vote);
-        places.all(|place| place.settled)
+    /// Decides which of its parts is the log; returns whether it is the one before a damage.
+    fn choose(&mut self) -> bool {
+        self.unknown.clear();
+        let whole = is_whole(&self.index.batches, self.purged());
+        let before = self.before.take().filter(|_| !whole);
+        let chosen = before.is_some();
+        if let Some(before) = before {
+            self.index.batches = before.batches;
+        }
+        chosen
     }
 
-    /// The part of the log that is one piece. `damaged`: an unexplained beginning is not to be trusted.
-    fn resolve(&self, damaged: bool) -> Resolved {
-        let mut index = self.index.clone();
-        let ends = [Some(&self.index), self.before.as_ref()].into_iter().flatten().filter_map(GroupIndex::range);
-        let last_seen = ends.map(|(_, last)| last).max();
-        let mut cut = None;
-        if let Some(before) = self.before.as_ref().filter(|_| !is_whole(&self.index.batches, self.purged())) {
-            index.batches.clone_from(&before.batches);
-            let last = before.range().map(|(_, last)| last).or(self.purged());
-            cut = Some(last.map_or(0, |last| last + 1));
-        }
-        if let Some(hole) = first_hole(&index.batches, self.purged(), damaged) {
-            index.truncate_from(hole);
+    fn last(&self) -> Option<u64> {
+        let parts = [Some(&self.index), self.before.as_ref()].into_iter().flatten();
+        parts.filter_map(GroupIndex::range).map(|(_, last)| last).max()
+    }
+
+    /// Leaves the part of the log that is one piece. `damaged`: an unexplained beginning is not to be trusted.
+    fn cut(&mut self, damaged: bool) -> Cut {
+        let last_seen = self.last();
+        let ends_early = self.choose();
+        let end = || self.index.range().map(|(_, last)| last).or(self.purged()).map_or(0, |last| last + 1);
+        let mut cut = ends_early.then(end);
+        if let Some(hole) = first_hole(&self.index.batches, self.purged(), damaged, Lost::Missing) {
+            self.index.truncate_from(hole);
             cut = Some(hole);
         }
-        Resolved { index, cut, last_seen: last_seen.filter(|last| cut.is_some_and(|cut| *last >= cut)) }
+        Cut { from: cut, last_seen: last_seen.filter(|last| cut.is_some_and(|cut| *last >= cut)) }
     }
 
-    fn finish(self, damaged: bool, votes_known: bool) -> Settlement {
-        let Resolved { mut index, cut, last_seen } = self.resolve(damaged);
-        let next = index.range().map(|(_, last)| last).or(self.purged()).map_or(0, |last| last + 1);
+    fn finish(mut self, damaged: bool, votes_known: bool) -> Settlement {
+        let Cut { from: cut, last_seen } = self.cut(damaged);
+        let next = self.index.range().map(|(_, last)| last).or(self.purged()).map_or(0, |last| last + 1);
         let unexplained = || Place {
             segment: 0,
             offset: 0,
             reason: "entries are missing, and no damage explains it".to_owned(),
-            settled: false,
+            settled_by: None,
         };
         let place = cut.map(|_| self.lost_entries.clone().unwrap_or_else(unexplained)).or(self.lost_facts);
         let quarantined = place.map(|place| place.quarantined(cut.unwrap_or(next), last_seen));
         let rank = self.vote.as_ref().map_or((0, 0), SavedVote::rank);
         let lost_vote = self.lost_vote.filter(|(lost, _)| !votes_known && *lost > rank);
         let lost_vote = lost_vote.map(|(_, place)| place.quarantined(next, None));
+        let mut index = self.index;
         index.meta.vote = self.vote.as_ref().map(|vote| vote.bytes.clone());
         Settlement { index, vote: self.vote, quarantined, lost_vote }
     }
 }
 
+/// What entries of a damaged record whose header is known count as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    Held,
+    Missing,
+}
+
 /// Whether these entries are a log of their own, from the purged position on.
 fn is_whole(batches: &BTreeMap<u64, Batch>, purged: Option<u64>) -> bool {
-    !batches.is_empty() && first_hole(batches, purged, true).is_none()
+    !batches.is_empty() && first_hole(batches, purged, true, Lost::Held).is_none()
 }
 
 /// The first index that should be held and is not. A log that was never purged begins at 0 or 1; if nothing is
 /// damaged it may begin anywhere.
-fn first_hole(batches: &BTreeMap<u64, Batch>, purged: Option<u64>, damaged: bool) -> Option<u64> {
+fn first_hole(batches: &BTreeMap<u64, Batch>, purged: Option<u64>, damaged: bool, lost: Lost) -> Option<u64> {
     let first = *batches.first_key_value()?.0;
     let mut expected = purged.map_or(first, |purged| purged + 1);
     if purged.is_none() && damaged && first > 1 {
         return Some(0);
     }
     for (first, batch) in batches {
-        if *first != expected || batch.disk.is_none() {
+        if *first != expected || (lost == Lost::Missing && batch.disk.is_none()) {
             return Some(expected);
         }
         expected = batch.last + 1;

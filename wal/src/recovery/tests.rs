@@ -7,6 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use crate::record::Kind;
+use crate::recovery::{Depth, Item, recover};
 use crate::sim::{Loss, SimIo};
 use crate::wal::tests::{DIR, config, histories, open, wait};
 use crate::{AppendEntry, Durability, Found, LogIo, Quarantined, Wal, WalError};
@@ -298,4 +300,32 @@ proptest! {
         }
         check_damaged(&io, &models, &context);
     }
+}
+
+/// Scenario: a truncation is damaged, so that a start has to choose between what was before and what came behind; then
+/// an entry of what it chose is damaged in a segment whose index is sound, where only a read finds it.
+/// Guarantees: the log is cut there; no start comes back to the part that an earlier one had left.
+#[test]
+fn what_a_start_chose_no_later_damage_undoes() {
+    let io = SimIo::new();
+    let append = |bytes| Step::Append { group: 1, count: 1, bytes };
+    let mut steps = vec![append(46), Step::Truncate { group: 1, keep: 1 }, Step::Restart { clean: false }];
+    steps.extend([11, 150, 190, 190, 190, 190, 190, 190].map(append));
+    let models = run(&io, &steps, false);
+    let (mut truncation, mut entry) = (None, None);
+    let find = |number, items: &[Item]| {
+        let offsets = |kind| items.iter().filter(move |item| item.is_sound(kind)).map(|item| item.end() as usize);
+        match number {
+            1 => truncation = offsets(Kind::TruncateAfter).next(),
+            2 => entry = offsets(Kind::Append).nth(2).filter(|_| offsets(Kind::Footer).next().is_some()),
+            _ => {}
+        }
+    };
+    recover(&io, Path::new(DIR), Depth::Full, find).expect("reads");
+    io.flip(Path::new("/wal/segments/000001.wal"), truncation.expect("is in the first") - 40);
+    io.flip(Path::new("/wal/segments/000002.wal"), entry.expect("is in the second, which is sealed") - 1);
+    let (wal, held, lost, _) = open_and_read(&io.fork());
+    assert_eq!(held[&1], models[&1].log.clone().into_iter().take(2).collect::<BTreeMap<_, _>>(), "{lost:?}");
+    drop(wal);
+    check_damaged(&io, &models, "a truncation, then an entry behind it");
 }
