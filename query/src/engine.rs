@@ -42,6 +42,7 @@ use crate::parameters::{self, Parameters};
 use crate::pool::{NodeMemory, QueryMemory, QueryPool};
 use crate::queries::{Listed, OpenResult, Queries, QueryId, Record};
 use crate::rewrite::CollapseView;
+use crate::row_filters::RowFiltersThatPay;
 use crate::scanned::Stores;
 use crate::snapshot::{LEADER_POLL, LEADER_TIMEOUT, Snapshotter};
 use crate::{metrics, remote, spill};
@@ -649,6 +650,8 @@ fn template(config: &QueryConfig) -> SessionState {
     let mut physical_rules = PhysicalOptimizer::new().rules;
     let before = physical_rules.iter().position(|rule| rule.name() == "EnsureCooperative");
     physical_rules.insert(before.unwrap_or(physical_rules.len()), Arc::new(NewestPages(kept)));
+    let checks = physical_rules.iter().position(|rule| rule.name() == "SanityCheckPlan");
+    physical_rules.insert(checks.unwrap_or(physical_rules.len()), Arc::new(RowFiltersThatPay));
     let mut builder = SessionStateBuilder::new()
         .with_config(session)
         .with_default_features()

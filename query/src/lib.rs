@@ -34,6 +34,7 @@ mod prune;
 mod queries;
 mod remote;
 mod rewrite;
+mod row_filters;
 mod scanned;
 mod snapshot;
 mod spill;
