@@ -23,6 +23,9 @@ use crate::pool::QueryPool;
 /// Characters of a query's text that are kept.
 const TEXT_CHARS_MAX: usize = 1000;
 
+/// No query has longer, whatever is configured or a peer says: a moment much further away is none that clocks can say.
+const TIME_MAX: Duration = Duration::from_secs(30 * 365 * 86_400);
+
 /// Names a query among those of all nodes, as `node-number`, the number in hex. The number is random: a node that starts
 /// again does not give a name twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -269,6 +272,7 @@ impl Queries {
         allowed: Duration,
         scan_bytes_max: Option<u64>,
     ) -> Record {
+        let allowed = allowed.min(TIME_MAX);
         let (number, _) = uuid::Uuid::new_v4().as_u64_pair();
         Record {
             id: QueryId { node: self.0.node, number },
@@ -604,6 +608,19 @@ mod tests {
         listed.runs();
         let ran = listed.within(std::future::pending::<Result<(), QueryError>>()).await.expect_err("late");
         assert!(ran.message.contains("did not finish"), "{ran}");
+    }
+
+    #[tokio::test]
+    async fn no_deadline_is_too_far_away() {
+        for allowed in [Duration::from_millis(u64::MAX), Duration::MAX] {
+            let listed = queries().list(&identity("acme"), "SELECT 1", Bytes::new(), allowed, None);
+            let work = async {
+                // Whoever waits needs a timer.
+                tokio::task::yield_now().await;
+                Ok::<_, QueryError>(())
+            };
+            listed.within(work).await.expect("is in time");
+        }
     }
 
     #[test]

@@ -392,6 +392,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use signaldb_model::SystemClock;
+
     use super::*;
 
     fn asked() -> Asked {
@@ -410,6 +412,24 @@ mod tests {
     fn a_worker_hears_all_of_a_query() {
         for asked in [asked(), Asked { scan_bytes: None, ..asked() }] {
             assert_eq!(Asked::read(&asked.headers().expect("are headers")).expect("reads"), asked);
+        }
+    }
+
+    #[test]
+    fn any_time_that_is_left_is_a_deadline_and_what_is_no_time_is_refused() {
+        let with_time = |time: &'static str| {
+            let mut headers = asked().headers().expect("are headers");
+            headers.insert(TIME_KEY, HeaderValue::from_static(time));
+            Asked::read(&headers)
+        };
+        let queries = Queries::new(NodeId(1), Arc::new(SystemClock));
+        for time in ["1000", "9223372036854775807", "18446744073709551615"] {
+            let asked = with_time(time).expect("reads");
+            let share = queries.record_of_shares(&asked.identity, "a share", asked.left, asked.scan_bytes);
+            assert!(share.deadline() > Instant::now(), "{time}");
+        }
+        for time in ["", "-1", "1.5", "soon", "18446744073709551616"] {
+            assert_eq!(with_time(time).expect_err("refused").kind, QueryErrorKind::Unavailable, "{time}");
         }
     }
 
