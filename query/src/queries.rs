@@ -450,6 +450,12 @@ impl Record {
         }
     }
 
+    /// Its work begins again where it had read so much: what it read since was in vain, and counts for its budget no more. The
+    /// node has counted it.
+    pub(crate) fn scan_again(&self, scanned_before: u64) {
+        self.scanned.store(scanned_before, Ordering::Relaxed);
+    }
+
     fn stop(&self, reason: QueryError) {
         // The first reason counts.
         let _ = self.reason.set(reason);
@@ -613,6 +619,20 @@ mod tests {
         // Whoever reads may take the error for one of the store, and go on.
         let went_on = listed.within(async { Ok::<_, QueryError>(()) }).await;
         assert_eq!(went_on.expect_err("stopped").budget, Some(Budget::Scan));
+    }
+
+    #[test]
+    fn what_a_query_read_before_it_began_again_counts_no_more() {
+        let listed = queries().list(&identity("acme"), "SELECT 1", Bytes::new(), Duration::from_secs(60), Some(2048));
+        listed.scan(512).expect("rows that somebody has seen");
+        let before = listed.scanned_bytes();
+        for _ in 0..3 {
+            listed.scan(1536).expect("as much as it may");
+            listed.scan_again(before);
+            assert_eq!((listed.scanned_bytes(), listed.left().scan_bytes), (512, Some(1536)));
+        }
+        listed.scan(1536).expect("as much as it may");
+        assert_eq!(listed.scan(1).expect_err("too much").budget, Some(Budget::Scan));
     }
 
     /// The query may use 2 KiB and a minute; 512 bytes are left for a share, and a millisecond for another one.
