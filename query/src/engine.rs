@@ -449,7 +449,7 @@ impl Inner {
         record.runs();
         let whole = query.consistency == Consistency::Strong || query.min_position.is_some();
         let may_restart = whole || spread.is_some();
-        let (mut restarts, mut yielded) = (0, false);
+        let (mut restarts, mut yielded, mut scanned_before) = (0, false, 0);
         let last = loop {
             let next = async { stream.next().await.transpose().map_err(QueryError::from) };
             let item = record.within(next).await;
@@ -459,7 +459,8 @@ impl Inner {
                     restarts += 1;
                     // Nor do other parts of it go on reading, and holding memory.
                     stream = Box::pin(EmptyRecordBatchStream::new(Arc::clone(&schema)));
-                    match self.restart(&query, &runtime, record, (&schema, missing.as_slice()), restarts).await {
+                    let expected = (&schema, missing.as_slice());
+                    match self.restart(&query, &runtime, record, expected, scanned_before, restarts).await {
                         Some(anew) => {
                             stream = anew;
                             continue;
@@ -473,6 +474,7 @@ impl Inner {
                     query.parameters = parameters;
                     // The next run has the memory that this one held.
                     stream = Box::pin(EmptyRecordBatchStream::new(Arc::clone(&schema)));
+                    scanned_before = record.scanned_bytes();
                     match self.next_run(&query, &runtime, record, spread, (&schema, missing.as_slice())).await {
                         Ok(next) => stream = next,
                         Err(error) => break Err(error),
@@ -508,14 +510,15 @@ impl Inner {
         }
     }
 
-    /// The query from its beginning, if that may help, now on this node alone; its answer must have the same columns, and
-    /// lack no groups but those that it is said to lack.
+    /// The query from its beginning, when it had read `scanned_before`, if that may help, now on this node alone; its answer
+    /// must have the same columns, and lack no groups but those that it is said to lack.
     async fn restart(
         &self,
         query: &Query,
         runtime: &Arc<RuntimeEnv>,
         record: &Arc<Record>,
         (schema, missing): (&SchemaRef, &[u32]),
+        scanned_before: u64,
         restarts: usize,
     ) -> Option<SendableRecordBatchStream> {
         if restarts > RESTARTS_MAX {
@@ -523,6 +526,8 @@ impl Inner {
         }
         let open = async {
             tokio::time::sleep(LEADER_POLL).await;
+            // What was left of the beginning before has had the time to end, and to read no more.
+            record.scan_again(scanned_before);
             self.open(query, runtime, record, None).await
         };
         let (stream, lacks) = record.within(Box::pin(open)).await.ok()?;

@@ -23,6 +23,9 @@ use crate::pool::QueryPool;
 /// Characters of a query's text that are kept.
 const TEXT_CHARS_MAX: usize = 1000;
 
+/// No query has longer, whatever is configured or a peer says: a moment much further away is none that clocks can say.
+const TIME_MAX: Duration = Duration::from_secs(30 * 365 * 86_400);
+
 /// Names a query among those of all nodes, as `node-number`, the number in hex. The number is random: a node that starts
 /// again does not give a name twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -175,9 +178,12 @@ pub(crate) struct Record {
     ticket: Bytes,
     started: UnixNanos,
     begun: Instant,
-    /// Of all its time.
+    deadline: Instant,
+    /// Of all its time. Errors name it, also where a share began with less.
     allowed: Duration,
     scan_bytes_max: Option<u64>,
+    /// Of a share: what its query had read before, wherever that was.
+    scanned_before: u64,
     state: AtomicU8,
     rows: AtomicU64,
     scanned: AtomicU64,
@@ -185,6 +191,18 @@ pub(crate) struct Record {
     stop: CancellationToken,
     /// Why it has to stop, once it has to.
     reason: OnceLock<QueryError>,
+}
+
+/// What a query may still use, and what it may use in all, which is what errors name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Until its deadline.
+    pub(crate) time: Duration,
+    /// From its arrival to its deadline.
+    pub(crate) time_max: Duration,
+    /// Bytes of the store; `None`: as many as it likes.
+    pub(crate) scan_bytes: Option<u64>,
+    pub(crate) scan_bytes_max: Option<u64>,
 }
 
 /// Takes a query off the list when nobody works on it any more.
@@ -246,29 +264,19 @@ impl Queries {
         allowed: Duration,
         scan_bytes_max: Option<u64>,
     ) -> Listed {
-        let record = Arc::new(self.new_record(identity, text, ticket, allowed, scan_bytes_max));
+        let left = Left { time: allowed, time_max: allowed, scan_bytes: scan_bytes_max, scan_bytes_max };
+        let record = Arc::new(self.new_record(identity, text, ticket, left));
         self.enlist_as(&record, false)
     }
 
     /// Shares of another node's query, which nobody works on yet.
-    pub(crate) fn record_of_shares(
-        &self,
-        identity: &Identity,
-        text: &str,
-        allowed: Duration,
-        scan_bytes_max: Option<u64>,
-    ) -> Arc<Record> {
-        Arc::new(self.new_record(identity, text, Bytes::new(), allowed, scan_bytes_max))
+    pub(crate) fn record_of_shares(&self, identity: &Identity, text: &str, left: Left) -> Arc<Record> {
+        Arc::new(self.new_record(identity, text, Bytes::new(), left))
     }
 
-    fn new_record(
-        &self,
-        identity: &Identity,
-        text: &str,
-        ticket: Bytes,
-        allowed: Duration,
-        scan_bytes_max: Option<u64>,
-    ) -> Record {
+    fn new_record(&self, identity: &Identity, text: &str, ticket: Bytes, left: Left) -> Record {
+        let begun = Instant::now();
+        let scanned_before = left.scan_bytes_max.zip(left.scan_bytes).map_or(0, |(max, left)| max.saturating_sub(left));
         let (number, _) = uuid::Uuid::new_v4().as_u64_pair();
         Record {
             id: QueryId { node: self.0.node, number },
@@ -276,9 +284,11 @@ impl Queries {
             text: text.chars().take(TEXT_CHARS_MAX).collect(),
             ticket,
             started: self.0.clock.now(),
-            begun: Instant::now(),
-            allowed,
-            scan_bytes_max,
+            begun,
+            deadline: begun + left.time.min(TIME_MAX),
+            allowed: left.time_max.min(TIME_MAX),
+            scan_bytes_max: left.scan_bytes_max,
+            scanned_before,
             state: AtomicU8::new(State::Waiting as u8),
             rows: AtomicU64::new(0),
             scanned: AtomicU64::new(0),
@@ -354,7 +364,7 @@ impl Record {
     }
 
     pub(crate) fn deadline(&self) -> Instant {
-        self.begun + self.allowed
+        self.deadline
     }
 
     /// Its memory, once its turn came.
@@ -362,9 +372,19 @@ impl Record {
         self.memory.get().cloned()
     }
 
-    /// Bytes that it may still read from the store.
-    pub(crate) fn scan_left(&self) -> Option<u64> {
-        self.scan_bytes_max.map(|limit| limit.saturating_sub(self.scanned_bytes()))
+    /// What it may still use.
+    pub(crate) fn left(&self) -> Left {
+        Left {
+            time: self.deadline.saturating_duration_since(Instant::now()),
+            time_max: self.allowed,
+            scan_bytes: self.scan_bytes_max.map(|limit| limit.saturating_sub(self.scanned_in_all())),
+            scan_bytes_max: self.scan_bytes_max,
+        }
+    }
+
+    /// With what its query had read before, if it is a share.
+    fn scanned_in_all(&self) -> u64 {
+        self.scanned_before.saturating_add(self.scanned_bytes())
     }
 
     pub(crate) fn scanned_bytes(&self) -> u64 {
@@ -416,7 +436,8 @@ impl Record {
     /// # Errors
     /// As for [`Self::scan`].
     pub(crate) fn scan_elsewhere(&self, bytes: u64) -> Result<(), QueryError> {
-        let scanned = self.scanned.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let scanned = self.scanned.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let scanned = scanned.saturating_add(self.scanned_before);
         match self.scan_bytes_max {
             Some(limit) if scanned > limit => {
                 let (limit, scanned) = (size(limit), size(scanned));
@@ -427,6 +448,12 @@ impl Record {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Its work begins again where it had read so much: what it read since was in vain, and counts for its budget no more. The
+    /// node has counted it.
+    pub(crate) fn scan_again(&self, scanned_before: u64) {
+        self.scanned.store(scanned_before, Ordering::Relaxed);
     }
 
     fn stop(&self, reason: QueryError) {
@@ -594,6 +621,46 @@ mod tests {
         assert_eq!(went_on.expect_err("stopped").budget, Some(Budget::Scan));
     }
 
+    #[test]
+    fn what_a_query_read_before_it_began_again_counts_no_more() {
+        let listed = queries().list(&identity("acme"), "SELECT 1", Bytes::new(), Duration::from_secs(60), Some(2048));
+        listed.scan(512).expect("rows that somebody has seen");
+        let before = listed.scanned_bytes();
+        for _ in 0..3 {
+            listed.scan(1536).expect("as much as it may");
+            listed.scan_again(before);
+            assert_eq!((listed.scanned_bytes(), listed.left().scan_bytes), (512, Some(1536)));
+        }
+        listed.scan(1536).expect("as much as it may");
+        assert_eq!(listed.scan(1).expect_err("too much").budget, Some(Budget::Scan));
+    }
+
+    /// The query may use 2 KiB and a minute; 512 bytes are left for a share, and a millisecond for another one.
+    #[tokio::test]
+    async fn a_share_that_goes_beyond_a_budget_says_what_its_query_would() {
+        let (asking, asked) = (queries(), queries());
+        let query = asking.list(&identity("acme"), "SELECT 1", Bytes::new(), Duration::from_secs(60), Some(2048));
+        query.runs();
+        query.scan(1536).expect("as much as it may");
+        let left = query.left();
+        assert!(left.time > Duration::ZERO && left.time <= Duration::from_secs(60), "{left:?}");
+        assert_eq!((left.time_max, left.scan_bytes), (Duration::from_secs(60), Some(512)));
+        let begun = |left: Left| {
+            let share = asked.record_of_shares(&identity("acme"), "a share", left);
+            share.runs();
+            share
+        };
+        let late = begun(Left { time: Duration::from_millis(1), ..left });
+        let error = late.within(std::future::pending::<Result<(), QueryError>>()).await.expect_err("late");
+        assert_eq!((error.budget, error.message), (Some(Budget::Deadline), query.end().message));
+        let share = begun(left);
+        share.scan(512).expect("as much as it may");
+        assert_eq!((share.left().scan_bytes, share.scanned_bytes()), (Some(0), 512), "what it read itself");
+        let error = share.scan(1024).expect_err("too much");
+        let of_the_query = query.scan(1536).expect_err("too much");
+        assert_eq!((error.budget, error.message), (Some(Budget::Scan), of_the_query.message));
+    }
+
     #[tokio::test]
     async fn the_deadline_is_a_budget() {
         let listed = queries().list(&identity("acme"), "SELECT 1", Bytes::new(), Duration::from_millis(1), None);
@@ -604,6 +671,19 @@ mod tests {
         listed.runs();
         let ran = listed.within(std::future::pending::<Result<(), QueryError>>()).await.expect_err("late");
         assert!(ran.message.contains("did not finish"), "{ran}");
+    }
+
+    #[tokio::test]
+    async fn no_deadline_is_too_far_away() {
+        for allowed in [Duration::from_millis(u64::MAX), Duration::MAX] {
+            let listed = queries().list(&identity("acme"), "SELECT 1", Bytes::new(), allowed, None);
+            let work = async {
+                // Whoever waits needs a timer.
+                tokio::task::yield_now().await;
+                Ok::<_, QueryError>(())
+            };
+            listed.within(work).await.expect("is in time");
+        }
     }
 
     #[test]

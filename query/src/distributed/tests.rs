@@ -28,6 +28,7 @@ use tonic::codegen::http::HeaderMap;
 
 use super::channels::Here;
 use super::*;
+use crate::budget::{Budget, size};
 use crate::error::{QueryError, QueryErrorKind};
 use crate::pool::{NodeMemory, QueryMemory, QueryPool};
 use crate::queries::{Listed, Queries};
@@ -210,7 +211,13 @@ struct Nodes {
 }
 
 /// Nodes 1 to `count`, which know the functions of `template` and read `stores`.
-fn start_nodes(count: u64, template: &SessionState, stores: &Stores, fault: Fault) -> Nodes {
+fn start_nodes(
+    count: u64,
+    template: &SessionState,
+    stores: &Stores,
+    fault: Fault,
+    scan_bytes_max: Option<u64>,
+) -> Nodes {
     let (runtime, memory) = (Arc::new(RuntimeEnv::default()), Arc::new(NodeMemory::new(MEMORY, 4)));
     let mut queries = Vec::new();
     let workers = (1..=count).map(|node| {
@@ -227,7 +234,7 @@ fn start_nodes(count: u64, template: &SessionState, stores: &Stores, fault: Faul
         tenant: TenantId::new("acme").expect("a name"),
         dataset: DatasetId::new("production").expect("a name"),
     };
-    let query = queries[0].list(&identity, "SELECT", Bytes::new(), Duration::from_secs(600), None);
+    let query = queries[0].list(&identity, "SELECT", Bytes::new(), Duration::from_secs(600), scan_bytes_max);
     let memory = QueryMemory::pool(&memory, MEMORY);
     query.plans(Arc::clone(&memory));
     Nodes { reach: Arc::new(InMemory { workers, fault, suspects: Mutex::default() }), query, memory, others }
@@ -251,12 +258,12 @@ struct Setup {
 }
 
 async fn set_up(nodes: u64, fault: Fault) -> Setup {
-    set_up_with(nodes, fault, 3).await
+    set_up_with(nodes, fault, 3, None).await
 }
 
-async fn set_up_with(nodes: u64, fault: Fault, threads: usize) -> Setup {
+async fn set_up_with(nodes: u64, fault: Fault, threads: usize, scan_bytes_max: Option<u64>) -> Setup {
     let (files, stores) = (write_files(), Stores::new(None));
-    let nodes = start_nodes(nodes, &template(threads), &stores, fault);
+    let nodes = start_nodes(nodes, &template(threads), &stores, fault, scan_bytes_max);
     let runtime = runtime_of(&RuntimeEnv::default(), &stores, &nodes.query, Arc::clone(&nodes.memory));
     let state = SessionStateBuilder::new_from_existing(template(threads)).with_runtime_env(runtime).build();
     let local = SessionContext::new_with_state(state);
@@ -296,7 +303,7 @@ async fn nodes_with_one_thread_answer_what_one_answers() {
     let filtered = "SELECT service, n FROM files WHERE n % 97 = 0 ORDER BY service, n";
     let joined = "SELECT count(*) FROM files a JOIN files b ON a.n = b.n WHERE a.n % 2 = 0 AND b.n % 3 = 0";
     for sql in STATEMENTS.iter().map(|(sql, _)| *sql).chain([filtered, joined]) {
-        let setup = set_up_with(3, Fault::None, 1).await;
+        let setup = set_up_with(3, Fault::None, 1, None).await;
         let expected = answer(&setup.local, sql).await.expect("answers");
         let plan = answer(&setup.spread, &format!("EXPLAIN {sql}")).await.expect("explains");
         assert_eq!(answer(&setup.spread, sql).await.expect("answers"), expected, "{sql}\n{plan}");
@@ -378,4 +385,19 @@ async fn what_others_read_counts_where_the_query_was_asked_and_nothing_is_left_o
         assert!(tokio::time::Instant::now() < until, "a share is still listed");
         tokio::task::yield_now().await;
     }
+}
+
+/// A part of the budget is used before the shares begin.
+#[tokio::test(flavor = "multi_thread")]
+async fn shares_that_read_too_much_name_all_that_their_query_may_read() {
+    let setup = set_up(3, Fault::None).await;
+    let before = setup.nodes.query.scanned_bytes();
+    answer(&setup.spread, STATEMENTS[0].0).await.expect("answers");
+    let read = setup.nodes.query.scanned_bytes() - before;
+    assert!(before > 0 && read > 4, "{before} and {read} bytes");
+    let limit = before + read / 4;
+    let bounded = set_up_with(3, Fault::None, 3, Some(limit)).await;
+    let error = answer(&bounded.spread, STATEMENTS[0].0).await.expect_err("too much");
+    assert_eq!((error.kind, error.budget), (QueryErrorKind::Resources, Some(Budget::Scan)), "{error}");
+    assert!(error.message.ends_with(&format!("query.scan allows {}", size(limit))), "{error}");
 }

@@ -1,8 +1,9 @@
 //! Shares of other nodes' queries, as this node runs them.
 //!
 //! A share has the time and the bytes of the store that its query has left, memory of this node up to what one query may
-//! hold, and this node's caches. It is listed like a query, and ends when the query does: whoever asked closes the stream.
-//! What the headers say is believed, for the service is mounted on the peer port alone.
+//! hold, and this node's caches; its errors name what the whole query may use. It is listed like a query, and ends when the
+//! query does: whoever asked closes the stream. What the headers say is believed, for the service is mounted on the peer port
+//! alone.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -28,7 +29,6 @@ use futures::future::BoxFuture;
 use signaldb_catalog::Identity;
 use signaldb_model::{DatasetId, NodeId, TenantId};
 use signaldb_raft::Peers;
-use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::body::Body;
 use tonic::codegen::http::{self, HeaderMap, HeaderValue};
@@ -43,7 +43,7 @@ use crate::files::DataFiles;
 use crate::kept::KeptParts;
 use crate::metrics;
 use crate::pool::{NodeMemory, QueryMemory, QueryPool};
-use crate::queries::{Listed, Queries, QueryId, Record};
+use crate::queries::{Left, Listed, Queries, QueryId, Record};
 use crate::scanned::Stores;
 
 /// A plan is read only by the version that wrote it.
@@ -54,27 +54,21 @@ const QUERY_KEY: &str = "x-signaldb-query";
 const TENANT_KEY: &str = "x-signaldb-tenant";
 const DATASET_KEY: &str = "x-signaldb-dataset";
 const TIME_KEY: &str = "x-signaldb-time-ms";
+const TIME_MAX_KEY: &str = "x-signaldb-time-max-ms";
 const SCAN_KEY: &str = "x-signaldb-scan-bytes";
+const SCAN_MAX_KEY: &str = "x-signaldb-scan-bytes-max";
 
 /// What a worker has to know of a query; it travels as headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
     query: QueryId,
     identity: Identity,
-    /// Until its deadline.
-    left: Duration,
-    /// That it may still read.
-    scan_bytes: Option<u64>,
+    left: Left,
 }
 
 impl Asked {
     pub(super) fn of(record: &Record) -> Self {
-        Self {
-            query: record.id(),
-            identity: record.identity().clone(),
-            left: record.deadline().saturating_duration_since(Instant::now()),
-            scan_bytes: record.scan_left(),
-        }
+        Self { query: record.id(), identity: record.identity().clone(), left: record.left() }
     }
 
     /// # Errors
@@ -90,9 +84,12 @@ impl Asked {
         put(QUERY_KEY, self.query.to_string())?;
         put(TENANT_KEY, self.identity.tenant.to_string())?;
         put(DATASET_KEY, self.identity.dataset.to_string())?;
-        put(TIME_KEY, self.left.as_millis().to_string())?;
-        if let Some(bytes) = self.scan_bytes {
-            put(SCAN_KEY, bytes.to_string())?;
+        put(TIME_KEY, self.left.time.as_millis().to_string())?;
+        put(TIME_MAX_KEY, self.left.time_max.as_millis().to_string())?;
+        for (key, bytes) in [(SCAN_KEY, self.left.scan_bytes), (SCAN_MAX_KEY, self.left.scan_bytes_max)] {
+            if let Some(bytes) = bytes {
+                put(key, bytes.to_string())?;
+            }
         }
         Ok(headers)
     }
@@ -107,15 +104,23 @@ impl Asked {
             return Err(unavailable(format!("version {version} asks version {VERSION} for a share of a query")));
         }
         let wrong = |key: &str| unavailable(format!("a share of a query has another {key} than this version knows"));
-        let scan_bytes = text(SCAN_KEY).map(str::parse::<u64>).transpose().map_err(|_| wrong(SCAN_KEY))?;
+        let number = |key: &str| text(key).map(str::parse::<u64>).transpose().map_err(|_| wrong(key));
+        let time = needed(TIME_KEY)?.parse::<u64>().map_err(|_| wrong(TIME_KEY))?;
+        let scan_bytes = number(SCAN_KEY)?;
+        // Who does not say what the whole query may use had it begin with this, for all that anybody can tell.
+        let left = Left {
+            time: Duration::from_millis(time),
+            time_max: Duration::from_millis(number(TIME_MAX_KEY)?.unwrap_or(time)),
+            scan_bytes,
+            scan_bytes_max: number(SCAN_MAX_KEY)?.or(scan_bytes),
+        };
         Ok(Self {
             query: needed(QUERY_KEY)?.parse()?,
             identity: Identity {
                 tenant: TenantId::new(needed(TENANT_KEY)?).map_err(|_| wrong(TENANT_KEY))?,
                 dataset: DatasetId::new(needed(DATASET_KEY)?).map_err(|_| wrong(DATASET_KEY))?,
             },
-            left: Duration::from_millis(needed(TIME_KEY)?.parse().map_err(|_| wrong(TIME_KEY))?),
-            scan_bytes,
+            left,
         })
     }
 }
@@ -262,7 +267,7 @@ impl Host {
             }
             false => {
                 let text = format!("a share of query {}", asked.query);
-                let record = self.queries.record_of_shares(&asked.identity, &text, asked.left, asked.scan_bytes);
+                let record = self.queries.record_of_shares(&asked.identity, &text, asked.left);
                 let memory = QueryMemory::pool_of_guest(&self.memory, self.query_memory_bytes);
                 record.plans(Arc::clone(&memory));
                 record.runs();
@@ -392,6 +397,9 @@ where
 
 #[cfg(test)]
 mod tests {
+    use signaldb_model::SystemClock;
+    use tokio::time::Instant;
+
     use super::*;
 
     fn asked() -> Asked {
@@ -401,15 +409,50 @@ mod tests {
                 tenant: TenantId::new("acme").expect("a name"),
                 dataset: DatasetId::new("production").expect("a name"),
             },
-            left: Duration::from_millis(1500),
-            scan_bytes: Some(1 << 30),
+            left: Left {
+                time: Duration::from_millis(1500),
+                time_max: Duration::from_secs(30),
+                scan_bytes: Some(1 << 20),
+                scan_bytes_max: Some(1 << 30),
+            },
         }
     }
 
     #[test]
     fn a_worker_hears_all_of_a_query() {
-        for asked in [asked(), Asked { scan_bytes: None, ..asked() }] {
+        let unbounded = Left { scan_bytes: None, scan_bytes_max: None, ..asked().left };
+        for asked in [asked(), Asked { left: unbounded, ..asked() }] {
             assert_eq!(Asked::read(&asked.headers().expect("are headers")).expect("reads"), asked);
+        }
+    }
+
+    /// As builds of this version said it before errors named more.
+    #[test]
+    fn who_says_only_what_is_left_is_understood() {
+        let mut headers = asked().headers().expect("are headers");
+        for key in [TIME_MAX_KEY, SCAN_MAX_KEY] {
+            assert!(headers.remove(key).is_some(), "{key}");
+        }
+        let left = asked().left;
+        let left = Left { time_max: left.time, scan_bytes_max: left.scan_bytes, ..left };
+        assert_eq!(Asked::read(&headers).expect("reads"), Asked { left, ..asked() });
+    }
+
+    #[test]
+    fn any_time_that_is_left_is_a_deadline_and_what_is_no_time_is_refused() {
+        let with_time = |time: &'static str| {
+            let mut headers = asked().headers().expect("are headers");
+            headers.insert(TIME_KEY, HeaderValue::from_static(time));
+            Asked::read(&headers)
+        };
+        let queries = Queries::new(NodeId(1), Arc::new(SystemClock));
+        for time in ["1000", "9223372036854775807", "18446744073709551615"] {
+            let asked = with_time(time).expect("reads");
+            let share = queries.record_of_shares(&asked.identity, "a share", asked.left);
+            assert!(share.deadline() > Instant::now(), "{time}");
+        }
+        for time in ["", "-1", "1.5", "soon", "18446744073709551616"] {
+            assert_eq!(with_time(time).expect_err("refused").kind, QueryErrorKind::Unavailable, "{time}");
         }
     }
 

@@ -13,7 +13,7 @@ use datafusion::datasource::provider_as_source;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
-use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::physical_plan::{EmptyRecordBatchStream, SendableRecordBatchStream};
 use datafusion::prelude::{DataFrame, SessionContext};
 use futures::StreamExt;
 use signaldb_signals::SignalTable;
@@ -187,6 +187,8 @@ pub(crate) struct Scan {
     /// While it may begin anew: nobody has seen anything of it.
     shape: Option<Shape>,
     restarts: usize,
+    /// Bytes of the store that the query had read before it.
+    scanned_before: u64,
 }
 
 impl Portions {
@@ -200,11 +202,12 @@ impl Portions {
     }
 
     /// Starts a plan. One that is to see what plans before it saw does not begin anew (`!may_restart`): a leader that is gone
-    /// takes its moment of the table with it.
+    /// takes its moment of the table with it. One at a time: one that begins anew takes back what was read since it began.
     pub(crate) async fn scan(&mut self, shape: Shape, may_restart: bool) -> Result<Scan, QueryError> {
+        let scanned_before = self.record.scanned_bytes();
         let stream = Box::pin(self.open(&shape)).await?;
         let strong = self.query.consistency == Consistency::Strong || self.query.min_position.is_some();
-        Ok(Scan { stream, shape: (may_restart && strong).then_some(shape), restarts: 0 })
+        Ok(Scan { stream, shape: (may_restart && strong).then_some(shape), restarts: 0, scanned_before })
     }
 
     /// The next rows of a plan, `None` after the last. Other tasks have their turn in between.
@@ -227,7 +230,10 @@ impl Portions {
             if scan.restarts > RESTARTS_MAX {
                 return Err(error);
             }
+            // Nor do other parts of it go on reading, and holding memory.
+            scan.stream = Box::pin(EmptyRecordBatchStream::new(scan.stream.schema()));
             tokio::time::sleep(LEADER_POLL).await;
+            self.record.scan_again(scan.scanned_before);
             self.taken = None;
             scan.stream = Box::pin(self.open(shape)).await?;
         }

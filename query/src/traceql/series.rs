@@ -390,7 +390,7 @@ impl Collected for Tally<'_> {
     fn finish(&self) -> Vec<Series> {
         let Self { metrics, question, series, .. } = self;
         let mut out: Vec<Series> = series.values().flat_map(|growing| finished(growing, metrics, question)).collect();
-        keep(&mut out, &metrics.kept);
+        keep(&mut out, &metrics.kept, question.step);
         out
     }
 }
@@ -480,8 +480,24 @@ fn finished(growing: &Growing, metrics: &Metrics, question: &SeriesQuestion) -> 
     vec![Series { labels, samples, exemplars: exemplars.iter().map(shown).collect() }]
 }
 
-/// Keeps what is to be kept, one after the other; a series of which nothing is goes.
-fn keep(series: &mut Vec<Series>, kept: &[Keep]) {
+impl Series {
+    /// The value in the step, `step` long, of a moment.
+    fn value_at(&self, moment: u64, step: u64) -> Option<f64> {
+        let behind = self.samples.partition_point(|(time, _)| *time <= moment);
+        let (time, value) = *self.samples.get(behind.checked_sub(1)?)?;
+        (moment - time < step).then_some(value)
+    }
+
+    /// Examples of steps that have no value are examples of nothing.
+    fn drop_loose_exemplars(&mut self, step: u64) {
+        let mut exemplars = std::mem::take(&mut self.exemplars);
+        exemplars.retain(|exemplar| self.value_at(exemplar.time, step).is_some());
+        self.exemplars = exemplars;
+    }
+}
+
+/// Keeps what is to be kept, one after the other; a series of which nothing is goes. Steps are `step` long.
+fn keep(series: &mut Vec<Series>, kept: &[Keep], step: u64) {
     for keep in kept {
         match keep {
             Keep::Top(count) => keep_ranked(series, *count, |left, right| right.total_cmp(&left)),
@@ -489,6 +505,9 @@ fn keep(series: &mut Vec<Series>, kept: &[Keep]) {
             Keep::Where(op, than) => keep_where(series, *op, than),
         }
         series.retain(|one| !one.samples.is_empty());
+    }
+    if !kept.is_empty() {
+        series.iter_mut().for_each(|one| one.drop_loose_exemplars(step));
     }
 }
 
@@ -568,12 +587,13 @@ mod tests {
         let all =
             || vec![one("a", &[(0, 1.0), (1, 9.0)]), one("b", &[(0, 2.0), (1, 3.0)]), one("c", &[(0, 0.5), (1, 1.0)])];
         let mut top = all();
-        keep(&mut top, &[Keep::Top(1)]);
+        keep(&mut top, &[Keep::Top(1)], 1);
         assert_eq!(top, [one("a", &[(1, 9.0)]), one("b", &[(0, 2.0)])]);
         let mut bottom = all();
-        keep(&mut bottom, &[Keep::Bottom(2)]);
+        keep(&mut bottom, &[Keep::Bottom(2)], 1);
         assert_eq!(bottom, [one("a", &[(0, 1.0)]), one("b", &[(1, 3.0)]), one("c", &[(0, 0.5), (1, 1.0)])]);
     }
+
     #[test]
     fn comparisons_are_of_each_moment_and_in_their_place() {
         let of = |name: &str, samples: &[(u64, f64)]| Series {
@@ -583,7 +603,7 @@ mod tests {
         };
         let check = |kept: &[Keep], expected: &[Series]| {
             let mut series = vec![of("a", &[(0, 1.0), (1, 9.0)]), of("b", &[(0, 2.0), (1, 3.0)]), of("c", &[(0, 0.5)])];
-            keep(&mut series, kept);
+            keep(&mut series, kept, 1);
             assert_eq!(series, expected, "{kept:?}");
         };
         let (two, three) = (Literal::Int(2), Literal::Duration(3_000_000_000));
@@ -593,5 +613,32 @@ mod tests {
         let least = Keep::Bottom(1);
         check(&[Keep::Where(Operator::GreaterOrEqual, two.clone()), least.clone()], &[of("b", &[(0, 2.0), (1, 3.0)])]);
         check(&[least, Keep::Where(Operator::GreaterOrEqual, two)], &[of("b", &[(1, 3.0)])]);
+    }
+
+    #[test]
+    fn an_example_goes_with_its_moment() {
+        let example = |time: u64| SeriesExemplar { trace_id: [1; 16], time, value: 7.0 };
+        // Steps are 10 long and begin at 100; the first example of each is at its beginning, the second at its end.
+        let of = |name: &str, samples: &[(u64, f64)]| Series {
+            labels: vec![(name.to_owned(), Value::Nil)],
+            samples: samples.to_vec(),
+            exemplars: [100, 109, 110, 119, 120, 129].map(example).to_vec(),
+        };
+        let check = |kept: &[Keep], expected: &[(&str, &[u64])]| {
+            let mut series =
+                vec![of("a", &[(100, 1.0), (110, 9.0), (120, 2.0)]), of("b", &[(100, 3.0), (110, 2.0), (120, 1.0)])];
+            keep(&mut series, kept, 10);
+            let times = |one: &Series| one.exemplars.iter().map(|exemplar| exemplar.time).collect::<Vec<_>>();
+            let found: Vec<_> = series.iter().map(|one| (one.labels[0].0.as_str(), times(one))).collect();
+            let expected: Vec<_> = expected.iter().map(|(name, times)| (*name, times.to_vec())).collect();
+            assert_eq!(found, expected, "{kept:?}");
+        };
+        let all: &[u64] = &[100, 109, 110, 119, 120, 129];
+        check(&[], &[("a", all), ("b", all)]);
+        check(&[Keep::Top(2)], &[("a", all), ("b", all)]);
+        check(&[Keep::Top(1)], &[("a", &[110, 119, 120, 129]), ("b", &[100, 109])]);
+        check(&[Keep::Bottom(1)], &[("a", &[100, 109]), ("b", &[110, 119, 120, 129])]);
+        check(&[Keep::Where(Operator::Greater, Literal::Int(5))], &[("a", &[110, 119])]);
+        check(&[Keep::Top(1), Keep::Where(Operator::Less, Literal::Int(3))], &[("a", &[120, 129])]);
     }
 }

@@ -67,7 +67,7 @@ async fn files_of_statements_have_the_same_answers_on_one_node_and_on_several() 
         let mut modes = vec![("here".to_owned(), local.clone())];
         let mut nodes = Vec::new();
         for count in 1..=4 {
-            let started = start_nodes(count, &local.state(), &stores, Fault::None);
+            let started = start_nodes(count, &local.state(), &stores, Fault::None, None);
             let spread = started.spread(&local);
             nodes.push(started);
             match count {

@@ -26,7 +26,7 @@ pub(super) fn evaluate(expr: &SeriesExpr, step: u64, of_spans: &mut impl Iterato
             let mut series = evaluate(of, step, of_spans);
             if let Some(number) = Value::of_literal(number).number() {
                 let compute = |value| if *number_first { apply(*op, number, value) } else { apply(*op, value, number) };
-                series.iter_mut().for_each(|one| each(one, compute));
+                series.iter_mut().for_each(|one| each(one, step, compute));
             }
             series.retain(|one| !one.samples.is_empty());
             series
@@ -38,7 +38,7 @@ pub(super) fn evaluate(expr: &SeriesExpr, step: u64, of_spans: &mut impl Iterato
         }
         SeriesExpr::Kept { of, kept } => {
             let mut series = evaluate(of, step, of_spans);
-            keep(&mut series, kept);
+            keep(&mut series, kept, step);
             series
         }
     }
@@ -55,8 +55,8 @@ fn apply(op: Operator, left: f64, right: f64) -> f64 {
     }
 }
 
-/// An example has a value of its own.
-fn each(series: &mut Series, compute: impl Fn(f64) -> f64) {
+/// An example has a value of its own; it goes with its moment all the same.
+fn each(series: &mut Series, step: u64, compute: impl Fn(f64) -> f64) {
     series.samples.retain_mut(|(_, value)| {
         *value = compute(*value);
         value.is_finite()
@@ -65,6 +65,7 @@ fn each(series: &mut Series, compute: impl Fn(f64) -> f64) {
         exemplar.value = compute(exemplar.value);
         exemplar.value.is_finite()
     });
+    series.drop_loose_exemplars(step);
 }
 
 fn between(op: Operator, step: u64, left: Vec<Series>, right: Vec<Series>) -> Vec<Series> {
@@ -102,14 +103,13 @@ fn meet(one: &mut Series, other: &Series, compute: impl Fn(f64, f64) -> f64) {
 
 /// Shows examples on the line: a quotient of series has no span of its own.
 fn on_line(series: &mut Series, step: u64) {
-    let Series { samples, exemplars, .. } = series;
+    let mut exemplars = std::mem::take(&mut series.exemplars);
     exemplars.retain_mut(|exemplar| {
-        let behind = samples.partition_point(|(time, _)| *time <= exemplar.time);
-        let sample = behind.checked_sub(1).map(|at| samples[at]);
-        let sample = sample.filter(|(time, _)| exemplar.time - *time < step);
-        exemplar.value = sample.map_or(exemplar.value, |(_, value)| value);
-        sample.is_some()
+        let value = series.value_at(exemplar.time, step);
+        exemplar.value = value.unwrap_or(exemplar.value);
+        value.is_some()
     });
+    series.exemplars = exemplars;
 }
 
 fn has_labels(series: &Series) -> bool {
@@ -234,5 +234,9 @@ mod tests {
         let quotient = "({} | rate() by(.a)) / ({} | rate() by(.a))";
         assert_eq!(times(quotient, &[&left, &[series("a=1", "1 4 1")]]), [0.5]);
         assert_eq!(times(quotient, &[&left, &[series("a=1", "1 0 1")]]), [0.0; 0], "there is no line");
+        assert_eq!(times(quotient, &[&left, &[series("a=1", "1 - 1")]]), [0.0; 0], "one side has no such moment");
+        assert_eq!(times("5 / ({} | rate() by(.a))", &[&[series("a=1", "1 0 1")]]), [0.0; 0], "nor is there one");
+        assert_eq!(times("({} | rate() by(.a)) * 2 > 3", &[&left]), [14.0]);
+        assert_eq!(times("({} | rate() by(.a)) * 2 > 5", &[&left]), [0.0; 0], "its moment is gone");
     }
 }
