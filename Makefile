@@ -22,7 +22,7 @@ help:
 	@echo "              RELAYS=1: nodes reach each other through relays, as they do without root"
 	@echo "make lint     format check and clippy"
 	@echo "make bench    measure a release node; appends to bench/RESULTS.md"
-	@echo "make install  install the binary and the names of its roles into PREFIX (default /usr/local)"
+	@echo "make install  install the binary into PREFIX (default /usr/local)"
 
 deps:
 	@scripts/install-deps.sh
@@ -32,13 +32,13 @@ test-deps:
 
 run: deps
 	@$(ENV) target=$${CARGO_TARGET_DIR:-target}; \
-	[ -x "$$target/release/signaldb" ] || echo "The first build takes 35 to 45 minutes on two cores (RocksDB and DataFusion); later ones take a minute."; \
+	[ -x "$$target/release/signaldb" ] || echo "The first build takes 25 to 45 minutes on two cores (RocksDB and DataFusion); later ones take minutes."; \
 	cargo build --locked --release -p signaldb-node; \
 	exec "$$target/release/signaldb"
 
 cluster: deps
 	@$(ENV) target=$${CARGO_TARGET_DIR:-target}; \
-	[ -x "$$target/release/signaldb" ] || echo "The first build takes 25 to 45 minutes on two cores (RocksDB and DataFusion); later ones take a minute."; \
+	[ -x "$$target/release/signaldb" ] || echo "The first build takes 25 to 45 minutes on two cores (RocksDB and DataFusion); later ones take minutes."; \
 	cargo build --locked --release -p signaldb-node; \
 	exec "$$target/release/signaldb" cluster dev --nodes 3
 

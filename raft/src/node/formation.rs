@@ -35,8 +35,8 @@ pub(super) async fn form(peers: &Peers) -> Result<BTreeMap<u64, Peer>, OpenError
                 }
                 None => {
                     let reason = format!(
-                        "node {from} is in a cluster that knows no node {}: a further node joins with `signaldb cluster \
-                         add-node` under an id that was never used",
+                        "node {from} is in a cluster that knows no node {}: a further node needs `signaldb cluster \
+                         add-node`, which this version does not have yet",
                         peers.node()
                     );
                     Err(OpenError::Group { group: 0, reason })
@@ -120,7 +120,7 @@ pub(super) fn check_members(peers: &Peers, members: &BTreeMap<u64, Peer>) -> Res
         }
         Some(_) if configured != known => format!(
             "cluster.peers has {configured} nodes, the log knows {known}: a cluster is formed from empty data \
-             directories, and grows by `signaldb cluster add-node`"
+             directories, and grows by `signaldb cluster add-node`, which this version does not have yet"
         ),
         Some(_) => return Ok(()),
     };
