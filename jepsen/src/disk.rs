@@ -140,10 +140,12 @@ impl Disk {
         Ok(gone.sum())
     }
 
-    /// Sizes of the segments, by name. A disk without power still tells what it would have held.
+    /// Sizes of the segments, by name. A disk without power still tells what it would have held. One that has no name yet is
+    /// no loss.
     fn log_files(&self) -> BTreeMap<std::ffi::OsString, u64> {
         let entries = std::fs::read_dir(self.mount.join("wal/segments")).into_iter().flatten().flatten();
-        entries.filter_map(|entry| Some((entry.file_name(), entry.metadata().ok()?.len()))).collect()
+        let named = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "wal"));
+        named.filter_map(|entry| Some((entry.file_name(), entry.metadata().ok()?.len()))).collect()
     }
 
     /// Fills the disk until `left` bytes are free; with 0, until not one more can be written.

@@ -18,11 +18,10 @@
 //! | 56 | 8 | last index (for truncate-after: the last index kept, plus one) |
 //! | 64 | 8 | flushed: every batch below this sequence was fdatasynced before this record was written |
 //!
-//! A segment begins with its preamble, one write, synced before the segment is used, all with flushed = 0: a
+//! A segment begins with its preamble, on disk before the file gets its name, all with flushed = 0: a
 //! [`Kind::SegmentStart`]; for each group what its checkpoint says as records of their own ([`Kind::Vote`],
 //! [`Kind::Trust`], [`Kind::Purge`], [`Kind::Committed`]), so that one damaged place in the preamble loses nothing; a
-//! [`Kind::TruncateAfter`] for each group that a quarantine cut; the [`Kind::Checkpoint`], without which the segment
-//! was never finished.
+//! [`Kind::TruncateAfter`] for each group that a quarantine cut; the [`Kind::Checkpoint`].
 
 use std::collections::BTreeMap;
 use std::fmt;

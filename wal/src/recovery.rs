@@ -6,11 +6,12 @@
 //! * **Above it**, the first place that is not a record is a torn tail: nobody was told about it. It is left in the file
 //!   and cut by the next segment's first record, which holds the valid length: until that is on disk, and with it what
 //!   the start decided, a later start finds the same tail.
-//! * **Below it**, it is damage. A segment gets its name when its preamble is on disk. Batches have no gaps, so whatever is not there is missed: a bad payload or a header
-//!   known from a footer concerns its group; anything else (a bad header, a file that is short, a segment that is
-//!   missing) every group. The preamble of a segment and its footer only repeat what is elsewhere: a single bad place
-//!   there is harmless. [`replay`] says what a group keeps: a dense prefix, and every later vote, trust, purge and
-//!   commit. A vote that may be lost in the log counts from the `votes` file; without that the start stops.
+//! * **Below it**, it is damage. So is what is missing of a preamble: a segment gets its name when that is on disk. Batches
+//!   have no gaps, so whatever is not there is missed: a bad payload or a header known from a footer concerns its group;
+//!   anything else (a bad header, a file that is short, a segment that is missing) every group. The preamble of a segment
+//!   and its footer only repeat what is elsewhere: a single bad place there is harmless. [`replay`] says what a group
+//!   keeps: a dense prefix, and every later vote, trust, purge and commit. A vote that may be lost in the log counts from
+//!   the `votes` file; without that the start stops.
 //!
 //! When a start goes on past damage, the preamble of its segment says so: [`record::Settled`] lists the places, a
 //! truncate-after record cuts each group. They are in force as long as the damaged segment exists, as older segments go
@@ -20,7 +21,7 @@
 //! Sealed segments are not read but for their footers, except those that a failed read marked in `suspects`.
 //!
 //! Bytes that the disk does not return are damage, wherever they are: that a write was torn can only be said of what can be
-//! read.
+//! read. What stands for them when a start writes the segment anew is known again, should that start be killed.
 //!
 //! Nothing is ever appended behind what was found: every start begins a new segment.
 

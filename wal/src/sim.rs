@@ -203,6 +203,10 @@ impl LogIo for SimIo {
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut disk = self.disk();
         let replaced = disk.change().and_then(|()| disk.take_space(content.len()));
+        if replaced.is_ok() {
+            // The new one lies elsewhere on the disk.
+            disk.unreadable = disk.unreadable.take().filter(|(bad, _)| bad != path);
+        }
         let temporary = path.with_added_extension("tmp");
         disk.files.remove(&temporary);
         let (path, bytes) = match &replaced {

@@ -1,14 +1,15 @@
 //! What a start does once it has read everything and somebody has decided.
 //!
 //! Every step may be the last before a kill; until the new segment is durable the next start finds the same:
-//! 1. damaged segments are copied to `quarantine/`;
-//! 2. temporary files are removed: what never got its name was never part of the log;
+//! 1. temporary files are removed: what never got its name was never part of the log, and takes room that the rest needs;
+//! 2. damaged segments are copied to `quarantine/`;
 //! 3. the newest segment is written anew, whole, with its torn end;
 //! 4. the new segment is begun: one write holds the seal of the one before, the places that are settled, the cuts, and
 //!    the checkpoint with the decision;
 //! 5. the `votes` file is written, before any new vote; the marks of suspects go.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -24,6 +25,8 @@ use crate::segment::{Current, Preamble, start_segment};
 use crate::suspects;
 use crate::votes::Votes;
 
+/// Beside `segments/`.
+const QUARANTINE: &str = "quarantine";
 /// Copies of damaged segments that are kept, the newest.
 const QUARANTINE_FILES_MAX: usize = 4;
 
@@ -104,13 +107,13 @@ pub(crate) fn start(
 ) -> Result<Started, OpenError> {
     let segments_dir = segments_dir(dir);
     io.create_dir_all(&segments_dir).map_err(OpenError::io("create", &segments_dir))?;
+    remove_temporary(io, &[dir, &segments_dir, &dir.join(QUARANTINE)])?;
     disk_id.write_if_missing(io, dir)?;
     for (group, trust) in trust {
         recovered.groups.entry(group).or_default().meta.trust = Some(trust.to_vec());
     }
     warn(&recovered);
     let copies = quarantine(io, dir, &recovered)?;
-    remove_temporary(io, &[dir, &segments_dir])?;
     if let Some(mut newest) = recovered.segments.last_entry() {
         let path = segment_path(&segments_dir, *newest.key());
         let rewritten = rewrite(io, &path, newest.get(), recovered.newest_crc)?;
@@ -166,7 +169,7 @@ fn warn(recovered: &Recovered) {
 
 /// Copies damaged segments into `quarantine/`: they themselves go with the next purge.
 fn quarantine(io: &dyn LogIo, dir: &Path, recovered: &Recovered) -> Result<Vec<PathBuf>, OpenError> {
-    let aside = dir.join("quarantine");
+    let aside = dir.join(QUARANTINE);
     let mut numbers: Vec<u64> = recovered.new_damages().map(|damage| damage.segment).collect();
     numbers.sort_unstable();
     numbers.dedup();
@@ -194,7 +197,10 @@ fn quarantine(io: &dyn LogIo, dir: &Path, recovered: &Recovered) -> Result<Vec<P
 
 fn remove_temporary(io: &dyn LogIo, dirs: &[&Path]) -> Result<(), OpenError> {
     for dir in dirs {
-        let names = io.list(dir).map_err(OpenError::io("list", dir))?;
+        let names = match io.list(dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            names => names.map_err(OpenError::io("list", dir))?,
+        };
         for name in names.iter().filter(|name| name.ends_with(".tmp")) {
             io.remove(&dir.join(name)).map_err(OpenError::io("remove", dir.join(name)))?;
         }

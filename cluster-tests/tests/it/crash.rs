@@ -65,8 +65,9 @@ async fn a_torn_log_tail_is_cut_and_never_appended_behind() -> anyhow::Result<()
     let mut acknowledged = send_batch(&node.http, &urls, 10).await?;
     node.kill()?;
     let segments = dir.path().join("data/wal/segments");
-    let mut names: Vec<_> =
+    let mut names: Vec<std::path::PathBuf> =
         std::fs::read_dir(&segments)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    names.retain(|path| path.extension().is_some_and(|extension| extension == "wal"));
     names.sort();
     let last = names.last().expect("a segment");
     let torn: Vec<u8> = std::fs::read(last)?.into_iter().take(100).collect();

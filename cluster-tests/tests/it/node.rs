@@ -179,7 +179,9 @@ impl Node {
     fn newest_segment(&self) -> anyhow::Result<PathBuf> {
         let segments = std::fs::read_dir(self.dir.join("data/wal/segments"))?;
         let segments = segments.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
-        segments.into_iter().max().context("a segment")
+        // One that is just begun has no name yet.
+        let named = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "wal");
+        segments.into_iter().filter(named).max().context("a segment")
     }
 
     /// SIGTERM; returns the exit code and how long it took.

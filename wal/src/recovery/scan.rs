@@ -10,8 +10,11 @@ use crate::record::{self, HEADER_BYTES, Header, Kind, MAGIC, Settled};
 const ZEROS_MIN: usize = 16;
 /// Read one after the other when a file cannot be read in one piece: what a bad sector takes.
 const BLOCK_BYTES: usize = 4096;
-/// Stands for bytes that the disk does not return. Not zero: zeros are what a cut write leaves.
+/// Stands for bytes that the disk does not return. Not zero: zeros are what a cut write leaves. Known on disk: a start writes
+/// the newest segment anew, and docs/deployment/wal-persistence.md has copies of a bad disk filled with it.
 const UNREADABLE: u8 = 0xEE;
+/// The least that a disk does not return.
+const SECTOR_BYTES: usize = 512;
 
 /// Part of a segment, in the order of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,17 +185,27 @@ pub(crate) fn scan_indexed(content: &[u8], number: u64, records: &[(u64, Header)
 }
 
 /// Takes the torn tail off a segment that nothing seals: from the first bad place whose batch nobody knows to be on
-/// disk. Batches below `floor` are.
+/// disk. Batches below `floor` are. There is none where bytes could not be read, now or by a start that was killed before its
+/// decision was on disk.
 pub(crate) fn take_torn_tail(items: &mut Vec<Item>, content: &[u8], floor: u64) -> Option<TornTail> {
     let flushed = items.iter().filter_map(Item::header).map(|header| header.flushed).fold(floor, u64::max);
     let at = items.iter().position(|item| item.is_bad() && item.batch() >= flushed)?;
+    let Some(Item::Bad(bad)) = items.get(at).cloned() else { return None };
+    let from = usize::try_from(bad.offset).unwrap_or(usize::MAX).min(content.len());
+    if content.chunks(SECTOR_BYTES).skip(from / SECTOR_BYTES).any(is_stand_in) {
+        return None;
+    }
     let behind = items.split_off(at);
-    let Some(Item::Bad(bad)) = behind.first() else { return None };
-    let rest = &content[usize::try_from(bad.offset).unwrap_or(usize::MAX).min(content.len())..];
+    let rest = &content[from..];
     let last = behind.iter().all(Item::is_bad);
     let kind = if last && is_cut_short(rest, bad.segment, bad.batch) { TailKind::CutShort } else { TailKind::Bad };
     let bytes = content.len() as u64 - bad.offset;
-    Some(TornTail { segment: bad.segment, offset: bad.offset, bytes, kind, reason: bad.reason.clone() })
+    Some(TornTail { segment: bad.segment, offset: bad.offset, bytes, kind, reason: bad.reason })
+}
+
+/// Whether a sector was written in place of one that could not be read. The last one of a file may be short.
+fn is_stand_in(sector: &[u8]) -> bool {
+    sector.len() >= ZEROS_MIN && sector.iter().all(|byte| *byte == UNREADABLE)
 }
 
 /// Whether `rest`, which is not a record, is the beginning of one that ends with the file or goes over into zeros. All

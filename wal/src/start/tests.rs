@@ -254,6 +254,98 @@ fn a_sector_that_cannot_be_read_is_damage_and_not_a_torn_write() {
     assert!(wal.group_state(2).range.is_none_or(|(_, last)| last < 60));
 }
 
+/// Opens as far as `changes` of the disk go, with every group recovering; whether that was all the way.
+fn start_cut_off(io: &SimIo, changes: u64) -> bool {
+    io.fail_after(Some(changes));
+    let decide =
+        |found: &Found| Ok(found.groups.keys().map(|group| (*group, Bytes::from_static(b"recovering"))).collect());
+    let config = crate::wal::tests::config(1 << 20);
+    let opened = Wal::open(std::sync::Arc::new(io.clone()), Path::new(DIR), config, "disk-1", decide);
+    let done = opened.is_ok();
+    io.kill();
+    drop(opened);
+    io.fail_after(None);
+    done
+}
+
+/// A segment of more than two blocks, and where its last record begins. All of it is synced, and of the last record nobody knows.
+fn filled_beyond_what_is_known(io: &SimIo) -> usize {
+    let wal = open(io, 1 << 20);
+    append(&wal, 2, 1..=3, Durability::Synced).expect("appends");
+    for index in 1..=150 {
+        append(&wal, 1, index..=index, Durability::Synced).expect("appends");
+    }
+    let at = io.file_len(&segment(1)).expect("exists");
+    append(&wal, 1, 151..=151, Durability::Synced).expect("appends");
+    io.kill();
+    assert!(at > 2 * 4096, "{at}");
+    at
+}
+
+/// Scenario: the disk does not return the last records, which are synced; a start is killed after each of its changes, one of
+/// which writes the segment anew.
+/// Guarantees: no later start takes what is missing for a torn write.
+#[test]
+fn what_could_not_be_read_stays_damage_when_the_start_is_killed() {
+    let io = SimIo::new();
+    let at = filled_beyond_what_is_known(&io);
+    io.make_unreadable(&segment(1), at..at + 1);
+    let (_wal, first) = accept(&io.fork());
+    assert!(first.torn.is_none() && quarantined(&first).contains_key(&1), "{first:?}");
+    for changes in 0.. {
+        let io = io.fork();
+        let done = start_cut_off(&io, changes);
+        let (_wal, again) = accept(&io);
+        let decided = again.groups[&1].trust.is_some();
+        assert!(decided || again == first, "after {changes} changes: {again:?}");
+        if done {
+            assert!(decided && changes > 2, "{changes} changes");
+            break;
+        }
+    }
+}
+
+/// Scenario: a bad disk was copied, and what could not be read of the newest segment was filled as
+/// docs/deployment/wal-persistence.md says: one sector, or all from one on, which may be a short one.
+/// Guarantees: the start finds damage there, as on the disk itself.
+#[test]
+fn what_a_copy_has_filled_is_damage() {
+    let io = SimIo::new();
+    let at = filled_beyond_what_is_known(&io);
+    let content = io.read(&segment(1)).expect("reads").expect("exists");
+    let sector = at / 512 * 512;
+    for (from, to) in [(sector, sector + 512), (sector - 512, sector), (sector, content.len()), (4096, content.len())] {
+        let (io, mut content, to) = (io.fork(), content.clone(), to.min(content.len()));
+        content[from..to].fill(0xEE);
+        io.replace(&segment(1), &content).expect("writes");
+        let found = accept(&io).1;
+        assert!(found.torn.is_none() && quarantined(&found).contains_key(&1), "{from} to {to}: {found:?}");
+    }
+}
+
+/// Scenario: a log with damage, on a disk that has room for what a start writes; the start is killed after each of its changes.
+/// Guarantees: what it leaves takes no room from the next one.
+#[test]
+fn a_start_needs_no_more_room_because_one_before_it_was_killed() {
+    let io = SimIo::new();
+    let records = filled_to(&io, 100);
+    io.flip(&segment(1), offset_of(&records, 2, 5) + 80);
+    let len = io.file_len(&segment(1)).expect("exists") as u64;
+    assert!(len > 4 * 4096, "{len}");
+    // A copy of the damaged segment, the same segment anew, and a little for the next one.
+    io.set_capacity(Some(io.used_bytes() + 2 * len + 4096));
+    for changes in 0.. {
+        let io = io.fork();
+        let done = start_cut_off(&io, changes);
+        check_holds(&accept(&io).0, 2, 1..=4);
+        assert!(!io.paths().iter().any(|path| path.extension().is_some_and(|end| end == "tmp")), "{changes} changes");
+        if done {
+            assert!(changes > 2, "{changes} changes");
+            break;
+        }
+    }
+}
+
 #[test]
 fn a_newest_segment_whose_first_sector_cannot_be_read_is_damage() {
     let io = SimIo::new();
