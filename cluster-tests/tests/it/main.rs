@@ -24,6 +24,7 @@ mod iceberg_rest;
 mod intake;
 mod large_requests;
 mod lifecycle;
+mod lost_leader;
 mod maintenance;
 mod mutations;
 mod named_tests;
