@@ -32,6 +32,10 @@ pub trait StateStore: Send + Sync + fmt::Debug + 'static {
     }
 }
 
+/// RocksDB's own log of what it does, which would grow for as long as the process runs. This many bytes, so many files.
+const INFO_LOG_BYTES: usize = 1 << 20;
+const INFO_LOG_FILES: usize = 4;
+
 /// RocksDB.
 pub struct RocksStateStore(rocksdb::DB);
 
@@ -52,7 +56,8 @@ impl RocksStateStore {
         // the room that votes and purges of our own log had left.
         options.set_write_buffer_size(2 << 20);
         options.set_manifest_preallocation_size(64 << 10);
-        options.set_keep_log_file_num(4);
+        options.set_max_log_file_size(INFO_LOG_BYTES);
+        options.set_keep_log_file_num(INFO_LOG_FILES);
         rocksdb::DB::open(&options, dir).map(Self).map_err(failed)
     }
 }
@@ -161,5 +166,18 @@ mod tests {
         drop(store);
         let store = RocksStateStore::open(dir.path()).expect("reopens");
         assert_eq!(store.get(b"a/2").expect("gets").as_deref(), Some(&b"two"[..]));
+    }
+
+    #[test]
+    fn the_stores_own_log_is_bounded() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let _store = RocksStateStore::open(dir.path()).expect("opens");
+        let files = std::fs::read_dir(dir.path()).expect("lists").flatten();
+        let options = files.filter(|file| file.file_name().to_string_lossy().starts_with("OPTIONS-"));
+        let options: String =
+            options.map(|file| std::fs::read_to_string(file.path()).expect("reads")).collect::<Vec<_>>().concat();
+        for bound in ["max_log_file_size=1048576", "keep_log_file_num=4"] {
+            assert!(options.lines().any(|line| line.trim() == bound), "{bound}: {options}");
+        }
     }
 }
