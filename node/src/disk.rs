@@ -61,6 +61,11 @@ impl DiskRoom {
         self.reserve.saturating_add(self.reserve / 8)
     }
 
+    /// What snapshots may take: even the last of it is not theirs alone, for the log goes on meanwhile.
+    fn for_snapshots(self) -> u64 {
+        self.free.saturating_sub(self.low() / 4)
+    }
+
     /// When less is free, the ballast goes; at half of it, entries of leaders are refused.
     fn low(self) -> u64 {
         LOW_BYTES_MAX.min(self.reserve / 4)
@@ -110,11 +115,12 @@ pub(crate) fn make_room(dir: &Path, reserve: DiskReserve) {
     }
 }
 
-/// Looks until `stop`.
-pub(crate) async fn watch(app: App, dir: PathBuf, reserve: DiskReserve, stop: CancellationToken) {
+/// Looks until `stop`. `state_dir` is where snapshots are written.
+pub(crate) async fn watch(app: App, dir: PathBuf, state_dir: PathBuf, reserve: DiskReserve, stop: CancellationToken) {
     let mut watcher = Watcher {
         app,
         ballast: dir.join(BALLAST),
+        holds_snapshots: share_disk(&dir, &state_dir),
         dir,
         reserve,
         level: DiskLevel::Normal,
@@ -138,6 +144,8 @@ pub(crate) async fn watch(app: App, dir: PathBuf, reserve: DiskReserve, stop: Ca
 struct Watcher {
     app: App,
     dir: PathBuf,
+    /// Snapshots are on the same disk.
+    holds_snapshots: bool,
     reserve: DiskReserve,
     level: DiskLevel,
     ballast: PathBuf,
@@ -156,6 +164,10 @@ impl Watcher {
             tell(self.level, level, room);
         }
         self.level = level;
+        // Before the level, which is what groups wait for.
+        if self.holds_snapshots {
+            self.app.groups.set_room_for_snapshots(room.for_snapshots());
+        }
         self.app.groups.set_disk_level(level);
         metrics::record_disk(room, level, if has_ballast { BALLAST_BYTES } else { 0 });
         self.move_ballast(action).await;
@@ -227,6 +239,12 @@ fn tell(before: DiskLevel, level: DiskLevel, room: DiskRoom) {
             "disk reserve: next to nothing is free; entries of leaders are refused too, votes and purges go on"
         ),
     }
+}
+
+/// Whether both are on one file system; unless the system says that they are not.
+fn share_disk(one: &Path, other: &Path) -> bool {
+    let device = |dir: &Path| dir.metadata().map(|found| found.dev()).ok();
+    device(one).zip(device(other)).is_none_or(|(one, other)| one == other)
 }
 
 /// One that a crash left half made is no ballast; it is made again.
@@ -325,6 +343,25 @@ mod tests {
         }
         assert_eq!(decide(DiskLevel::Normal, room(0, 0), false), (DiskLevel::Normal, BallastAction::Keep));
         assert_eq!(decide(DiskLevel::Normal, room(1 << 40, 0), false), (DiskLevel::Normal, BallastAction::Keep));
+    }
+
+    #[test]
+    fn snapshots_leave_room_for_the_log() {
+        let room = |free: u64, reserve: u64| DiskRoom { size: 1 << 40, free: free << 20, reserve: reserve << 20 };
+        for (free, reserve, left) in [(100, 5 << 10, 84), (17, 5 << 10, 1), (15, 5 << 10, 0), (32, 64, 28), (3, 64, 0)]
+        {
+            assert_eq!(room(free, reserve).for_snapshots(), left << 20, "{free} of {reserve} MiB");
+        }
+    }
+
+    #[test]
+    fn directories_of_one_file_system_share_a_disk() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let state = dir.path().join("state");
+        assert!(share_disk(dir.path(), &state), "nobody knows");
+        std::fs::create_dir(&state).expect("creates");
+        assert!(share_disk(dir.path(), &state));
+        assert!(!share_disk(dir.path(), Path::new("/proc")));
     }
 
     #[test]

@@ -13,13 +13,13 @@ use signaldb_model::mutation::{self, Mutation};
 use signaldb_model::{AckLevel, Clock, GroupId, NodeId, Position};
 use signaldb_proto::peer;
 use signaldb_wal::Wal;
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, Refusal};
 use crate::command::{Append, Command};
-use crate::disk::{DiskLevel, DiskWatch};
+use crate::disk::{DiskLevel, DiskWatch, SnapshotRoom};
 use crate::error::{OpenError, ReadError};
 use crate::forward::Forwarder;
 use crate::log_store::LogStore;
@@ -104,6 +104,7 @@ pub(crate) struct GroupDeps {
     pub(crate) waiting: Arc<Admission>,
     pub(crate) refusal: Refusal,
     pub(crate) disk: DiskWatch,
+    pub(crate) snapshots: Arc<SnapshotRoom>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) tasks: TaskTracker,
@@ -122,6 +123,7 @@ pub struct Group {
     node_admission: Arc<Admission>,
     refusal: Refusal,
     disk: DiskWatch,
+    snapshots: Arc<SnapshotRoom>,
     peers: Arc<Peers>,
     forwarder: Arc<Forwarder>,
     clock: Arc<dyn Clock>,
@@ -217,6 +219,7 @@ impl Group {
             node_admission: Arc::clone(&deps.waiting),
             refusal: deps.refusal.clone(),
             disk: deps.disk.clone(),
+            snapshots: Arc::clone(&deps.snapshots),
             peers: Arc::clone(&deps.peers),
             forwarder: Arc::clone(&deps.forwarder),
             clock: Arc::clone(&deps.clock),
@@ -313,6 +316,7 @@ impl Group {
             clock: Arc::clone(&deps.clock),
             config: config.clone(),
             disk: deps.disk.clone(),
+            snapshots: Arc::clone(&deps.snapshots),
             kept: durable.map(|index| (deps.clock.elapsed(), index)).into_iter().collect(),
             last: None,
         };
@@ -381,6 +385,25 @@ impl Group {
             return Ok(());
         }
         let reason = format!("the log's disk on node {} is full: only votes and purge records are written", self.node);
+        Err(tonic::Status::resource_exhausted(reason))
+    }
+
+    /// Refuses a leader's snapshot while the disk has no room for it: openraft stops a group for good whose snapshot cannot be
+    /// written, and the node with it. While what this returns is held, no other snapshot takes the room.
+    pub(crate) async fn room_for_snapshot(&self, bytes: u64) -> Result<Option<MutexGuard<'_, ()>>, tonic::Status> {
+        if *self.disk.borrow() == DiskLevel::Normal {
+            return Ok(None);
+        }
+        let turn = self.snapshots.turn().await;
+        let (takes, left) = (self.snapshots.taken_by(bytes), self.snapshots.left());
+        if takes <= left {
+            self.snapshots.took(takes);
+            return Ok(Some(turn));
+        }
+        let reason = format!(
+            "the log's disk on node {} is full: a snapshot may take {takes} bytes of it for a while, {left} are left",
+            self.node
+        );
         Err(tonic::Status::resource_exhausted(reason))
     }
 

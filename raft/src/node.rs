@@ -21,7 +21,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::admission::{Admission, Refusal, Refuse};
 use crate::blocking;
 use crate::command::{Append, Command};
-use crate::disk::DiskLevel;
+use crate::disk::{DiskLevel, SnapshotRoom};
 use crate::error::{OpenError, ReadError, TransferError, WriteError};
 use crate::forward::Forwarder;
 use crate::group::{Group, GroupConfig, GroupDeps, GroupStatus, RecoverError, Recovered, watch_sync};
@@ -200,6 +200,7 @@ pub struct Groups {
     address: String,
     refusal: Refusal,
     disk: watch::Sender<DiskLevel>,
+    snapshots: Arc<SnapshotRoom>,
     admission: Arc<Admission>,
     waiting: Arc<Admission>,
     forwarder: Arc<Forwarder>,
@@ -233,6 +234,7 @@ impl Groups {
         let disk = watch::Sender::new(DiskLevel::Normal);
         let deps = GroupDeps {
             wal: Arc::clone(&wal),
+            snapshots: Arc::new(SnapshotRoom::new(Arc::clone(&store))),
             store,
             clock,
             node_admission: Arc::new(Admission::of_node()),
@@ -311,6 +313,7 @@ impl Groups {
             address: config.address,
             refusal: deps.refusal,
             disk,
+            snapshots: deps.snapshots,
             admission: deps.node_admission,
             waiting: deps.waiting,
             forwarder: deps.forwarder,
@@ -333,6 +336,12 @@ impl Groups {
     /// What whoever watches the log's disk found.
     pub fn set_disk_level(&self, level: DiskLevel) {
         self.disk.send_if_modified(|known| std::mem::replace(known, level) != level);
+    }
+
+    /// What snapshots may take of the log's disk from now on, bytes; without bound unless it is called, as it is where they are on
+    /// another disk. It counts while the level is not [`DiskLevel::Normal`].
+    pub fn set_room_for_snapshots(&self, bytes: u64) {
+        self.snapshots.set_left(bytes);
     }
 
     pub fn disk_level(&self) -> DiskLevel {

@@ -162,7 +162,7 @@ fn append_stream(peers: Arc<Peers>, requests: Streaming<Bytes>) -> Answers {
     futures::stream::once(answers).try_flatten().boxed()
 }
 
-async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Status> {
+pub(crate) async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Status> {
     Ok(match method {
         "Identity" if !peers.knows_itself() => return Err(Status::unavailable("the node is starting")),
         "Identity" => encode(&identity(peers)),
@@ -213,6 +213,7 @@ async fn answer(peers: &Peers, method: &str, body: Bytes) -> Result<Bytes, Statu
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
             let snapshot = Snapshot { meta, snapshot: SnapshotBytes(state) };
             let vote = wire::vote_in(&request.vote);
+            let _room = raft.room_for_snapshot(request.snapshot.len() as u64).await?;
             let response = raft.raft().install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
             encode(&peer::SnapshotResponse { vote: wire::vote_out(&response.vote) })
         }

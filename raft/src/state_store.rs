@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use rocksdb::properties;
 use thiserror::Error;
 
 /// The store failed; the state is unknown.
@@ -26,12 +27,18 @@ pub trait StateStore: Send + Sync + fmt::Debug + 'static {
     /// Pairs whose key starts with `prefix`, in key order.
     fn scan(&self, prefix: &[u8]) -> Result<Vec<Pair>, StateStoreError>;
 
+    /// Bytes of its disk that a put of so many bytes takes for a while, at most. Does not block.
+    fn room_to_put(&self, bytes: u64) -> u64;
+
     /// Whether calls may take long: then they run on a thread of their own.
     fn blocks(&self) -> bool {
         true
     }
 }
 
+/// Small: RocksDB allocates a tenth more for the log of each buffer, at once. On a disk that is nearly full 8 MiB were the room
+/// that votes and purges of our own log had left.
+const WRITE_BUFFER_BYTES: u64 = 2 << 20;
 /// RocksDB's own log of what it does, which would grow for as long as the process runs. This many bytes, so many files.
 const INFO_LOG_BYTES: usize = 1 << 20;
 const INFO_LOG_FILES: usize = 4;
@@ -52,9 +59,7 @@ impl RocksStateStore {
         let mut options = rocksdb::Options::default();
         options.create_if_missing(true);
         options.set_compression_type(rocksdb::DBCompressionType::Lz4);
-        // Small: RocksDB allocates a tenth more for the log of each buffer, at once. On a disk that is nearly full 8 MiB were
-        // the room that votes and purges of our own log had left.
-        options.set_write_buffer_size(2 << 20);
+        options.set_write_buffer_size(WRITE_BUFFER_BYTES as usize);
         options.set_manifest_preallocation_size(64 << 10);
         options.set_max_log_file_size(INFO_LOG_BYTES);
         options.set_keep_log_file_num(INFO_LOG_FILES);
@@ -102,6 +107,16 @@ impl StateStore for RocksStateStore {
         }
         Ok(out)
     }
+
+    /// A buffer's log holds the pair, and then a file all that the buffer holds. A compaction may follow, which writes what is
+    /// left of all files, allocated a tenth too large, before it removes them. And logs are allocated ahead.
+    fn room_to_put(&self, bytes: u64) -> u64 {
+        let size = |name| self.0.property_int_value(name).ok().flatten().unwrap_or(0);
+        let flushed = bytes + size(properties::CUR_SIZE_ALL_MEM_TABLES);
+        let compacted = flushed + size(properties::TOTAL_SST_FILES_SIZE);
+        let logs_ahead = 2 * (WRITE_BUFFER_BYTES + WRITE_BUFFER_BYTES / 10);
+        bytes + flushed + compacted + compacted / 10 + logs_ahead
+    }
 }
 
 /// The twin in memory, for tests and simulation.
@@ -130,6 +145,11 @@ impl StateStore for MemoryStateStore {
         Ok(from.map(|(key, value)| (key.clone(), value.clone())).collect())
     }
 
+    /// What a disk would have to keep.
+    fn room_to_put(&self, bytes: u64) -> u64 {
+        bytes
+    }
+
     fn blocks(&self) -> bool {
         false
     }
@@ -137,6 +157,8 @@ impl StateStore for MemoryStateStore {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     /// What every implementation must do.
@@ -166,6 +188,34 @@ mod tests {
         drop(store);
         let store = RocksStateStore::open(dir.path()).expect("reopens");
         assert_eq!(store.get(b"a/2").expect("gets").as_deref(), Some(&b"two"[..]));
+    }
+
+    /// Bytes of the blocks of all files in a directory.
+    fn taken(dir: &Path) -> u64 {
+        let files = std::fs::read_dir(dir).expect("lists").flatten();
+        files.filter_map(|file| Some(file.metadata().ok()?.blocks() * 512)).sum()
+    }
+
+    #[test]
+    fn a_put_takes_no_more_room_than_it_said() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = RocksStateStore::open(dir.path()).expect("opens");
+        let (mut noise, mut put_more) = (1_u64, 0);
+        for round in 0..30_u8 {
+            let value: Vec<u8> = std::iter::repeat_with(|| {
+                // Knuth's MMIX: what LZ4 cannot make smaller.
+                noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (noise >> 56) as u8
+            })
+            .take(1 << 20)
+            .collect();
+            let (before, room) = (taken(dir.path()), store.room_to_put(value.len() as u64));
+            store.put(&[(&[round % 3], &value)]).expect("puts");
+            let grown = taken(dir.path()).saturating_sub(before);
+            assert!(grown <= room, "round {round}: {grown} bytes of {room}");
+            put_more += u8::from(grown > value.len() as u64);
+        }
+        assert!(put_more > 0, "it never takes more than its bytes");
     }
 
     #[test]

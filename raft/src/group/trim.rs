@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{GroupConfig, SNAPSHOT_TIMEOUT};
 use crate::command::Command;
-use crate::disk::{DiskLevel, DiskWatch};
+use crate::disk::{DiskLevel, DiskWatch, SnapshotRoom};
 use crate::log_store::LogStore;
 use crate::state_machine::Shared;
 use crate::state_store::StateStore;
@@ -38,6 +38,7 @@ pub(super) struct Trimmer {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) config: GroupConfig,
     pub(super) disk: DiskWatch,
+    pub(super) snapshots: Arc<SnapshotRoom>,
     /// Cuts that are durable snapshots, with the (monotonic) time since when the log behind them is only insurance.
     pub(super) kept: Vec<(Duration, u64)>,
     /// When the last of these became one, and how much had been appended by then.
@@ -83,6 +84,7 @@ impl Trimmer {
             if std::mem::replace(&mut self.seen, last) == last {
                 self.log.note_idle();
             }
+            self.tell_if_stuck();
         }
         let outcome = match self.make_durable().await {
             Ok(()) if ticked => self.cut_if_idle_and_pinning().await,
@@ -96,10 +98,28 @@ impl Trimmer {
         }
     }
 
+    /// Only more room helps.
+    fn tell_if_stuck(&self) {
+        let worth = self.unfinished.map(|cut| self.worth(cut));
+        if let Some(Worth { takes, left, .. }) = worth.filter(|worth| worth.lacks_room()) {
+            tracing::warn!(group = self.id.0, takes, left, "the log is kept: its disk has no room for the snapshot");
+        }
+    }
+
     /// Makes a completed cut the durable snapshot. openraft purges only up to a snapshot that it has seen built.
     async fn make_durable(&mut self) -> Result<(), String> {
         let Some(cut) = self.unfinished.filter(|cut| self.worth(*cut).is_a_snapshot()) else { return Ok(()) };
-        self.shared.persist_ready(&self.store, self.id).await.map_err(|error| error.to_string())?;
+        {
+            let _turn = self.snapshots.turn().await;
+            // Another group's may have taken the room meanwhile.
+            let worth = self.worth(cut);
+            if !worth.is_a_snapshot() {
+                return Ok(());
+            }
+            let persisted = self.shared.persist_ready(&self.store, self.id).await;
+            self.snapshots.took(worth.takes);
+            persisted.map_err(|error| error.to_string())?;
+        }
         self.raft.trigger().snapshot().await.map_err(|error| error.to_string())?;
         let built = |metrics: &openraft::RaftMetrics<crate::types::TypeConfig>| {
             metrics.snapshot.is_some_and(|id| id.index >= cut)
@@ -118,11 +138,14 @@ impl Trimmer {
             age: self.clock.elapsed().saturating_sub(at),
             log_bytes: self.log.appended_bytes() - appended,
         };
+        let snapshot_bytes = self.shared.ready_bytes() as u64;
         Worth {
             room: self.room(),
             // What is durable already goes first.
             gives_back: if self.kept.is_empty() { self.wal.share_of_purge(self.id.0, cut) } else { 0 },
-            snapshot_bytes: self.shared.ready_bytes() as u64,
+            snapshot_bytes,
+            takes: self.snapshots.taken_by(snapshot_bytes),
+            left: self.snapshots.left(),
             last: self.last.map(since),
             lag: self.config.purge_lag,
         }
@@ -188,6 +211,9 @@ struct Worth {
     /// shared: a group with little log may keep much of others, and all of them may have to let go, so this is the share of one.
     gives_back: u64,
     snapshot_bytes: u64,
+    /// Bytes that writing it takes of the disk for a while, and what snapshots may take of it.
+    takes: u64,
+    left: u64,
     /// `None` before the first one since the start.
     last: Option<Since>,
     lag: Duration,
@@ -202,19 +228,28 @@ struct Since {
 
 impl Worth {
     /// Where there is no room, a snapshot that takes more of it than it gives back would fill the disk that it is to empty: it
-    /// has to be smaller than the log.
+    /// has to be smaller than the log. And it has to fit: room comes back only after all groups that share segments have written
+    /// theirs.
     /// Source: Ongaro, Consensus: Bridging Theory and Practice, 2014, section 5.1.3.
     fn is_a_snapshot(self) -> bool {
-        let Self { room, gives_back, snapshot_bytes, last, lag } = self;
-        let gives_room = gives_back > 0 && gives_back >= snapshot_bytes;
+        let Self { room, snapshot_bytes, last, lag, .. } = self;
         let is_due = last.is_none_or(|last| {
             last.age >= lag / SNAPSHOTS_A_LAG || last.log_bytes >= snapshot_bytes.saturating_mul(LOG_A_SNAPSHOT)
         });
         match room {
             Room::Enough => is_due,
-            Room::TooMuchLog => is_due || gives_room,
-            Room::Little => gives_room,
+            Room::TooMuchLog => is_due || self.gives_room(),
+            Room::Little => self.gives_room() && !self.lacks_room(),
         }
+    }
+
+    fn gives_room(self) -> bool {
+        self.gives_back > 0 && self.gives_back >= self.snapshot_bytes
+    }
+
+    /// It would give some, and does not fit.
+    fn lacks_room(self) -> bool {
+        self.room == Room::Little && self.gives_room() && self.takes > self.left
     }
 }
 
@@ -227,7 +262,8 @@ mod tests {
     fn after(seconds: u64, log_bytes: u64) -> Worth {
         let last = Some(Since { age: Duration::from_secs(seconds), log_bytes });
         let lag = Duration::from_secs(600);
-        Worth { room: Room::Enough, gives_back: 64 << 20, snapshot_bytes: SNAPSHOT, last, lag }
+        let (takes, left) = (3 * SNAPSHOT, u64::MAX);
+        Worth { room: Room::Enough, gives_back: 64 << 20, snapshot_bytes: SNAPSHOT, takes, left, last, lag }
     }
 
     #[test]
@@ -249,6 +285,14 @@ mod tests {
         assert!(!Worth { snapshot_bytes: 0, ..full(0) }.is_a_snapshot(), "nothing would go");
         let little = Worth { room: Room::Little, ..after(0, 0) };
         assert!(little.is_a_snapshot(), "a group that wrote nothing may keep what others wrote");
+    }
+
+    #[test]
+    fn on_a_full_disk_a_snapshot_must_fit_whatever_it_gives_back() {
+        let full = |left| Worth { room: Room::Little, left, ..after(600, 100 * SNAPSHOT) };
+        assert!(full(3 * SNAPSHOT).is_a_snapshot());
+        assert!(!full(3 * SNAPSHOT - 1).is_a_snapshot());
+        assert!(Worth { room: Room::Enough, ..full(0) }.is_a_snapshot(), "more than the reserve is free");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::command::{Compression, TableStats};
 use crate::error::RejectReason;
 use crate::state::Digest;
 use crate::state_store::MemoryStateStore;
-use crate::types::{Entry, LogId};
+use crate::types::{Entry, LogId, SnapshotMeta};
 
 mod acknowledged;
 mod cluster;
@@ -299,6 +299,59 @@ async fn what_was_kept_as_insurance_goes_after_a_restart_too() {
     assert_eq!((texts(&sink), group.purged_index()), (vec!["after".to_owned()], 0));
     groups.set_disk_level(DiskLevel::NearlyFull);
     cluster::until("it is purged", || group.purged_index() == cut).await;
+    groups.close().await;
+}
+
+/// Scenario: on a nearly full disk a group has log that could go, and its snapshot does not fit; then there is more room.
+/// Guarantees: it is not written before it fits.
+#[tokio::test]
+async fn a_snapshot_waits_until_the_disk_has_room_for_it() {
+    let machine = Machine { purge_lag: Duration::from_secs(3600), ..Machine::new() };
+    let (groups, _sink) = machine.start().await;
+    for n in 0..100 {
+        write(&groups, &format!("before {n}")).await;
+    }
+    let group = groups.homes(&tenant()).remove(0);
+    let snapshot = crate::sink::snapshot_key(group.id());
+    groups.set_room_for_snapshots(100);
+    groups.set_disk_level(DiskLevel::NearlyFull);
+    flush(&group).await;
+    let is_written = || machine.store.get(&snapshot).expect("reads").is_some();
+    // Some looks of the group's: one is all that it takes.
+    let written = tokio::time::timeout(Duration::from_millis(300), cluster::until("a snapshot", is_written)).await;
+    assert!(written.is_err(), "it has a hundred digests");
+    groups.set_room_for_snapshots(1 << 20);
+    cluster::until("a snapshot", is_written).await;
+    groups.close().await;
+}
+
+/// Scenario: a leader sends a snapshot to a node whose disk is nearly full.
+/// Guarantees: what does not fit is refused as a lost message is, before openraft takes it: a failure to write it would end the
+/// node.
+#[tokio::test]
+async fn a_leaders_snapshot_that_does_not_fit_is_refused() {
+    let (groups, _sink) = Machine::new().start().await;
+    let meta = SnapshotMeta { last_log_id: Some(LogId::new_term_index(1, 5)), last_membership: Default::default() };
+    let request = signaldb_proto::peer::SnapshotRequest {
+        group: 1,
+        // Of a leader that was deposed: one that fits is answered, and not installed.
+        vote: signaldb_proto::peer::Vote { term: 0, node: 2, committed: true },
+        snapshot: crate::codec::encode_snapshot(&meta, &GroupState::default().encode()),
+    };
+    let room = request.snapshot.len() as u64;
+    for (level, left, taken) in [
+        (DiskLevel::NearlyFull, room - 1, false),
+        (DiskLevel::NearlyFull, room, true),
+        (DiskLevel::Exhausted, 0, false),
+        (DiskLevel::Exhausted, room, true),
+        (DiskLevel::Normal, 0, true),
+    ] {
+        groups.set_room_for_snapshots(left);
+        groups.set_disk_level(level);
+        let answer = crate::server::answer(groups.peers(), "Snapshot", crate::server::encode(&request)).await;
+        let refusal = answer.err().map(|status| status.code());
+        assert_eq!(refusal, (!taken).then_some(tonic::Code::ResourceExhausted), "{level:?} {left}");
+    }
     groups.close().await;
 }
 
