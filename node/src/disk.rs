@@ -1,8 +1,9 @@
 //! The room on the log's disk, and what the node does while there is little (DESIGN section 4).
 //!
 //! [`decide`] says what follows from what was found, [`watch`] carries it out: the groups are told the level (they give
-//! leaderships away and purge at once), groups that keep the oldest segment are flushed by their leaders, and a ballast
-//! file beside the log goes when next to nothing is free, so that votes and purge records can still be written.
+//! leaderships away and purge at once), groups that keep the oldest segment are flushed by their leaders, queries that spill
+//! to the same disk are ended, and a ballast file beside the log goes when next to nothing is free, so that votes and purge
+//! records can still be written.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -115,12 +116,13 @@ pub(crate) fn make_room(dir: &Path, reserve: DiskReserve) {
     }
 }
 
-/// Looks until `stop`. `state_dir` is where snapshots are written.
-pub(crate) async fn watch(app: App, dir: PathBuf, state_dir: PathBuf, reserve: DiskReserve, stop: CancellationToken) {
+/// Looks until `stop`. In `data_dir` is what else may be on the log's disk.
+pub(crate) async fn watch(app: App, dir: PathBuf, data_dir: PathBuf, reserve: DiskReserve, stop: CancellationToken) {
     let mut watcher = Watcher {
         app,
         ballast: dir.join(BALLAST),
-        holds_snapshots: share_disk(&dir, &state_dir),
+        holds_snapshots: share_disk(&dir, &data_dir.join("state")),
+        holds_spilled: share_disk(&dir, &data_dir.join("spill")),
         dir,
         reserve,
         level: DiskLevel::Normal,
@@ -146,6 +148,8 @@ struct Watcher {
     dir: PathBuf,
     /// Snapshots are on the same disk.
     holds_snapshots: bool,
+    /// So is what queries spill.
+    holds_spilled: bool,
     reserve: DiskReserve,
     level: DiskLevel,
     ballast: PathBuf,
@@ -171,6 +175,7 @@ impl Watcher {
         self.app.groups.set_disk_level(level);
         metrics::record_disk(room, level, if has_ballast { BALLAST_BYTES } else { 0 });
         self.move_ballast(action).await;
+        self.end_spilling();
         self.flush_what_pins();
     }
 
@@ -193,6 +198,17 @@ impl Watcher {
                 tracing::warn!(path = %self.ballast.display(), %error, ?action, "the ballast file stays as it is");
                 self.ballast_not_before = Instant::now() + BALLAST_AGAIN;
             }
+        }
+    }
+
+    /// What queries may spill is more than a reserve.
+    fn end_spilling(&self) {
+        if self.level == DiskLevel::Normal || !self.holds_spilled {
+            return;
+        }
+        let queries = self.app.engine.stop_spilling();
+        if queries > 0 {
+            tracing::warn!(queries, "disk reserve: queries that spill to the log's disk are ended");
         }
     }
 

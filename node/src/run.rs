@@ -70,8 +70,8 @@ pub(crate) async fn run(config: Config, cpu: tokio::runtime::Handle, cores: usiz
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     tasks.spawn(watch(node.app.clone(), metrics, stop.clone()));
-    let (wal_dir, state_dir) = (config.wal_dir(), config.node.data_dir.join("state"));
-    let look = disk::watch(node.app.clone(), wal_dir, state_dir, config.wal.disk_reserve, stop.clone());
+    let (wal_dir, data_dir) = (config.wal_dir(), config.node.data_dir.clone());
+    let look = disk::watch(node.app.clone(), wal_dir, data_dir, config.wal.disk_reserve, stop.clone());
     tasks.spawn(async move {
         look.await;
         Ok(())

@@ -365,6 +365,14 @@ impl QueryEngine {
         metrics::record(&self.0.memory, &self.0.runtime.spilling_progress());
     }
 
+    /// Ends the queries that spilled, because the disk that they spill to is needed for the log; returns how many.
+    pub fn stop_spilling(&self) -> usize {
+        match self.0.runtime.spilling_progress().current_bytes {
+            0 => 0,
+            _ => self.0.queries.stop_spilling(),
+        }
+    }
+
     /// Flushes everything that the tenant's groups, wherever they are led, applied before the call.
     ///
     /// # Errors

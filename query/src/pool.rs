@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use datafusion::common::{DataFusionError, Result};
@@ -84,6 +84,8 @@ pub(crate) struct QueryMemory {
     /// Divides what the query may hold among its operators.
     operators: FairSpillPool,
     held: Mutex<usize>,
+    /// An operator that can spill was refused.
+    spills: AtomicBool,
 }
 
 /// The pool of a query; its errors name the operators that hold most.
@@ -102,9 +104,15 @@ impl QueryMemory {
 
     fn pool_with(node: &Arc<NodeMemory>, own_bytes: usize, bytes_max: usize) -> Arc<QueryPool> {
         let (node, operators) = (Arc::clone(node), FairSpillPool::new(bytes_max));
-        let memory = Self { node, own_bytes, bytes_max, operators, held: Mutex::new(0) };
+        let memory =
+            Self { node, own_bytes, bytes_max, operators, held: Mutex::new(0), spills: AtomicBool::new(false) };
         let named = NonZeroUsize::new(CONSUMERS_NAMED).expect("three is not zero");
         Arc::new(TrackConsumersPool::new(memory, named))
+    }
+
+    /// Whether files of the query may be on disk: DataFusion does not say whose they are.
+    pub(crate) fn may_have_spilled(&self) -> bool {
+        self.spills.load(Ordering::Relaxed)
     }
 
     fn refused(&self, budget: Budget, limit: usize, held: usize, wanted: usize) -> DataFusionError {
@@ -112,6 +120,12 @@ impl QueryMemory {
         let (limit, held, wanted) = (size(limit as u64), size(held as u64), size(wanted as u64));
         let whose = if budget == Budget::Memory { "the query holds" } else { "all queries hold" };
         DataFusionError::ResourcesExhausted(format!("{key} allows {limit}, {whose} {held} and wanted {wanted} more"))
+    }
+
+    fn note_refused(&self, reservation: &MemoryReservation) {
+        if reservation.consumer().can_spill() {
+            self.spills.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -152,10 +166,12 @@ impl MemoryPool for QueryMemory {
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<()> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if self.operators.try_grow(reservation, additional).is_err() {
+            self.note_refused(reservation);
             return Err(self.refused(Budget::Memory, self.bytes_max, *held, additional));
         }
         if !self.node.try_grow(self.own_bytes, *held, *held + additional) {
             self.operators.shrink(reservation, additional);
+            self.note_refused(reservation);
             return Err(self.refused(Budget::NodeMemory, self.node.bytes_max, self.node.held(), additional));
         }
         *held += additional;
@@ -229,6 +245,18 @@ mod tests {
         share.try_grow(3000).expect("the shared part");
         drop(share);
         assert_eq!((node.held(), node.shared.load(Ordering::Relaxed)), (0, 0));
+    }
+
+    #[test]
+    fn a_query_may_have_spilled_once_an_operator_that_can_was_refused() {
+        let node = Arc::new(NodeMemory::new(4000, 1));
+        let pool = QueryMemory::pool(&node, 1000);
+        let (fixed, spilling) = (reservation(&pool, false), reservation(&pool, true));
+        fixed.try_grow(2000).expect_err("is refused");
+        spilling.try_grow(500).expect("fits");
+        assert!(!pool.inner().may_have_spilled());
+        spilling.try_grow(2000).expect_err("is refused");
+        assert!(pool.inner().may_have_spilled());
     }
 
     #[test]

@@ -345,6 +345,19 @@ impl Queries {
         !found.is_empty()
     }
 
+    /// Stops the queries that may have spilled, because the log needs the disk; returns how many.
+    pub(crate) fn stop_spilling(&self) -> usize {
+        let spills = |record: &Arc<Record>| record.memory().is_some_and(|memory| memory.inner().may_have_spilled());
+        let runs = |record: &Arc<Record>| record.state() != State::Stopping;
+        let found: Vec<_> = self.of(None).into_iter().filter(|record| runs(record) && spills(record)).collect();
+        for record in &found {
+            let message =
+                "less is free of the log's disk than wal.disk_reserve: until there is more, no query may spill to it";
+            record.stop(Budget::Spill.exceeded(message));
+        }
+        found.len()
+    }
+
     /// Brings the gauges up to date.
     pub(crate) fn record_metrics(&self) {
         let running = self.of(None);
@@ -522,6 +535,7 @@ mod tests {
     use signaldb_model::{DatasetId, SystemClock};
 
     use super::*;
+    use crate::pool::{NodeMemory, QueryMemory};
 
     fn identity(tenant: &str) -> Identity {
         let (tenant, dataset) = (TenantId::new(tenant).expect("a name"), DatasetId::new("d").expect("a name"));
@@ -573,6 +587,23 @@ mod tests {
         assert!(queries.kill(listed.id(), Some(&acme)));
         assert_eq!(listed.reason().expect("a reason").kind, QueryErrorKind::Cancelled);
         assert_eq!(queries.statuses(None)[0].state, "stopping");
+    }
+
+    #[test]
+    fn only_queries_that_may_have_spilled_give_way_to_the_log() {
+        let queries = queries();
+        let list = |text| queries.list(&identity("acme"), text, Bytes::new(), Duration::from_secs(60), None);
+        let (waiting, small, large) = (list("SELECT 1"), list("SELECT 2"), list("SELECT 3"));
+        let node = Arc::new(NodeMemory::new(4000, 2));
+        for running in [&small, &large] {
+            running.plans(QueryMemory::pool(&node, 1000));
+        }
+        let pool: Arc<dyn MemoryPool> = large.memory().expect("its turn came");
+        let sort = MemoryConsumer::new("sort").with_can_spill(true).register(&pool);
+        sort.try_grow(2000).expect_err("is refused");
+        assert_eq!((queries.stop_spilling(), queries.stop_spilling()), (1, 0), "once");
+        assert_eq!(large.reason().expect("a reason").budget, Some(Budget::Spill));
+        assert!(waiting.reason().is_none() && small.reason().is_none());
     }
 
     #[test]

@@ -169,6 +169,32 @@ async fn a_single_node_on_a_nearly_full_disk_refuses_rows_and_heals_without_a_re
     Ok(())
 }
 
+/// Scenario: less than the reserve is free of the disk that holds the log and what queries spill; then there is room again.
+/// Guarantees: a sort that spills is ended and names the budget, one that fits into memory is answered; with room both are.
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_do_not_spill_to_a_nearly_full_disk() -> anyhow::Result<()> {
+    let Some(_devices) = loop_devices().await? else { return Ok(()) };
+    let dir = tempfile::tempdir()?;
+    let home = dir.path().join("node");
+    let disk = Disk::new(dir.path(), &home.join("data"))?;
+    let node = Node::start(&home, &["wal.disk_reserve=64MiB", "query.memory=6MiB"]).await?;
+    let sorted = |rows: u32| {
+        format!(
+            "SELECT max(n) FROM (SELECT row_number() OVER (ORDER BY value % 1000003, value) AS n \
+             FROM generate_series(1, {rows}))"
+        )
+    };
+    let filler = disk.fill(40 * MIB)?;
+    wait_level(&node, 1).await?;
+    let refused = node.number(&sorted(600_000)).await.err().context("it is ended")?;
+    assert!(format!("{refused:#}").contains("query.spill"), "{refused:#}");
+    assert_eq!(node.number(&sorted(1000)).await?, 1000);
+    std::fs::remove_file(filler)?;
+    wait_level(&node, 0).await?;
+    assert_eq!(node.number(&sorted(600_000)).await?, 600_000);
+    Ok(())
+}
+
 /// Scenario: under load through all nodes the disk of one of three fills up, first below the reserve, then until next to
 /// nothing is left; then there is room again.
 /// Guarantees: it turns exports away typed and leads nothing; the others take everything. With no room it refuses entries
