@@ -144,7 +144,8 @@ impl Trimmer {
             // What is durable already goes first.
             gives_back: if self.kept.is_empty() { self.wal.share_of_purge(self.id.0, cut) } else { 0 },
             snapshot_bytes,
-            takes: self.snapshots.taken_by(snapshot_bytes),
+            // One that is durable, of which openraft only has to hear, takes nothing.
+            takes: if snapshot_bytes > 0 { self.snapshots.taken_by(snapshot_bytes) } else { 0 },
             left: self.snapshots.left(),
             last: self.last.map(since),
             lag: self.config.purge_lag,
